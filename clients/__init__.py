@@ -1,0 +1,1 @@
+"""The ClientApp: honest and poisoned NumPyClients."""

@@ -1,0 +1,41 @@
+"""The ClientApp: reads the run config and becomes an honest or a poisoned client."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from flwr.app import Context
+from flwr.client import NumPyClient
+
+from clients.numpy_clients import HonestClient, LabelPoisoner
+from flwr_robust.config import RunConfig
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower import serve
+
+__all__ = ["app", "client_fn"]
+
+
+@lru_cache(maxsize=4)
+def _config(items: tuple[tuple[str, bool | float | int | str], ...]) -> RunConfig:
+    return RunConfig.from_mapping(dict(items))
+
+
+def client_fn(context: Context) -> NumPyClient:
+    """Build the client that this node's partition makes it: the last ``attackers`` are attackers."""
+    config = _config(tuple(context.run_config.items()))
+    client = int(context.node_config["partition-id"])
+    if client >= config.clients:
+        raise ConfigurationError(
+            f"partition-id must be below clients={config.clients}; got {client}: set clients and "
+            f"num-supernodes to the same"
+        )
+    if torch.get_num_threads() != config.threads:
+        torch.set_num_threads(config.threads)
+    attack = config.attack_object
+    if attack is not None and config.attacks(client):
+        return LabelPoisoner(config, client, context.state, attack)
+    return HonestClient(config, client, context.state)
+
+
+app = serve(client_fn)

@@ -1,0 +1,124 @@
+"""NumPyClients of the studies: one that follows the protocol honestly, one that does so on poisoned labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+from torch import Tensor
+
+from flwr_robust.attack import LabelAttack
+from flwr_robust.config import RunConfig, pick_device
+from flwr_robust.flower.records import as_tensor, decode, encode_record
+from flwr_robust.momentum import momentum_step
+from flwr_robust.seeds import torch_generator
+from flwr_robust.tasks import Learner
+
+__all__ = ["HonestClient", "LabelPoisoner"]
+
+_MOMENTUM = "momentum"
+
+
+@lru_cache(maxsize=4)
+def _learner(config: RunConfig, device: torch.device) -> Learner:
+    """One model per process: its parameters are set anew for every message."""
+    return config.learner(device)
+
+
+class HonestClient(NumPyClient):
+    """Trains on its own samples and answers with the kind of message the run asks for.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    client : int
+        Which partition it holds.
+    state : RecordDict
+        Where its momentum lasts from round to round: the node's ``context.state``.
+    """
+
+    def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
+        self.config = config
+        self.client = client
+        self.state = state
+        self.task = config.data_set
+        self.samples = config.samples[client]
+        self.learner = _learner(config, pick_device(config.device))
+
+    def labels(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the labels to train on: the true ones."""
+        return y
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Compute this round's message on batches drawn from (seed, client, round)."""
+        self.learner.load(parameters)
+        generator = torch_generator(self.config.seed, "batch", self.client, int(config["server-round"]))
+        if self.config.message in ("gradient", "momentum"):
+            message = self._gradient(generator)
+            if self.config.message == "momentum":
+                message = self._with_momentum(message)
+            arrays = [layer.cpu().numpy() for layer in message]
+        else:
+            for _ in range(self.config.local_steps):
+                self.learner.descend(self._gradient(generator), self.config.local_learning_rate)
+            arrays = self.learner.arrays()
+            if self.config.message == "delta":
+                arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
+        return arrays, len(self.samples), {}
+
+    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global model on the client's own samples, with their true labels."""
+        self.learner.load(parameters)
+        picked = torch.from_numpy(self.samples)
+        x = self.task.inputs(self.task.x_train[picked], self.learner.device)
+        loss, accuracy = self.learner.evaluate(x, self.task.y_train[picked].to(self.learner.device))
+        return loss, len(self.samples), {"accuracy": accuracy}
+
+    def _gradient(self, generator: torch.Generator) -> list[Tensor]:
+        size, held = self.config.batch_size, len(self.samples)
+        if self.config.batching == "consecutive":
+            start = int(torch.randint(held, (1,), generator=generator))
+            positions = (start + torch.arange(size)) % held
+        else:
+            positions = torch.randint(held, (size,), generator=generator)
+        picked = torch.from_numpy(self.samples)[positions]
+        x = self.task.inputs(self.task.x_train[picked], self.learner.device)
+        y = self.task.y_train[picked].to(self.learner.device)
+        return self.learner.gradient(x, self.labels(y, x, generator))
+
+    def _with_momentum(self, gradient: list[Tensor]) -> list[Tensor]:
+        record, previous = self.state.get(_MOMENTUM), None
+        if isinstance(record, ArrayRecord):
+            held = as_tensor(decode(record["flat"])).to(self.learner.device)
+            sizes = [layer.numel() for layer in gradient]
+            previous = [m.view_as(g) for m, g in zip(torch.split(held, sizes), gradient, strict=True)]
+        following = momentum_step(previous, gradient, self.config.alpha)
+        flat = torch.cat([layer.reshape(-1) for layer in following])
+        self.state[_MOMENTUM] = encode_record({"flat": flat.cpu().numpy()})
+        return following
+
+
+class LabelPoisoner(HonestClient):
+    """Follows the protocol to the letter on its own samples, with wrong labels.
+
+    Parameters
+    ----------
+    config, client, state
+        As for `HonestClient`.
+    attack : LabelAttack
+        What happens to the labels of a batch; the stored ones are never touched.
+    """
+
+    def __init__(self, config: RunConfig, client: int, state: RecordDict, attack: LabelAttack) -> None:
+        super().__init__(config, client, state)
+        self.attack = attack
+
+    def labels(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return poisoned labels; attacks that look see the global model, which is loaded when a round begins."""
+        scores: Callable[[], Tensor] = lambda: self.learner.scores(x)  # noqa: E731
+        return self.attack(y, classes=self.task.classes, generator=generator, scores=scores)

@@ -1,0 +1,79 @@
+"""Krum: the row that lies closest to its neighbours.
+
+    score_i = sum over the n - f - 2 rows j nearest to i of ||x_i - x_j||^2
+    value   = x_k with the lowest score, ties to the lowest index
+
+Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient descent"
+(NeurIPS 2017). Libraries differ in the neighbours and the power, and pick another client for it:
+
+    variant                neighbours   distances   who
+    paper                  n - f - 2    squared     the paper; ours
+    byzfl                  n - f - 1    squared     ByzFL, ByzPy, FLPoison
+    byzantine_momentum     n - f - 1    plain       ByzantineMomentum
+
+Condition: n >= 2f + 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import check_choice, check_integer
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
+
+__all__ = ["Krum", "krum_scores", "lowest"]
+
+VARIANTS = {"paper": (2, 2), "byzfl": (1, 2), "byzantine_momentum": (1, 1)}
+
+
+def krum_scores(squared_distances: Tensor, f: int, variant: str = "paper") -> Tensor:
+    """Return every row's score (n,): its summed distances to its nearest others."""
+    n = squared_distances.shape[0]
+    left_out, power = VARIANTS[variant]
+    others = squared_distances if power == 2 else squared_distances.sqrt()
+    others = others.clone().fill_diagonal_(torch.inf)
+    return others.sort(dim=1).values[:, : n - f - left_out].sum(1)
+
+
+def lowest(scores: Tensor, m: int) -> Tensor:
+    """Return the indices of the m lowest scores, ties to the lowest index."""
+    return torch.sort(scores, stable=True).indices[:m]
+
+
+@aggregators.register("krum")
+@dataclass(frozen=True)
+class Krum(Rule):
+    """The row closest to its nearest others.
+
+    Attributes
+    ----------
+    f : int
+        Declared number of faulty rows.
+    variant : str
+        Which library's definition: "paper", "byzfl" or "byzantine_momentum".
+    """
+
+    f: int
+    variant: str = "paper"
+
+    def __post_init__(self) -> None:
+        check_integer("krum", "f", self.f, 0)
+        check_choice("krum", "variant", self.variant, VARIANTS)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """N >= 2f + 3."""
+        return 2 * self.f + 3, "n >= 2f + 3"
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Choose the row of the lowest score."""
+        scores = krum_scores(rows.squared_distances, self.f, self.variant)
+        weights = torch.zeros(rows.n, dtype=torch.float64)
+        weights[lowest(scores, 1)] = 1
+        return Aggregate(rows.mix(weights), weights, stats={"scores": scores.tolist()}), state
+
+
+CASES = (Case("krum(f=3)"), Case("krum(f=2, variant='byzfl')"), Case("krum(f=0)", n=3))

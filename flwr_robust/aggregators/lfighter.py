@@ -1,0 +1,127 @@
+"""LFighter: look at the classification head, split the clients in two, keep the better half.
+
+    W_i (K, h): client i's message for the weight matrix of the last layer; row k belongs to class k
+    a, b: the two classes with the largest sum_i ||W_i[k]||
+    2-means on the concatenations (W_i[a], W_i[b]) gives clusters C_1, C_2
+    d_c = (n_c / n) (1 - mean over i in C_c of min_j (cos(i, j) - [i = j]))
+    value = mean of the messages of the cluster with the larger d_c, ties to the first
+
+Jebreel, Domingo-Ferrer, Sanchez, Blanco-Justicia, "LFighter: defending against the label-flipping attack in federated
+learning", Neural Networks 170 (2024): messages poisoned alike are more alike than honest ones. The score's form, and
+the bias left out, are those of the code behind Peng et al., JMLR 26 (2025).
+
+Convention: 2-means starts from the two rows farthest apart and is iterated to its fixed point (the published code draws
+the start from a fixed seed); "the first" is the cluster that holds row 0. So the rule has no randomness.
+
+Condition: n >= 2; the layout of the rows must be known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
+
+__all__ = ["LFighter", "two_means"]
+
+
+def two_means(points: Tensor) -> Tensor:
+    """Split points (n, h) in two by Lloyd's iteration from the two farthest apart; bool (n,), row 0 is True."""
+    n = points.shape[0]
+    apart = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+    if not bool((apart > 0).any()):
+        return torch.ones(n, dtype=torch.bool)
+    first, second = divmod(int(apart.flatten().argmax()), n)
+    centres = points[[first, second]]
+    member = torch.zeros(n, dtype=torch.bool)
+    for _ in range(100):
+        distances = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist")
+        following = distances[:, 0] <= distances[:, 1]
+        if bool((following == member).all()) or bool(following.all()) or not bool(following.any()):
+            break
+        member = following
+        centres = torch.stack([points[member].mean(0), points[~member].mean(0)])
+    return member if bool(member[0]) else ~member
+
+
+def _dissimilarity(directions: Tensor, n: int) -> float:
+    """Return d_c of the cluster whose unit vectors (n_c, h) are given."""
+    size = directions.shape[0]
+    similarity = directions @ directions.T - torch.eye(size, dtype=directions.dtype)
+    return size / n * (1 - float(similarity.min(1).values.mean()))
+
+
+@aggregators.register("lfighter")
+@dataclass(frozen=True)
+class LFighter(Rule):
+    """Mean of the better of two clusters of classification heads.
+
+    Attributes
+    ----------
+    head : str, optional
+        Name of the last layer's weight matrix (classes, features) in the layout; the last matrix when not given.
+    """
+
+    head: str | None = None
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """N >= 2."""
+        return 2, "n >= 2"
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Cluster the heads and average the kept cluster's messages."""
+        start, (classes, features) = self._find(rows)
+        heads = rows.slice(start, start + classes * features).cpu().reshape(rows.n, classes, features)
+        # torch.sort is stable here so that equal norms fall to the lower class.
+        norms = heads.norm(dim=2).sum(0)
+        top = torch.sort(norms, descending=True, stable=True).indices[:2]
+        points = heads[:, top].reshape(rows.n, -1)
+        cluster = two_means(points)
+        directions = torch.nn.functional.normalize(points, dim=1)
+        scores = [
+            _dissimilarity(directions[member], rows.n) if bool(member.any()) else 0.0 for member in (cluster, ~cluster)
+        ]
+        kept = cluster if scores[0] >= scores[1] else ~cluster
+        weights = kept.double() / kept.sum()
+        stats = {"classes": top.tolist(), "scores": scores, "kept": kept.nonzero().flatten().tolist()}
+        return Aggregate(rows.mix(weights), weights, stats=stats), state
+
+    def _find(self, rows: Rows) -> tuple[int, tuple[int, int]]:
+        if not rows.layout:
+            raise ConfigurationError(
+                "lfighter needs to know the classification head; pass layout=[(name, shape), ...] with the rows"
+            )
+        start, found = 0, None
+        for layer in rows.layout:
+            wanted = layer.name == self.head if self.head is not None else len(layer.shape) == 2
+            if wanted and len(layer.shape) == 2:
+                found = start, (layer.shape[0], layer.shape[1])
+            start += layer.size
+        if found is None:
+            names = ", ".join(layer.name for layer in rows.layout if len(layer.shape) == 2)
+            raise ConfigurationError(
+                f"lfighter: head must name a matrix of the model ({names or 'it has none'}); got head={self.head!r}"
+            )
+        return found
+
+
+_LAYOUT = (("hidden", (5, 2)), ("head", (3, 6)), ("bias", (3,)))
+_BOUND = "keeps a whole cluster, whatever its size: no bound in f is known"
+
+CASES = (
+    Case(
+        "lfighter()",
+        layout=_LAYOUT,
+        lacks={"resilience": _BOUND, "translation": "cosines are taken from the origin"},
+    ),
+    Case(
+        "lfighter(head='hidden')",
+        layout=_LAYOUT,
+        lacks={"resilience": _BOUND, "translation": "cosines are taken from the origin"},
+    ),
+)

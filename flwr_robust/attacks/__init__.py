@@ -1,0 +1,1 @@
+"""Attacks, one per file: ``data`` holds those that poison what a client trains on."""

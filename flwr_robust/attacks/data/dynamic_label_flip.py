@@ -1,0 +1,37 @@
+"""Dynamic label flip: b becomes the class that the current global model finds least likely.
+
+Peng, Li, Vlaski, Ling, JMLR 26 (2025), after Shejwalkar et al., "Back to the drawing board" (IEEE S&P 2022). Ties
+fall to the lowest class.
+
+Knows: own data, the model it was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flwr_robust.attack import LabelAttack, data_attacks
+
+__all__ = ["DynamicLabelFlip"]
+
+
+@data_attacks.register("dynamic_label_flip")
+@dataclass(frozen=True)
+class DynamicLabelFlip(LabelAttack):
+    """Replace a label by the least likely class with probability p.
+
+    Examples
+    --------
+    >>> import torch
+    >>> scores = torch.tensor([[0.3, -1.0, 0.7]])
+    >>> attack = DynamicLabelFlip()
+    >>> attack(torch.tensor([0]), classes=3, generator=torch.Generator(), scores=lambda: scores).tolist()
+    [1]
+    """
+
+    def wrong(self, labels: Tensor, classes: int, scores: Callable[[], Tensor]) -> Tensor:
+        """Look for each sample's lowest score."""
+        return scores().argmin(dim=1).to(labels.dtype)

@@ -1,0 +1,259 @@
+"""The configuration of a run: what Flower's run config, a study's cell and a Python caller all speak.
+
+Every key is a scalar, so that a run config can hold it. `RunConfig` checks all of them, and that they fit each other,
+before anything is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flwr_robust.attack import LabelAttack, data_attacks
+from flwr_robust.errors import (
+    ConfigurationError,
+    DataUnavailableError,
+    UnknownNameError,
+    check_choice,
+    check_integer,
+    check_number,
+)
+from flwr_robust.momentum import check_alpha
+from flwr_robust.partition import partitions
+from flwr_robust.rule import Rule, parse
+from flwr_robust.tasks import MODELS, Learner, Task, build_model, load_task
+
+__all__ = ["MESSAGES", "RunConfig", "pick_device"]
+
+MESSAGES = ("delta", "gradient", "momentum", "parameters")
+"""What a client's arrays mean: new parameters, their change, a gradient, or a momentum of gradients."""
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the result of a run.
+
+    In a run config the keys are written with hyphens: ``batch-size``.
+
+    Attributes
+    ----------
+    task : str
+        ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz.
+    data : str
+        Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.
+    model : str
+        ``softmax``, ``mlp`` or ``cnn``.
+    partition : str
+        ``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.
+    clients : int
+        Number of clients; Flower's num-supernodes must be the same.
+    defence : str
+        Defence string; the declared f stands in it.
+    attack : str
+        ``none``, ``label_flip`` or ``dynamic_label_flip``, with fields p and per.
+    attackers : int
+        How many clients attack, the last ones; the real f.
+    message : str
+        ``momentum``, ``gradient``, ``delta`` or ``parameters``.
+    alpha : float
+        With momentum: weight of the new gradient, in (0, 1].
+    server_learning_rate : float
+        Multiplies the aggregated update; gamma for gradients and momenta.
+    local_steps : int
+        With delta and parameters: steps of a client per round.
+    local_learning_rate : float
+        With delta and parameters: their step size.
+    batch_size : int
+        Samples per step.
+    batching : str
+        ``random`` (drawn uniformly, with replacement) or ``consecutive`` (a run of the client's list from a random
+        start, wrapping, as in the code behind Peng et al.).
+    weight_decay : float
+        lambda, on all parameters.
+    rounds : int
+        Rounds of training.
+    evaluate_every : int
+        Rounds between evaluations of the global model on the test samples.
+    fraction_train : float
+        Share of the clients sampled each round; the sample is drawn from the seed.
+    seed : int
+        Source of every draw.
+    threads : int
+        CPU threads of each process; results repeat to the bit for one number.
+    device : str
+        ``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.
+    output : str
+        File for the run's result as JSON; empty: none.
+    save_model : str
+        File for the final model as .npz; empty: none.
+    """
+
+    task: str = "digits"
+    data: str = ""
+    model: str = "softmax"
+    partition: str = "iid"
+    clients: int = 10
+    defence: str = "mean()"
+    attack: str = "none"
+    attackers: int = 0
+    message: str = "momentum"
+    alpha: float = 0.1
+    server_learning_rate: float = 0.1
+    local_steps: int = 1
+    local_learning_rate: float = 0.1
+    batch_size: int = 32
+    batching: str = "random"
+    weight_decay: float = 0.0
+    rounds: int = 100
+    evaluate_every: int = 10
+    fraction_train: float = 1.0
+    seed: int = 0
+    threads: int = 1
+    device: str = "auto"
+    output: str = ""
+    save_model: str = ""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> RunConfig:
+        """Make a configuration from a run config or a study's table.
+
+        Parameters
+        ----------
+        values : mapping
+            Keys with hyphens or underscores; those left out have their defaults.
+
+        Raises
+        ------
+        UnknownNameError
+            If a key does not exist.
+        ConfigurationError
+            If a value is of another type or outside its bounds.
+        """
+        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        given: dict[str, Scalar] = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in fields:
+                raise UnknownNameError("configuration key", key, [f.replace("_", "-") for f in fields])
+            wanted = fields[name]
+            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+                value = float(value)
+            if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+                raise ConfigurationError(f"configuration: {key} must be of type {wanted.__name__}; got {key}={value!r}")
+            given[name] = value  # type: ignore[assignment]
+        return cls(**given)  # type: ignore[arg-type]
+
+    def to_mapping(self) -> dict[str, Scalar]:
+        """Return all keys with hyphens, as a run config holds them."""
+        return {field.name.replace("_", "-"): getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def __post_init__(self) -> None:
+        owner = "configuration"
+        check_integer(owner, "clients", self.clients, 1)
+        check_integer(owner, "attackers", self.attackers, 0)
+        for name in ("local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
+            check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
+        check_integer(owner, "seed", self.seed, 0)
+        check_number(owner, "server-learning-rate", self.server_learning_rate, above=0)
+        check_number(owner, "local-learning-rate", self.local_learning_rate, above=0)
+        check_number(owner, "weight-decay", self.weight_decay, minimum=0)
+        check_number(owner, "fraction-train", self.fraction_train, above=0, maximum=1)
+        check_alpha(self.alpha)
+        check_choice(owner, "message", self.message, MESSAGES)
+        check_choice(owner, "batching", self.batching, ("random", "consecutive"))
+        check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
+        if self.model not in MODELS:
+            raise UnknownNameError("model", self.model, MODELS)
+        if self.attackers > self.clients:
+            raise ConfigurationError(
+                f"{owner}: attackers must be at most clients={self.clients}; got attackers={self.attackers}"
+            )
+        attack = self.attack_object  # parsed for its errors
+        if attack is not None and self.attackers == 0:
+            raise ConfigurationError(
+                f"{owner}: attack={self.attack!r} needs attackers >= 1; got attackers=0: set "
+                f"attackers, or attack='none'"
+            )
+        if attack is None and self.attackers > 0:
+            raise ConfigurationError(
+                f"{owner}: attackers={self.attackers} need an attack; got attack='none': choose one of "
+                f"{', '.join(data_attacks.members())}, or set attackers=0"
+            )
+        partitions.parse(self.partition)
+        if sentence := self.rule.check(self.sampled, asked=self.sampled):
+            raise ConfigurationError(sentence)
+        for name in ("output", "save_model"):
+            path = getattr(self, name)
+            if path and not Path(path).absolute().parent.is_dir():
+                raise ConfigurationError(
+                    f"{owner}: {name.replace('_', '-')} must lie in a folder that exists; got {path}"
+                )
+
+    @property
+    def sampled(self) -> int:
+        """Number of clients asked in a round."""
+        return max(1, int(self.clients * self.fraction_train))
+
+    @cached_property
+    def rule(self) -> Rule:
+        """The defence, parsed."""
+        return parse(self.defence)
+
+    @cached_property
+    def attack_object(self) -> LabelAttack | None:
+        """The attack, parsed; None for ``none``."""
+        return None if self.attack == "none" else data_attacks.parse(self.attack)
+
+    def attacks(self, client: int) -> bool:
+        """Say whether a client is an attacker: the last ``attackers`` are."""
+        return client >= self.clients - self.attackers
+
+    @cached_property
+    def data_set(self) -> Task:
+        """The task's data, loaded at the first look.
+
+        Raises
+        ------
+        DataUnavailableError
+            If the data folder or the data are missing.
+        """
+        if self.data and not Path(self.data).expanduser().is_dir():
+            raise DataUnavailableError(
+                f"data folder {self.data} does not exist; create it, or name another in the data "
+                f"option or FLWR_ROBUST_DATA"
+            )
+        return load_task(self.task, self.data or None)
+
+    def learner(self, device: torch.device | str = "cpu") -> Learner:
+        """Build the seeded model with its steps."""
+        model = build_model(self.model, self.data_set.shape, self.data_set.classes, self.seed)
+        return Learner(model, self.weight_decay, device)
+
+    @cached_property
+    def samples(self) -> list[NDArray[np.int64]]:
+        """The indices of every client's training samples, ascending."""
+        return partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device that "auto", "cpu" or "cuda" means in this process.
+
+    Ray shows a process only the GPUs it gave it, so the first visible one is the client's own.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            "configuration: device='cuda', but no GPU is visible to this process; give clients one with "
+            "client-resources-num-gpus, or set device='auto'"
+        )
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda:0" if device == "cuda" else "cpu")

@@ -1,0 +1,153 @@
+"""Errors, all under one root, and the checks that word them alike.
+
+Every message names the parameter, the bound and the value, and says what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigurationError",
+    "DataUnavailableError",
+    "FlwrRobustError",
+    "InfeasibleError",
+    "UnknownNameError",
+    "check_choice",
+    "check_integer",
+    "check_number",
+]
+
+
+class FlwrRobustError(Exception):
+    """Root of every error that flwr-robust raises on purpose."""
+
+
+class ConfigurationError(FlwrRobustError, ValueError):
+    """A parameter is outside its bounds; raised before any round starts."""
+
+
+class UnknownNameError(ConfigurationError):
+    """A name (rule, field, task, partition, attack) that is not known.
+
+    Parameters
+    ----------
+    kind : str
+        What the name should have been: "aggregator", "task", ...
+    name : str
+        The name that was given.
+    allowed : iterable of str
+        The names that exist.
+    """
+
+    def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
+        names = sorted(allowed)
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        super().__init__(f"unknown {kind} '{name}'; allowed: {', '.join(names) or 'none'}.{hint}")
+
+
+class InfeasibleError(FlwrRobustError, ValueError):
+    """The number of rows does not fit what the rule needs; nothing was aggregated."""
+
+
+class DataUnavailableError(FlwrRobustError, FileNotFoundError):
+    """A data set is neither on disk nor downloadable; the message says how to get it."""
+
+
+def check_integer(owner: str, field: str, value: object, minimum: int) -> None:
+    """Raise unless ``value`` is an integer of at least ``minimum``.
+
+    Parameters
+    ----------
+    owner : str
+        Who owns the parameter; it opens the sentence.
+    field : str
+        The parameter's name.
+    value : object
+        What was given; booleans are not integers here.
+    minimum : int
+        The smallest value allowed.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``value`` is of another type or below ``minimum``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{owner}: {field} must be an integer >= {minimum}; got {field}={value!r}")
+
+
+def check_number(
+    owner: str,
+    field: str,
+    value: object,
+    *,
+    above: float | None = None,
+    minimum: float | None = None,
+    below: float | None = None,
+    maximum: float | None = None,
+) -> None:
+    """Raise unless ``value`` is a finite number inside the named bounds.
+
+    Parameters
+    ----------
+    owner : str
+        Who owns the parameter; it opens the sentence.
+    field : str
+        The parameter's name.
+    value : object
+        What was given.
+    above, below : float, optional
+        Exclusive bounds.
+    minimum, maximum : float, optional
+        Inclusive bounds.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``value`` is not a finite number or outside the bounds.
+    """
+    bounds = [
+        f"{sign} {bound:g}"
+        for sign, bound in ((">", above), (">=", minimum), ("<", below), ("<=", maximum))
+        if bound is not None
+    ]
+    inside = (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and (above is None or value > above)
+        and (minimum is None or value >= minimum)
+        and (below is None or value < below)
+        and (maximum is None or value <= maximum)
+    )
+    if not inside:
+        wanted = " and ".join(["a finite number", *bounds])
+        raise ConfigurationError(f"{owner}: {field} must be {wanted}; got {field}={value!r}")
+
+
+def check_choice(owner: str, field: str, value: object, allowed: Iterable[str]) -> None:
+    """Raise unless ``value`` is one of ``allowed``.
+
+    Parameters
+    ----------
+    owner : str
+        Who owns the parameter; it opens the sentence.
+    field : str
+        The parameter's name.
+    value : object
+        What was given.
+    allowed : iterable of str
+        The values that exist.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``value`` is not among ``allowed``.
+    """
+    names = sorted(allowed)
+    if value not in names:
+        raise ConfigurationError(f"{owner}: {field} must be one of {', '.join(names)}; got {field}={value!r}")

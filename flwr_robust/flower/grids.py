@@ -1,0 +1,199 @@
+"""InProcessGrid: the same ServerApp and ClientApp without Ray, in one process and one thread.
+
+Nothing is serialised, so a round costs about what the clients compute. Everything else is as under Flower's
+simulation: each node keeps its own Context, contents are not shared between sender and receiver, a client that raises
+becomes an error reply. Replies come in the order of the messages.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Iterable, Mapping
+
+from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from flwr_robust.errors import ConfigurationError, check_integer
+
+try:  # where Flower keeps its own records has moved between releases
+    from flwr.supercore.run import Run
+except ImportError:  # pragma: no cover
+    from flwr.common.typing import Run  # type: ignore[no-redef,attr-defined]
+try:
+    from flwr.supercore.task_identity import TaskIdentity
+except ImportError:  # pragma: no cover
+    TaskIdentity = None  # type: ignore[assignment,misc]
+
+__all__ = ["InProcessGrid", "run_in_process"]
+
+log = logging.getLogger("flwr")
+
+_SERVER_NODE = 1  # what Flower calls the SuperLink
+_FIRST_NODE = 2
+_RUN = 1
+_RAISED = 2  # Flower's error code for a ClientApp that raised
+
+Config = Mapping[str, bool | float | int | str]
+
+
+class InProcessGrid(Grid):
+    """A Grid that calls the ClientApp itself.
+
+    Parameters
+    ----------
+    client_app : ClientApp
+        What the nodes run.
+    num_supernodes : int
+        Number of nodes, >= 1. Node i holds partition i of num_supernodes.
+    run_config : mapping, optional
+        The run config of every node.
+
+    Attributes
+    ----------
+    contexts : dict of int to Context
+        Every node's context, by node id; its state lasts as long as the grid.
+
+    Examples
+    --------
+    >>> from flwr.clientapp import ClientApp
+    >>> list(InProcessGrid(ClientApp(), 3).get_node_ids())
+    [2, 3, 4]
+    """
+
+    def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: Config | None = None) -> None:
+        check_integer("InProcessGrid", "num_supernodes", num_supernodes, 1)
+        self._client_app = client_app
+        self._run = Run.create_empty(_RUN)
+        self._ids = itertools.count(1)
+        self._waiting: dict[str, Message] = {}
+        self.contexts = {
+            _FIRST_NODE + i: Context(
+                run_id=_RUN,
+                node_id=_FIRST_NODE + i,
+                node_config={"partition-id": i, "num-partitions": num_supernodes},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for i in range(num_supernodes)
+        }
+        _identify()
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the node ids, by partition."""
+        return list(self.contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Take messages; they are delivered when their replies are pulled."""
+        identifiers = []
+        for message in messages:
+            identifier = str(next(self._ids))
+            message.metadata.__dict__["_message_id"] = identifier
+            self._waiting[identifier] = message
+            identifiers.append(identifier)
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the ClientApp on the messages named and return its replies."""
+        return [
+            self._deliver(self._waiting.pop(identifier)) for identifier in message_ids if identifier in self._waiting
+        ]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and pull their replies; there is nothing to wait for."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _deliver(self, message: Message) -> Message:
+        context = self.contexts.get(message.metadata.dst_node_id)
+        if context is None:
+            error = Error(code=5, reason=f"node {message.metadata.dst_node_id} does not exist")
+            return self._finish(Message(error, reply_to=message))
+        received = copy.copy(message)
+        received.__dict__["_content"] = _copy_content(message.content)
+        try:
+            reply = self._client_app(received, context)
+        except Exception as error:  # as Flower does: a client's failure is a reply
+            log.error("ClientApp of node %s raised %s: %s", context.node_id, type(error).__name__, error)
+            reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        if reply.has_content():
+            reply.content = _copy_content(reply.content)
+        return self._finish(reply)
+
+    def _finish(self, reply: Message) -> Message:
+        reply.metadata.__dict__["_message_id"] = str(next(self._ids))
+        return reply
+
+
+def _copy_content(content: RecordDict) -> RecordDict:
+    """Copy records so that nobody can change the other side's; the bytes of arrays are immutable and shared."""
+    copied = RecordDict()
+    for name, record in content.items():
+        twin = record.copy()
+        if isinstance(twin, ArrayRecord):
+            for key, array in twin.items():
+                twin[key] = copy.copy(array)
+        copied[name] = twin
+    return copied
+
+
+def _identify() -> None:
+    """Tell Flower, where it wants to know, that this process is a run's server."""
+    if TaskIdentity is not None:
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = _RUN
+        TaskIdentity.node_id = _SERVER_NODE
+
+
+def run_in_process(
+    server_app: ServerApp, client_app: ClientApp, num_supernodes: int, run_config: Config | None = None
+) -> Context:
+    """Run a ServerApp and ClientApps to the end in this process.
+
+    Parameters
+    ----------
+    server_app, client_app
+        The two apps, as ``flwr run`` would run them.
+    num_supernodes : int
+        Number of nodes.
+    run_config : mapping, optional
+        The run config both see; unlike ``flwr run`` nothing is read from a pyproject.toml.
+
+    Returns
+    -------
+    Context
+        The server's context.
+    """
+    if any(not isinstance(value, bool | float | int | str) for value in (run_config or {}).values()):
+        raise ConfigurationError("run_config: values must be text, numbers or booleans, as in flwr run")
+    grid = InProcessGrid(client_app, num_supernodes, run_config)
+    context = Context(
+        run_id=_RUN,
+        node_id=_SERVER_NODE,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(run_config or {}),
+    )
+    server_app(grid, context)
+    return context

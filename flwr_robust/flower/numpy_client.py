@@ -1,0 +1,148 @@
+"""Serve a NumPyClient behind Flower's Message API.
+
+Flower's Message-API strategies cannot talk to ``ClientApp(client_fn=...)``. `serve` makes a ClientApp whose train and
+evaluate functions call ``fit`` and ``evaluate``; it also answers the query ``identity``, so that a server can learn
+which partition a node holds before it samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower.records import decode, encode_record, records_of
+
+__all__ = ["discover", "serve"]
+
+ClientFunction = Callable[[Context], NumPyClient]
+
+_QUERY = "query.identity"
+
+
+def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
+    """Make a Message-API ClientApp out of NumPyClients.
+
+    Parameters
+    ----------
+    client_fn : callable (Context) -> NumPyClient
+        Called for every message, as by Flower; keep what must last in ``context.state``.
+    **options
+        Passed to ClientApp, e.g. ``mods``.
+
+    Returns
+    -------
+    ClientApp
+        Replies hold the arrays under the names and in the order they were sent, and the metrics ``num-examples`` and
+        ``partition-id`` beside those that ``fit`` returns. Text, bytes and booleans among these go into a ConfigRecord.
+    """
+    app = ClientApp(**options)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        names, arrays, config = _read(message)
+        updated, num_examples, metrics = client_fn(context).fit(arrays, config)
+        if len(updated) != len(names):
+            raise ValueError(f"fit must return as many arrays as it was given, {len(names)}; got {len(updated)}")
+        record = encode_record(dict(zip(names, map(np.asarray, updated), strict=True)))
+        return _reply(message, context, num_examples, metrics, record)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        _, arrays, config = _read(message)
+        loss, num_examples, metrics = client_fn(context).evaluate(arrays, config)
+        return _reply(message, context, num_examples, {"loss": float(loss), **metrics})
+
+    @app.query("identity")
+    def identity(message: Message, context: Context) -> Message:
+        partition = context.node_config.get("partition-id", -1)
+        facts = ConfigRecord({"visible-gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "all")})
+        number = partition if isinstance(partition, int) else -1
+        record = MetricRecord({"partition-id": number})
+        return Message(RecordDict({"metrics": record, "config": facts}), reply_to=message)
+
+    return app
+
+
+def _read(message: Message) -> tuple[list[str], list[NDArray[Any]], dict[str, Any]]:
+    records = records_of(message.content, ArrayRecord)
+    if len(records) != 1:
+        raise ValueError(f"a message to a NumPyClient must hold one ArrayRecord; got {len(records)}")
+    config = {k: v for record in records_of(message.content, ConfigRecord) for k, v in record.items()}
+    # Each client may write into its parameters, as NumPyClients do.
+    return list(records[0]), [decode(array).copy() for array in records[0].values()], config
+
+
+def _reply(
+    message: Message,
+    context: Context,
+    num_examples: int,
+    metrics: Mapping[str, Any],
+    arrays: ArrayRecord | None = None,
+) -> Message:
+    numbers: dict[str, Any] = {"num-examples": num_examples}
+    if isinstance(partition := context.node_config.get("partition-id"), int):
+        numbers["partition-id"] = partition
+    facts: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, bool | str | bytes):
+            facts[name] = value
+        else:
+            numbers[name] = value.item() if isinstance(value, np.generic) else value
+    content = RecordDict({"metrics": MetricRecord(numbers)})
+    if arrays is not None:
+        content["arrays"] = arrays
+    if facts:
+        content["config"] = ConfigRecord(facts)
+    return Message(content, reply_to=message)
+
+
+def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, tuple[int, str]]:
+    """Ask nodes served by `serve` which partition they hold and which GPUs they see.
+
+    Parameters
+    ----------
+    grid : Grid
+        Where the nodes are.
+    nodes : iterable of int
+        Their ids.
+    timeout : float
+        Seconds to wait.
+
+    Returns
+    -------
+    dict of int to (int, str)
+        For every node its partition, and its CUDA_VISIBLE_DEVICES ("all" where that is not set).
+
+    Raises
+    ------
+    ConfigurationError
+        If a node does not answer, or two hold the same partition.
+    """
+    asked = list(nodes)
+    messages = [Message(RecordDict(), node, _QUERY) for node in asked]
+    found: dict[int, tuple[int, str]] = {}
+    for reply in grid.send_and_receive(messages, timeout=timeout):
+        if reply.has_content():
+            partition = reply.content.metric_records["metrics"]["partition-id"]
+            gpus = reply.content.config_records["config"]["visible-gpus"]
+            if isinstance(partition, int) and partition >= 0:
+                found[reply.metadata.src_node_id] = partition, str(gpus)
+    silent = [node for node in asked if node not in found]
+    if silent:
+        raise ConfigurationError(
+            f"nodes {silent} did not say which partition they hold; set partition-id in their node config and serve "
+            f"their client with flwr_robust.flower.serve"
+        )
+    held = [partition for partition, _ in found.values()]
+    if len(set(held)) < len(held):
+        raise ConfigurationError(f"two nodes hold the same partition: {sorted(held)}; give each its own partition-id")
+    return found

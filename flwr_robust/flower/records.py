@@ -1,0 +1,144 @@
+"""Flower's arrays, read where they lie and written once.
+
+An `Array` holds the bytes of an .npy file. Flower's own reader believes that file's header whatever it declares and
+ignores what follows the data. `decode` parses the header by itself, demands the exact length, copies nothing, and
+refuses the rest.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+
+__all__ = ["PayloadError", "as_tensor", "decode", "decode_record", "encode", "encode_record", "records_of"]
+
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 4096
+_STYPE = "numpy.ndarray"
+
+with warnings.catch_warnings():
+    # torch warns once per process that a view of read-only memory could be written to; here nobody writes to one.
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), np.float32))
+
+
+class PayloadError(ValueError):
+    """The bytes of an array are not a plain .npy file of the length its header declares."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    fortran_order: bool
+    count: int
+
+
+@lru_cache(maxsize=4096)
+def _parse(text: bytes) -> _Header:
+    try:
+        fields = ast.literal_eval(text.decode("latin1").strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        raise PayloadError("its npy header cannot be read") from None
+    if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
+        raise PayloadError("its npy header lacks descr, fortran_order or shape")
+    descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+    if not isinstance(descr, str) or not isinstance(fortran_order, bool):
+        raise PayloadError(f"its npy header declares descr {descr!r}")
+    if not isinstance(shape, tuple) or any(type(extent) is not int or extent < 0 for extent in shape):
+        raise PayloadError(f"its npy header declares shape {shape!r}")
+    try:
+        dtype = np.dtype(descr)
+    except (TypeError, ValueError):
+        raise PayloadError(f"its npy header declares descr {descr!r}") from None
+    if dtype.kind not in "biufc" or dtype.itemsize == 0:
+        raise PayloadError(f"it holds {dtype}, not numbers")
+    return _Header(dtype, shape, fortran_order, math.prod(shape))
+
+
+def decode(array: Array) -> NDArray[Any]:
+    """Return an array's numbers as a read-only view of its bytes.
+
+    Parameters
+    ----------
+    array : Array
+        Flower's array; its ``dtype`` and ``shape`` attributes are not believed.
+
+    Raises
+    ------
+    PayloadError
+        If the bytes are not an .npy file of numbers, with exactly the bytes that its header declares.
+    """
+    data = array.data
+    if array.stype != _STYPE:
+        raise PayloadError(f"it is serialised as {array.stype!r}, not {_STYPE!r}")
+    if not isinstance(data, bytes) or data[:6] != _MAGIC or len(data) < 12:
+        raise PayloadError("it does not start as an npy file")
+    if data[6:8] == b"\x01\x00":
+        start, length = 10, struct.unpack_from("<H", data, 8)[0]
+    elif data[6:8] in (b"\x02\x00", b"\x03\x00"):
+        start, length = 12, struct.unpack_from("<I", data, 8)[0]
+    else:
+        raise PayloadError(f"its npy version is {data[6]}.{data[7]}")
+    if length > _LONGEST_HEADER or start + length > len(data):
+        raise PayloadError(f"its npy header declares {length} bytes for itself")
+    header = _parse(data[start : start + length])
+    offset = start + length
+    expected = header.count * header.dtype.itemsize
+    if len(data) - offset != expected:
+        raise PayloadError(f"it holds {len(data) - offset} bytes where its header declares {expected}")
+    flat = np.frombuffer(data, header.dtype, header.count, offset)
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+def as_tensor(values: NDArray[Any]) -> torch.Tensor:
+    """View decoded numbers as a tensor, without copying; never write into it."""
+    return torch.from_numpy(values)
+
+
+@lru_cache(maxsize=4096)
+def _head(descr: str, shape: tuple[int, ...]) -> tuple[str, bytes]:
+    """Return a type's name and the npy header of an array of it."""
+    buffer = io.BytesIO()
+    fields = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return str(np.dtype(descr)), buffer.getvalue()
+
+
+def encode(values: NDArray[Any]) -> Array:
+    """Return an array's bytes as Flower's `Array`, the same as Flower's own writer gives."""
+    name, header = _head(values.dtype.str, values.shape)
+    return Array(dtype=name, shape=values.shape, stype=_STYPE, data=header + values.tobytes())
+
+
+R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
+
+
+def records_of(content: RecordDict, kind: type[R]) -> list[R]:
+    """Return the records of one kind, in order; RecordDict's own views copy and check everything."""
+    return [record for record in content.values() if isinstance(record, kind)]
+
+
+def decode_record(record: ArrayRecord) -> dict[str, NDArray[Any]]:
+    """Return all arrays of a record by name, read-only."""
+    return {name: decode(array) for name, array in record.items()}
+
+
+def encode_record(arrays: Mapping[str, NDArray[Any]]) -> ArrayRecord:
+    """Return a record of named arrays, in their order."""
+    record = ArrayRecord()
+    for name, values in arrays.items():
+        record[name] = encode(values)
+    return record

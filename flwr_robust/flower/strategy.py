@@ -1,0 +1,357 @@
+"""RobustStrategy: FedAvg's place in a Flower app, with a robust rule behind it.
+
+Every round: the model is sent, replies are judged by `admission`, turned into updates relative to the model that was
+sent, aggregated by the rule, and the model is stepped,
+
+    x <- x + server_learning_rate * A({x_i - x})      message "parameters"
+    x <- x + server_learning_rate * A({delta_i})      message "delta"
+    x <- x - server_learning_rate * A({g_i})          messages "gradient" and "momentum"
+
+Arrays that are not learnt have a policy of their own. Integers and booleans (BatchNorm's num_batches_tracked) and
+BatchNorm's running_mean and running_var take the coordinate-wise median of the admitted replies (the lower one for
+integers; it is never averaged, so the type stays) with "parameters"; the sent value plus the median change with
+"delta"; and stay as they are with "gradient" and "momentum". ``buffers="keep"`` leaves them alone always.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypedDict
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import sample_nodes
+from numpy.typing import NDArray
+from typing_extensions import Unpack
+
+from flwr_robust.config import MESSAGES
+from flwr_robust.errors import ConfigurationError, InfeasibleError, check_choice, check_integer, check_number
+from flwr_robust.flower.admission import Admitted, Refusal, SentModel, admit, robust_metrics
+from flwr_robust.flower.records import as_tensor, encode_record
+from flwr_robust.rows import Layer, Rows
+from flwr_robust.rule import Aggregate, Outcome, Rule, State, parse
+from flwr_robust.seeds import numpy_generator
+
+__all__ = ["FedAvgOptions", "Options", "RobustStrategy", "RoundRecord"]
+
+log = logging.getLogger("flwr")
+
+_BUFFERS = ("running_mean", "running_var")
+
+MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
+
+
+class FedAvgOptions(TypedDict, total=False):
+    """The options of Flower's FedAvg; they keep their meaning."""
+
+    fraction_train: float
+    fraction_evaluate: float
+    min_train_nodes: int
+    min_evaluate_nodes: int
+    min_available_nodes: int
+    weighted_by_key: str
+    arrayrecord_key: str
+    configrecord_key: str
+    train_metrics_aggr_fn: MetricsFunction | None
+    evaluate_metrics_aggr_fn: MetricsFunction | None
+
+
+class Options(FedAvgOptions, total=False):
+    """The options of every robust strategy: its own, then FedAvg's."""
+
+    message: str
+    server_learning_rate: float
+    buffers: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round of training.
+
+    Attributes
+    ----------
+    round : int
+        Flower's round number.
+    asked : tuple of int
+        The nodes that were asked.
+    admitted : tuple of int
+        The nodes whose replies were let in, in the order they were aggregated.
+    partitions : tuple of (int or None)
+        The partitions of the nodes admitted.
+    refused : tuple of Refusal
+        The replies that were not.
+    outcome : Outcome
+        How the aggregation ended; INFEASIBLE leaves the model as it was.
+    sentence : str
+        Why it was infeasible; empty otherwise.
+    weights : tuple of float
+        What the rule gave to each reply admitted.
+    stats : mapping
+        The rule's diagnostics.
+    """
+
+    round: int
+    asked: tuple[int, ...]
+    admitted: tuple[int, ...] = ()
+    partitions: tuple[int | None, ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    outcome: Outcome = Outcome.INFEASIBLE
+    sentence: str = ""
+    weights: tuple[float, ...] = ()
+    stats: Mapping[str, Any] = field(default_factory=dict)
+
+
+class RobustStrategy(FedAvg):
+    """Flower's FedAvg with a robust rule in the place of the weighted mean.
+
+    Parameters
+    ----------
+    rule : Rule or str
+        The defence, as an object or a defence string such as ``"clip(c=2.0) | trimmed_mean(f=2)"``.
+    message : str
+        What clients send: ``parameters`` (ordinary Flower clients; the default), ``delta``, ``gradient`` or
+        ``momentum``.
+    server_learning_rate : float
+        Length of the server's step, > 0; 1 takes the aggregate as it is.
+    buffers : str
+        ``median`` or ``keep``: what becomes of arrays that are not learnt.
+    seed : int
+        Source of the client samples.
+    **options
+        FedAvg's options. Where the minima of nodes are not given, they are the smallest number that fits the rule.
+
+    Attributes
+    ----------
+    history : list of RoundRecord
+        One record per round of training.
+    state : State
+        The rule's state.
+    partitions : dict of int to int
+        The partition of each node, as far as it is known. Replies are aggregated, and clients sampled, in this order,
+        so that runs repeat to the bit although Flower draws new node ids. It is learnt from a node's first reply that
+        holds the metric ``partition-id``, or set beforehand; node ids serve where it is not known.
+
+    Raises
+    ------
+    ConfigurationError
+        If a parameter is outside its bounds.
+
+    Examples
+    --------
+    >>> strategy = RobustStrategy("krum(f=2)", fraction_evaluate=0.5)
+    >>> str(strategy.rule), strategy.min_train_nodes
+    ('krum(f=2)', 7)
+    """
+
+    def __init__(
+        self,
+        rule: Rule | str,
+        *,
+        message: str = "parameters",
+        server_learning_rate: float = 1.0,
+        buffers: str = "median",
+        seed: int = 0,
+        **options: Unpack[FedAvgOptions],
+    ) -> None:
+        owner = "strategy"
+        check_choice(owner, "message", message, MESSAGES)
+        check_number(owner, "server_learning_rate", server_learning_rate, above=0)
+        check_choice(owner, "buffers", buffers, ("median", "keep"))
+        check_integer(owner, "seed", seed, 0)
+        self.rule = parse(rule) if isinstance(rule, str) else rule
+        least = max(2, _least(self.rule))
+        options.setdefault("min_train_nodes", least)
+        options.setdefault("min_available_nodes", least)
+        if options.get("train_metrics_aggr_fn") is None:
+            options["train_metrics_aggr_fn"] = robust_metrics
+        if options.get("evaluate_metrics_aggr_fn") is None:
+            options["evaluate_metrics_aggr_fn"] = robust_metrics
+        super().__init__(**options)
+        self.message = message
+        self.server_learning_rate = server_learning_rate
+        self.buffers = buffers
+        self.seed = seed
+        self.state: State = self.rule.init()
+        self.history: list[RoundRecord] = []
+        self.partitions: dict[int, int] = {}
+        self._sent: SentModel | None = None
+        self._asked: tuple[int, ...] = ()
+
+    def summary(self) -> None:
+        """Log the defence, then FedAvg's settings."""
+        log.info("\t├──> Defence: %s", self.rule)
+        log.info("\t│\t├── Messages: %s", self.message)
+        log.info("\t│\t└── Server learning rate: %g", self.server_learning_rate)
+        super().summary()
+
+    # -- asking -----------------------------------------------------------------------------------
+
+    def _order(self, node: int) -> tuple[int, int]:
+        """Nodes of known partition first, by partition; the others by id."""
+        partition = self.partitions.get(node)
+        return (1, node) if partition is None else (0, partition)
+
+    def _ask(
+        self,
+        kind: str,
+        server_round: int,
+        record: RecordDict,
+        grid: Grid,
+        fraction: float,
+        minimum: int,
+    ) -> list[Message]:
+        size = max(int(len(list(grid.get_node_ids())) * fraction), minimum)
+        _, available = sample_nodes(grid, self.min_available_nodes, size)  # it waits for the nodes
+        ordered = sorted(available, key=self._order)
+        draw = numpy_generator(self.seed, "sample", kind, server_round)
+        chosen = sorted(draw.choice(len(ordered), size=size, replace=False).tolist())
+        self._asked = tuple(ordered[index] for index in chosen)
+        log.info("configure_%s: Sampled %s nodes (out of %s)", kind, size, len(ordered))
+        return list(self._construct_messages(record, list(self._asked), kind))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes from the seed and send them the model.
+
+        Raises
+        ------
+        ConfigurationError
+            Before the first round: if the model cannot be used, or the sample does not fit the rule.
+        """
+        if self.fraction_train == 0.0:
+            return []
+        self._sent = SentModel(arrays)
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        messages = self._ask(MessageType.TRAIN, server_round, record, grid, self.fraction_train, self.min_train_nodes)
+        asked = len(self._asked)
+        if not self.history and (sentence := self.rule.check(asked, asked=asked)):
+            raise ConfigurationError(sentence)
+        return messages
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample nodes from the seed and send them the model to evaluate."""
+        if self.fraction_evaluate == 0.0:
+            return []
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._ask(
+            MessageType.EVALUATE, server_round, record, grid, self.fraction_evaluate, self.min_evaluate_nodes
+        )
+
+    # -- aggregating ------------------------------------------------------------------------------
+
+    def _admit(
+        self, phase: str, replies: Iterable[Message], sent: SentModel | None
+    ) -> tuple[list[Admitted], list[Refusal]]:
+        admitted, refused = admit(replies, self._asked, self.weighted_by_key, sent)
+        log.info("%s: Admitted %s replies, refused %s", phase, len(admitted), len(refused))
+        for refusal in refused:
+            log.warning("\t> Refused node %s: %s (%s)", refusal.node, refusal.reason.value, refusal.detail)
+        for reply in admitted:
+            if reply.partition is not None:
+                self.partitions.setdefault(reply.node, reply.partition)
+        admitted.sort(key=lambda reply: self._order(reply.node))
+        return admitted, refused
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Admit, aggregate, and step the model; never raises for what a client sent."""
+        sent = self._sent
+        if sent is None:
+            return None, None
+        admitted, refused = self._admit("aggregate_train", replies, sent)
+        record, metrics = sent.record, None
+        outcome, sentence, result = Outcome.INFEASIBLE, "no reply was admitted", None
+        if admitted:
+            try:
+                result, self.state = self.rule(self._rows(admitted, sent), self.state)
+                outcome, sentence = result.outcome, ""
+                record = encode_record(self._step(sent, admitted, result))
+            except InfeasibleError as error:
+                sentence = str(error)
+            metrics = self.train_metrics_aggr_fn([r.content for r in admitted], self.weighted_by_key)
+        if result is None:
+            log.warning("aggregate_train: round %s leaves the model as it is: %s", server_round, sentence)
+        self.history.append(
+            RoundRecord(
+                server_round,
+                self._asked,
+                tuple(reply.node for reply in admitted),
+                tuple(self.partitions.get(reply.node) for reply in admitted),
+                tuple(refused),
+                outcome,
+                sentence,
+                () if result is None else tuple(result.weights.tolist()),
+                {} if result is None else result.stats,
+            )
+        )
+        return record, metrics
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Admit replies and aggregate their metrics."""
+        admitted, _ = self._admit("aggregate_evaluate", replies, None)
+        if not admitted:
+            return None
+        return self.evaluate_metrics_aggr_fn([reply.content for reply in admitted], self.weighted_by_key)
+
+    def _learnt(self, sent: SentModel) -> list[int]:
+        """Positions of the arrays that are learnt: floating point, not empty, and no BatchNorm statistics."""
+        return [
+            index
+            for index, (name, values) in enumerate(sent.arrays.items())
+            if values.dtype.kind == "f" and values.size and name.rpartition(".")[2] not in _BUFFERS
+        ]
+
+    def _rows(self, admitted: Sequence[Admitted], sent: SentModel) -> Rows:
+        names, models = list(sent.arrays), list(sent.arrays.values())
+        learnt = self._learnt(sent)
+        reference = [as_tensor(models[i]) for i in learnt] if self.message == "parameters" else None
+        return Rows.from_layers(
+            [[as_tensor(reply.arrays[i]) for i in learnt] for reply in admitted],
+            reference=reference,
+            layout=[Layer(names[i], models[i].shape) for i in learnt],
+            counts=[reply.num_examples for reply in admitted],
+            asked=len(self._asked),
+        )
+
+    def _step(self, sent: SentModel, admitted: Sequence[Admitted], result: Aggregate) -> dict[str, NDArray[Any]]:
+        sign = -1 if self.message in ("gradient", "momentum") else 1
+        step = sign * self.server_learning_rate * result.value.cpu().numpy()
+        learnt, offset = set(self._learnt(sent)), 0
+        arrays: dict[str, NDArray[Any]] = {}
+        for index, (name, model) in enumerate(sent.arrays.items()):
+            if index in learnt:
+                limits = np.finfo(model.dtype)
+                moved = model.astype(np.float64) + step[offset : offset + model.size].reshape(model.shape)
+                arrays[name] = moved.clip(limits.min, limits.max).astype(model.dtype)
+                offset += model.size
+            elif self.buffers == "keep" or sign < 0 or not model.size:
+                arrays[name] = model
+            else:
+                arrays[name] = self._buffer(model, [reply.arrays[index] for reply in admitted])
+        return arrays
+
+    def _buffer(self, model: NDArray[Any], replies: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        stacked = np.stack(replies)
+        if model.dtype.kind == "f":
+            middle = np.median(stacked, axis=0)
+        else:
+            middle = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
+        if self.message == "delta":
+            middle = model ^ middle if model.dtype.kind == "b" else model + middle
+        return np.asarray(middle, dtype=model.dtype)
+
+
+def _least(rule: Rule) -> int:
+    """Return the smallest number of rows that fits a rule."""
+    return next((n for n in range(1, 10_000) if rule.check(n) is None), 1)

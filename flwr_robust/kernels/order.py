@@ -1,0 +1,98 @@
+"""Order statistics of the columns of a block of n rows, by a pruned sorting network.
+
+Batcher's odd-even merge sort (Batcher, "Sorting networks and their applications", 1968; Knuth, TAOCP vol. 3, 5.3.4)
+names, for n rows, the pairs to compare and exchange. Comparing two rows means one elementwise minimum and one maximum
+over contiguous memory, so a whole block is sorted by streaming operations on any device. Comparators whose results
+nobody asks for are left out.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["kept_shares", "ranks"]
+
+# Beyond this many rows the n log^2 n comparators cost more than the library's sort.
+_NETWORK_ROWS = 128
+
+
+@lru_cache(maxsize=256)
+def _network(n: int, low: int, high: int) -> tuple[tuple[int, int, bool, bool], ...]:
+    """Comparators (i, j, keep the minimum, keep the maximum) that settle ranks low .. high - 1."""
+    pairs: list[tuple[int, int]] = []
+    size = 1
+    while size < n:
+        step = size
+        while step >= 1:
+            for start in range(step % size, n - step, 2 * step):
+                for i in range(start, min(start + step, n - step)):
+                    if i // (2 * size) == (i + step) // (2 * size):
+                        pairs.append((i, i + step))
+            step //= 2
+        size *= 2
+    wanted = set(range(low, high))
+    kept: list[tuple[int, int, bool, bool]] = []
+    for i, j in reversed(pairs):
+        if i in wanted or j in wanted:
+            kept.append((i, j, i in wanted, j in wanted))
+            wanted |= {i, j}
+    return tuple(reversed(kept))
+
+
+def ranks(block: Tensor, low: int, high: int) -> Tensor:
+    """Return the values of ranks low .. high - 1 of every column, ascending.
+
+    Parameters
+    ----------
+    block : Tensor (n, b)
+        n values per column; not changed. NaN is not allowed.
+    low, high : int
+        0 <= low < high <= n; rank 0 is the smallest value.
+
+    Returns
+    -------
+    Tensor (high - low, b)
+
+    Examples
+    --------
+    >>> ranks(torch.tensor([[3.0], [1.0], [2.0]]), 1, 3).tolist()
+    [[2.0], [3.0]]
+    """
+    n = block.shape[0]
+    if n > _NETWORK_ROWS:
+        return torch.sort(block, dim=0).values[low:high]
+    rows = list(block.clone().unbind(0))
+    spare = torch.empty_like(rows[0])
+    for i, j, minimum, maximum in _network(n, low, high):
+        a, b = rows[i], rows[j]
+        if minimum and maximum:
+            torch.minimum(a, b, out=spare)
+            torch.maximum(a, b, out=b)
+            rows[i], spare = spare, a
+        elif minimum:
+            torch.minimum(a, b, out=a)
+        else:
+            torch.maximum(a, b, out=b)
+    return torch.stack(rows[low:high])
+
+
+def kept_shares(block: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Sum over columns the share that each row has in the values kept.
+
+    Parameters
+    ----------
+    block : Tensor (n, b)
+        n values per column.
+    lowest, highest : Tensor (b,)
+        The least and greatest value kept of each column; rows tied with one of them share it equally.
+
+    Returns
+    -------
+    Tensor (n,), on the CPU
+        Sums to b.
+    """
+    kept = ((block >= lowest) & (block <= highest)).to(block.dtype)
+    return (kept @ kept.sum(0).reciprocal()).cpu()

@@ -1,0 +1,49 @@
+"""The momentum message as a pure step.
+
+    m^t = (1 - alpha) m^(t-1) + alpha g^t,   m^0 = g^0
+
+alpha = 1 sends plain gradients. Algorithm 1 of Peng, Li, Vlaski, Ling, JMLR 26 (2025): every worker, poisoned or not,
+follows it honestly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from flwr_robust.errors import check_number
+
+__all__ = ["check_alpha", "momentum_step"]
+
+
+def check_alpha(alpha: float) -> None:
+    """Raise unless 0 < alpha <= 1."""
+    check_number("momentum", "alpha", alpha, above=0, maximum=1)
+
+
+def momentum_step(previous: Sequence[Tensor] | None, gradient: Sequence[Tensor], alpha: float) -> list[Tensor]:
+    """Return the next momentum; neither argument is changed.
+
+    Parameters
+    ----------
+    previous : sequence of Tensor, or None
+        The last momentum, layer by layer; None before the first step.
+    gradient : sequence of Tensor
+        This step's gradient, of the same shapes.
+    alpha : float
+        Weight of the new gradient, in (0, 1].
+
+    Returns
+    -------
+    list of Tensor
+
+    Examples
+    --------
+    >>> import torch
+    >>> momentum_step([torch.tensor([1.0])], [torch.tensor([3.0])], 0.25)
+    [tensor([1.5000])]
+    """
+    if previous is None:
+        return [g.clone() for g in gradient]
+    return [m * (1 - alpha) + g * alpha for m, g in zip(previous, gradient, strict=True)]

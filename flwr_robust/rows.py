@@ -1,0 +1,354 @@
+"""Rows: n client updates of d coordinates, read as column blocks.
+
+The rows never need to be one array. They are segments (a model's layers, say); each segment holds one piece of every
+row where it lies, and blocks are cut from it on demand, in float64. Everything a Gram rule asks for is computed from
+one (n + 1) x (n + 1) matrix: the centred Gram matrix of the rows and the origin. Mixing rows (clipping, neighbour
+means, buckets) multiplies that small matrix and leaves the data alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.kernels.gram import accumulate_gram, squared_distances
+
+__all__ = ["Layer", "Rows"]
+
+# Elements of a float64 block: 1 MiB, so that a block and its working copy stay in a core's cache.
+BLOCK_ELEMENTS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Name and shape of one array of the model whose coordinates the columns are."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of coordinates."""
+        size = 1
+        for extent in self.shape:
+            size *= extent
+        return size
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Consecutive columns of all rows: pieces[i] - reference, then the extra rows."""
+
+    pieces: Tensor | tuple[Tensor, ...]  # (n, w), or n tensors (w,)
+    reference: Tensor | None  # (w,)
+    extra: Tensor | None  # (m, w)
+    width: int
+
+    def block(self, start: int, stop: int) -> Tensor:
+        device = self.pieces[0].device
+        held, added = len(self.pieces), 0 if self.extra is None else len(self.extra)
+        block = torch.empty(held + added, stop - start, dtype=torch.float64, device=device)
+        if isinstance(self.pieces, Tensor):
+            block[:held] = self.pieces[:, start:stop]
+        else:
+            for row, piece in zip(block, self.pieces, strict=False):
+                row.copy_(piece[start:stop])
+        if self.reference is not None:
+            block[:held] -= self.reference[start:stop].to(block)
+        if self.extra is not None:
+            block[held:] = self.extra[:, start:stop]
+        return block
+
+
+class Rows:
+    """n rows of d coordinates, with what every rule needs to know about them.
+
+    Make them with `from_tensor` or `from_layers`.
+
+    Attributes
+    ----------
+    n : int
+        Number of rows.
+    d : int
+        Number of coordinates of a row.
+    dtype : torch.dtype
+        The type a rule's value is returned in.
+    layout : tuple of Layer
+        The arrays the columns belong to; empty when unknown.
+    counts : Tensor (n,) or None
+        Number of examples each row stands for, float64.
+    asked : int
+        How many clients were asked; at least n.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[_Segment],
+        n: int,
+        dtype: torch.dtype,
+        *,
+        layout: Sequence[Layer] = (),
+        counts: Tensor | None = None,
+        asked: int | None = None,
+    ) -> None:
+        self._segments = tuple(segments)
+        self._origin: Rows | None = None  # the rows these were mixed from, and
+        self._mixing: Tensor | None = None  # the matrix that mixed them
+        self.n = n
+        self.d = sum(segment.width for segment in self._segments)
+        self.dtype = dtype
+        self.layout = tuple(layout)
+        self.counts = counts
+        self.asked = self.n if asked is None else asked
+        if self.layout and sum(layer.size for layer in self.layout) != self.d:
+            raise ConfigurationError(
+                f"rows: the layout holds {sum(layer.size for layer in self.layout)} coordinates, but a row has {self.d}"
+            )
+
+    @classmethod
+    def from_tensor(
+        cls,
+        x: Tensor,
+        *,
+        layout: Sequence[Layer] = (),
+        counts: Sequence[float] | Tensor | None = None,
+        asked: int | None = None,
+    ) -> Rows:
+        """Read the rows of one tensor.
+
+        Parameters
+        ----------
+        x : Tensor (n, d)
+            Floating point, on any device; neither copied nor changed.
+        layout : sequence of Layer, optional
+            The arrays the columns belong to.
+        counts : sequence of float, optional
+            Examples per row, for weighted rules.
+        asked : int, optional
+            How many clients were asked; n when not given.
+
+        Raises
+        ------
+        ConfigurationError
+            If ``x`` is not a floating-point tensor of shape (n >= 1, d >= 1).
+        """
+        if not isinstance(x, Tensor) or x.dim() != 2 or 0 in x.shape or not x.is_floating_point():
+            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ConfigurationError(f"rows: x must be a floating-point tensor (n >= 1, d >= 1); got {found}")
+        return cls(
+            [_Segment(x.detach(), None, None, x.shape[1])],
+            x.shape[0],
+            x.dtype,
+            layout=layout,
+            counts=None if counts is None else torch.as_tensor(counts, dtype=torch.float64),
+            asked=asked,
+        )
+
+    @classmethod
+    def from_layers(
+        cls,
+        rows: Sequence[Sequence[Tensor]],
+        *,
+        reference: Sequence[Tensor] | None = None,
+        dtype: torch.dtype = torch.float64,
+        layout: Sequence[Layer] = (),
+        counts: Sequence[float] | Tensor | None = None,
+        asked: int | None = None,
+    ) -> Rows:
+        """Read rows where they lie, layer by layer, optionally relative to a reference.
+
+        Parameters
+        ----------
+        rows : sequence (n) of sequences of Tensor
+            Each client's layers, in the same order; flattened, types may differ.
+        reference : sequence of Tensor, optional
+            Layers subtracted from every row, in float64 (the model that was sent).
+        dtype : torch.dtype
+            The type a rule's value is returned in.
+        layout, counts, asked
+            As for `from_tensor`.
+        """
+        segments = []
+        for index in range(len(rows[0])):
+            pieces = tuple(row[index].detach().reshape(-1) for row in rows)
+            start = None if reference is None else reference[index].detach().reshape(-1)
+            segments.append(_Segment(pieces, start, None, pieces[0].numel()))
+        return cls(
+            segments,
+            len(rows),
+            dtype,
+            layout=layout,
+            counts=None if counts is None else torch.as_tensor(counts, dtype=torch.float64),
+            asked=asked,
+        )
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """All unmixed rows as one block, kept only when they fit into one."""
+        if self.n * self.d > BLOCK_ELEMENTS:
+            return None
+        parts = [segment.block(0, segment.width) for segment in self._segments]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _unmixed_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        if self._origin is not None:
+            yield from self._origin._unmixed_blocks()
+            return
+        if self._whole is not None:
+            yield 0, self._whole
+            return
+        step = max(256, BLOCK_ELEMENTS // self.n)
+        offset = 0
+        for segment in self._segments:
+            for start in range(0, segment.width, step):
+                stop = min(start + step, segment.width)
+                yield offset + start, segment.block(start, stop)
+            offset += segment.width
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first column, Tensor (n, b) float64) over all columns; do not write into a block."""
+        for start, block in self._unmixed_blocks():
+            yield start, block if self._mixing is None else self._mixing.to(block) @ block
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        """Return columns start .. stop - 1 of all rows, float64 (n, stop - start)."""
+        parts = [
+            block[:, max(start - at, 0) : max(stop - at, 0)]
+            for at, block in self.blocks()
+            if at < stop and at + block.shape[1] > start
+        ]
+        return torch.cat(parts, dim=1)
+
+    # -- what the Gram rules need -----------------------------------------------------------------
+
+    @cached_property
+    def _points(self) -> Tensor:
+        """Gram matrix (n + 1, n + 1) of rows and origin about one affine point; the origin last."""
+        if self._origin is None or self._mixing is None:
+            order = torch.sort(self.squared_norms, stable=True).indices
+            centre = int(order[(self.n - 1) // 2])
+            return accumulate_gram(self._unmixed_blocks(), self.n, centre)
+        affine = torch.zeros(self.n + 1, self._origin.n + 1, dtype=torch.float64)
+        affine[:-1, :-1] = self._mixing
+        affine[:-1, -1] = 1 - self._mixing.sum(1)
+        affine[-1, -1] = 1
+        return affine @ self._origin._points @ affine.T
+
+    @property
+    def faulty(self) -> Tensor:
+        """Rows with a NaN, an Inf, or a norm beyond float64: bool (n,)."""
+        return ~torch.isfinite(self.squared_norms)
+
+    @property
+    def gram(self) -> Tensor:
+        """Inner products (n, n), float64, of the rows about one point of their affine hull.
+
+        Which point it is is not stated: use it only in ways that do not depend on it, such as distances between
+        affine combinations, ||w^T X - v^T X||^2 = (w - v)^T G (w - v) for weights of equal sum.
+        """
+        return self._points[: self.n, : self.n]
+
+    @cached_property
+    def squared_norms(self) -> Tensor:
+        """Squared norms (n,) of the rows, float64."""
+        if self._mixing is None:
+            total = torch.zeros((), dtype=torch.float64)
+            for _, block in self._unmixed_blocks():
+                total = total + torch.linalg.vector_norm(block, dim=1).square().cpu()
+            return total
+        origin = self._points[self.n]
+        return (self._points.diagonal() - 2 * origin + origin[self.n])[: self.n].clamp(min=0)
+
+    @cached_property
+    def squared_distances(self) -> Tensor:
+        """Squared distances (n, n) between rows, float64, exact to float64 rounding of the data."""
+        return squared_distances(self.gram, self.blocks)
+
+    def mix(self, weights: Tensor) -> Tensor:
+        """Return sum_i weights[i] row_i, shape (d,), in the rows' type.
+
+        Parameters
+        ----------
+        weights : Tensor (n,), float64
+        """
+        return self.cast(self.mix_exactly(weights))
+
+    def mix_exactly(self, weights: Tensor) -> Tensor:
+        """Return what `mix` does, in float64."""
+        unmixed = weights if self._mixing is None else weights @ self._mixing
+        parts = [unmixed.to(block.device) @ block for _, block in self._unmixed_blocks()]
+        return torch.cat(parts)
+
+    def cast(self, value: Tensor) -> Tensor:
+        """Round a float64 value to the rows' type, saturating instead of overflowing."""
+        if self.dtype == torch.float64:
+            return value
+        limits = torch.finfo(self.dtype)
+        return value.clamp(limits.min, limits.max).to(self.dtype)
+
+    # -- other rows out of these ------------------------------------------------------------------
+
+    def mixed(self, matrix: Tensor) -> Rows:
+        """Return the rows matrix @ X without touching X.
+
+        Parameters
+        ----------
+        matrix : Tensor (m, n), float64
+            A row of it need not sum to one: what is missing goes to the origin.
+        """
+        rows = Rows(
+            self._segments,
+            matrix.shape[0],
+            self.dtype,
+            layout=self.layout,
+            counts=self.counts if matrix.shape[0] == self.n else None,
+            asked=self.asked,
+        )
+        rows._origin = self if self._origin is None else self._origin
+        rows._mixing = matrix if self._mixing is None else matrix @ self._mixing
+        return rows
+
+    def subset(self, keep: Tensor) -> Rows:
+        """Return the rows where ``keep`` (bool (n,)) is true; the others are never read again."""
+        if self._mixing is not None:
+            return self.mixed(torch.eye(self.n, dtype=torch.float64)[keep])
+        chosen = torch.nonzero(keep).flatten()
+        segments = []
+        for s in self._segments:
+            pieces: Tensor | tuple[Tensor, ...]
+            if isinstance(s.pieces, Tensor):
+                pieces, held = tuple(s.pieces.unbind(0)), s.pieces.shape[0]
+            else:
+                pieces, held = s.pieces, len(s.pieces)
+            picked = tuple(pieces[int(i)] for i in chosen if i < held)
+            extra = None if s.extra is None else s.extra[chosen[chosen >= held] - held]
+            segments.append(_Segment(picked, s.reference, extra, s.width))
+        return Rows(
+            segments,
+            len(chosen),
+            self.dtype,
+            layout=self.layout,
+            counts=None if self.counts is None else self.counts[chosen],
+            asked=self.asked,
+        )
+
+    def with_row(self, row: Tensor) -> Rows:
+        """Return these rows with one more, (d,), at the end."""
+        if self._origin is not None and self._mixing is not None:
+            mixing = torch.nn.functional.pad(self._mixing, (0, 1, 0, 1))
+            mixing[-1, -1] = 1
+            return self._origin.with_row(row).mixed(mixing)
+        segments, offset = [], 0
+        for s in self._segments:
+            piece = row[None, offset : offset + s.width]
+            extra = piece if s.extra is None else torch.cat([s.extra, piece.to(s.extra)])
+            segments.append(_Segment(s.pieces, s.reference, extra, s.width))
+            offset += s.width
+        return Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked)

@@ -1,0 +1,321 @@
+"""What a rule is: a frozen dataclass that turns rows into one value and says how it came about.
+
+A rule is called with rows and its state and returns an `Aggregate` and the next state. Nothing hides on the rule.
+A *pre-aggregator* turns rows into other rows by a matrix; a `Pipeline` is pre-aggregators and then a rule, and is a
+rule itself.
+
+Rows that are not finite are known to be faulty. Each of them uses up one of the f rows the rule tolerates: k such rows
+are left out and the rule runs with n - k rows and f - k. For every rule that keeps its n - f best rows this is the
+same as a row at infinity. More than f of them is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import InfeasibleError, UnknownNameError
+from flwr_robust.registry import Component, Registry, parse_chain
+from flwr_robust.rows import Rows
+
+__all__ = [
+    "Aggregate",
+    "Case",
+    "Outcome",
+    "Pipeline",
+    "PreAggregator",
+    "Rule",
+    "State",
+    "aggregators",
+    "parse",
+    "preaggregators",
+]
+
+State = Mapping[str, Tensor]
+"""What a rule carries from round to round: named tensors, so that it can be written to a file as it is."""
+
+
+class Outcome(Enum):
+    """How an aggregation ended; the value is the sentence a user reads."""
+
+    OK = "the rule ran to its end"
+    NOT_CONVERGED = "the iteration limit came before the tolerance was met"
+    INFEASIBLE = "the replies do not fit the rule; nothing was aggregated"
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The result of one aggregation.
+
+    Attributes
+    ----------
+    value : Tensor (d,)
+        The aggregated update, in the rows' type.
+    weights : Tensor (n,), float64
+        For rules whose value is a combination of rows: its coefficients. For coordinate rules: the share of the
+        coordinates for which each row was kept, summing to one.
+    outcome : Outcome
+        How it ended.
+    stats : mapping
+        Rule-specific diagnostics: scores, iterations, radii.
+    """
+
+    value: Tensor
+    weights: Tensor
+    outcome: Outcome = Outcome.OK
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rule(Component, ABC):
+    """An aggregation rule.
+
+    A subclass is a frozen dataclass of hyperparameters with `needs` and `combine`. The declared number of faulty rows
+    is its field ``f`` where it has one.
+    """
+
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say why n rows do not fit this rule.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        asked : int, optional
+            Number of clients that were asked; n when not given.
+
+        Returns
+        -------
+        str or None
+            One sentence naming the rule, the bound and the values; None if they fit.
+        """
+        smallest, condition = self.needs(n if asked is None else asked)
+        if n >= smallest:
+            return None
+        f = self.declared(n if asked is None else asked)
+        return (
+            f"{self.name} needs {condition}; got n={n}"
+            + ("" if f is None else f", f={f}")
+            + f": ask at least {smallest} clients or lower f"
+        )
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """Return the smallest n that fits, and the condition in words ("n >= 2f + 1")."""
+        f = self.declared(asked) or 0
+        return 2 * f + 1, "n >= 2f + 1"
+
+    def declared(self, asked: int) -> int | None:
+        """Return the declared number of faulty rows, or None where the rule declares none."""
+        return getattr(self, "f", None)
+
+    def tolerated(self, n: int, asked: int) -> int:
+        """Return how many rows may turn out not finite: the declared f, else fewer than half."""
+        f = self.declared(asked)
+        return (n - 1) // 2 if f is None else f
+
+    def reduced(self, k: int, asked: int) -> Rule:
+        """Return the rule for the rows left when k faulty ones have been left out."""
+        f = self.declared(asked)
+        return self if f is None else dataclasses.replace(self, f=max(f - k, 0))
+
+    def init(self) -> State:
+        """Return the state before the first call."""
+        return {}
+
+    @abstractmethod
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Aggregate finite rows that fit the rule."""
+
+    def __call__(self, rows: Rows, state: State | None = None) -> tuple[Aggregate, State]:
+        """Aggregate rows.
+
+        Parameters
+        ----------
+        rows : Rows
+            The updates; never changed.
+        state : State, optional
+            What the last call returned; `init()` when not given.
+
+        Returns
+        -------
+        Aggregate
+            Value, weights, outcome, stats.
+        State
+            To be given to the next call.
+
+        Raises
+        ------
+        InfeasibleError
+            If n does not fit, or more rows than tolerated are not finite.
+        """
+        state = self.init() if state is None else state
+        if sentence := self.check(rows.n, asked=rows.asked):
+            raise InfeasibleError(sentence)
+        faulty = rows.faulty
+        k = int(faulty.sum())
+        if k == 0:
+            return self.combine(rows, state)
+        allowed = self.tolerated(rows.n, rows.asked)
+        if k > allowed:
+            raise InfeasibleError(
+                f"{self.name}: {k} of {rows.n} rows are not finite, but only {allowed} may be; "
+                f"find out which clients send them, or declare a larger f"
+            )
+        aggregate, state = self.reduced(k, rows.asked).combine(rows.subset(~faulty), state)
+        weights = torch.zeros(rows.n, dtype=torch.float64)
+        weights[~faulty] = aggregate.weights
+        stats = {**aggregate.stats, "not_finite": torch.nonzero(faulty).flatten().tolist()}
+        return dataclasses.replace(aggregate, weights=weights, stats=stats), state
+
+
+@dataclass(frozen=True)
+class PreAggregator(Component, ABC):
+    """A step that mixes rows before a rule sees them."""
+
+    def check(self, n: int) -> str | None:
+        """Say why n rows do not fit, or return None."""
+        return None
+
+    def rows_out(self, n: int) -> int:
+        """Return how many rows come out of n."""
+        return n
+
+    def reduced(self, k: int) -> PreAggregator:
+        """Return the step for the rows left when k faulty ones have been left out."""
+        f = getattr(self, "f", None)
+        return self if f is None else dataclasses.replace(self, f=max(f - k, 0))
+
+    @abstractmethod
+    def matrix(self, rows: Rows) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return the matrix (rows_out(n), n), float64, that mixes the rows, and the step's stats."""
+
+
+@dataclass(frozen=True)
+class Pipeline(Rule):
+    """Pre-aggregators in order, then a rule.
+
+    Attributes
+    ----------
+    stages : tuple of PreAggregator
+        Applied first to last.
+    rule : Rule
+        Aggregates what comes out of them.
+    """
+
+    stages: tuple[PreAggregator, ...]
+    rule: Rule
+    name: ClassVar[str] = "pipeline"
+
+    def __str__(self) -> str:
+        """Join the stages by ``|``."""
+        return " | ".join(str(part) for part in (*self.stages, self.rule))
+
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say which stage n rows do not fit, and why."""
+        asked = n if asked is None else asked
+        for stage in self.stages:
+            if sentence := stage.check(n):
+                return sentence
+            n, asked = stage.rows_out(n), stage.rows_out(asked)
+        return self.rule.check(n, asked=asked)
+
+    def declared(self, asked: int) -> int | None:
+        """Return the final rule's declared number of faulty rows."""
+        return self.rule.declared(asked)
+
+    def tolerated(self, n: int, asked: int) -> int:
+        """Return what the final rule tolerates."""
+        return self.rule.tolerated(n, asked)
+
+    def reduced(self, k: int, asked: int) -> Rule:
+        """Reduce every stage and the rule."""
+        stages = tuple(stage.reduced(k) for stage in self.stages)
+        return Pipeline(stages, self.rule.reduced(k, asked))
+
+    def init(self) -> State:
+        """Return the final rule's first state."""
+        return self.rule.init()
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Mix, aggregate, and express the weights in the rows that came in."""
+        mixed, stats = rows, {}
+        mixing = torch.eye(rows.n, dtype=torch.float64)
+        for stage in self.stages:
+            matrix, seen = stage.matrix(mixed)
+            mixed, mixing = mixed.mixed(matrix), matrix @ mixing
+            stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
+        aggregate, state = self.rule.combine(mixed, state)
+        return dataclasses.replace(
+            aggregate, weights=aggregate.weights @ mixing, stats={**stats, **aggregate.stats}
+        ), state
+
+
+@dataclass(frozen=True)
+class Case:
+    """One instance of a rule for the conformance suite.
+
+    Attributes
+    ----------
+    rule : str
+        The rule's text.
+    n : int
+        How many rows to try it on.
+    lacks : mapping of str to str
+        Properties of the suite that it is known not to have, each with the reason.
+    layout : tuple of (str, shape)
+        The arrays its columns stand for, where it needs to know.
+    """
+
+    rule: str
+    n: int = 10
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layout: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators")
+preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators")
+
+
+def parse(text: str) -> Rule:
+    """Turn a defence string into a rule.
+
+    Parameters
+    ----------
+    text : str
+        Pre-aggregators and then one aggregator, joined by ``|``; fields are literals and are named.
+
+    Returns
+    -------
+    Rule
+        ``parse(str(rule)) == rule``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the text cannot be read, or a name, a field or a value is not allowed.
+
+    Examples
+    --------
+    >>> str(parse("clip(c=2.0) | trimmed_mean(f=2)"))
+    'clip(c=2.0) | trimmed_mean(f=2)'
+    """
+    *first, (name, fields) = parse_chain(text, "defence")
+    stages = []
+    for stage, values in first:
+        if stage not in preaggregators.members():
+            known = [*preaggregators.members()]
+            if stage in aggregators.members():
+                raise UnknownNameError("pre-aggregator (an aggregator comes last)", stage, known)
+            raise UnknownNameError("pre-aggregator", stage, known)
+        stages.append(preaggregators.build(stage, values))
+    if name in preaggregators.members():
+        raise UnknownNameError("aggregator (a pre-aggregator cannot come last)", name, aggregators.members())
+    rule = aggregators.build(name, fields)
+    return Pipeline(tuple(stages), rule) if stages else rule

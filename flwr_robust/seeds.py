@@ -1,0 +1,50 @@
+"""Randomness as an argument: every draw comes from (seed, purpose, round, client, ...).
+
+Nothing in flwr-robust seeds a global generator. Two draws with different keys are independent;
+the same keys give the same draw on every engine and in whatever order clients run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+__all__ = ["derive", "numpy_generator", "torch_generator"]
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """Derive a 63-bit seed from a run's seed and the keys of one draw.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    *keys : int or str
+        What the draw is for, e.g. ``"batch", round, client``.
+
+    Returns
+    -------
+    int
+        A seed in [0, 2^63).
+
+    Examples
+    --------
+    >>> derive(0, "batch", 1, 2) == derive(0, "batch", 1, 2)
+    True
+    >>> derive(0, "batch", 1, 2) == derive(0, "batch", 2, 1)
+    False
+    """
+    text = repr((seed, *keys)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def torch_generator(seed: int, *keys: int | str) -> torch.Generator:
+    """Return a CPU torch generator for one draw; see `derive`."""
+    return torch.Generator().manual_seed(derive(seed, *keys))
+
+
+def numpy_generator(seed: int, *keys: int | str) -> np.random.Generator:
+    """Return a numpy generator for one draw; see `derive`."""
+    return np.random.default_rng(derive(seed, *keys))

@@ -1,0 +1,210 @@
+"""Data sets by name: an embedded one, torchvision's, and any .npz.
+
+Inputs stay in the type they are stored in (images: uint8) and are scaled when a batch is taken, so that a process holds
+one small copy.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError
+
+__all__ = ["TASKS", "Task", "data_folder", "load_task"]
+
+_KEYS = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A labelled data set, split into training and test samples.
+
+    Attributes
+    ----------
+    name : str
+        How it was asked for.
+    x_train, x_test : Tensor (N, ...)
+        Inputs as stored; images are (N, C, H, W).
+    y_train, y_test : Tensor (N,) of int64
+        Labels 0 .. classes - 1.
+    classes : int
+        K.
+    scale, shift : float
+        A model sees ``x * scale + shift``.
+    """
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int
+    scale: float = 1.0
+    shift: float = 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.x_train.shape[1:])
+
+    def inputs(self, x: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Scale stored inputs to what a model sees, float32."""
+        return x.to(device, torch.float32).mul_(self.scale).add_(self.shift)
+
+
+def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder data sets lie in: the option, else FLWR_ROBUST_DATA, else ./data."""
+    return Path(folder or os.environ.get("FLWR_ROBUST_DATA") or "data").expanduser()
+
+
+def _digits(folder: Path) -> Task:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
+    y = torch.from_numpy(bunch.target.astype(np.int64))
+    # The set comes in the writers' order: every fifth sample is a test sample, so both parts see all writers.
+    test = torch.arange(len(y)) % 5 == 4
+    return Task("digits", x[~test], y[~test], x[test], y[test], 10, 1 / 8, -1.0)
+
+
+def _torchvision(name: str, class_name: str) -> Callable[[Path], Task]:
+    def load(folder: Path) -> Task:
+        npz = folder / f"{name}.npz"
+        if npz.is_file():
+            return _from_npz(npz, name)
+        import torchvision
+
+        cls = getattr(torchvision.datasets, class_name)
+        try:
+            train, test = (_open(cls, folder, part) for part in (True, False))
+        except Exception as error:  # torchvision raises what its download stumbled over
+            raise DataUnavailableError(
+                f"task {name} is not in {folder.absolute()} and could not be downloaded ({type(error).__name__}): put "
+                f"torchvision's {class_name} files or a {name}.npz with {', '.join(_KEYS)} there, "
+                f"or name the folder that has "
+                f"them in FLWR_ROBUST_DATA or the data option"
+            ) from None
+        return _images(name, train.data, train.targets, test.data, test.targets)
+
+    return load
+
+
+def _open(cls: Callable[..., Any], folder: Path, train: bool) -> Any:
+    try:
+        return cls(root=str(folder), train=train, download=False)
+    except RuntimeError:
+        return cls(root=str(folder), train=train, download=True)
+
+
+def _images(name: str, x_train: object, y_train: object, x_test: object, y_test: object) -> Task:
+    def pictures(x: object) -> Tensor:
+        array = torch.as_tensor(np.asarray(x))
+        return array[:, None] if array.dim() == 3 else array.permute(0, 3, 1, 2).contiguous()
+
+    def labels(y: object) -> Tensor:
+        return torch.as_tensor(np.asarray(y).astype(np.int64)).reshape(-1)
+
+    return Task(name, pictures(x_train), labels(y_train), pictures(x_test), labels(y_test), 10, 1 / 127.5, -1.0)
+
+
+def _from_npz(path: Path, name: str) -> Task:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _KEYS if key in file}
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataUnavailableError(
+            f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
+        ) from None
+    missing = [key for key in _KEYS if key not in arrays]
+    if missing:
+        raise DataUnavailableError(f"task {path} lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}")
+    labels: dict[str, NDArray[np.int64]] = {}
+    for part in ("train", "test"):
+        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
+        if len(x) != len(y) or len(y) == 0:
+            raise ConfigurationError(
+                f"task {path}: x_{part} and y_{part} must have as many rows; got {len(x)}, {len(y)}"
+            )
+        if x.dtype.kind not in "uif":
+            raise ConfigurationError(f"task {path}: x_{part} must hold real numbers; got {x.dtype}")
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            raise ConfigurationError(f"task {path}: x_{part} must be finite; it holds NaN or Inf")
+        if not np.array_equal(y, y.astype(np.int64)) or y.min() < 0:
+            raise ConfigurationError(
+                f"task {path}: y_{part} must hold class numbers 0, 1, ...; got {y.min()} to {y.max()}"
+            )
+        labels[part] = y.astype(np.int64)
+    images = arrays["x_train"].dtype == np.uint8
+    x_train, x_test = (torch.as_tensor(arrays[f"x_{part}"]) for part in ("train", "test"))
+    if images and x_train.dim() == 4 and x_train.shape[-1] in (1, 3):
+        x_train, x_test = (x.permute(0, 3, 1, 2).contiguous() for x in (x_train, x_test))
+    elif images and x_train.dim() == 3:
+        x_train, x_test = x_train[:, None], x_test[:, None]
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ConfigurationError(f"task {path}: x_train and x_test must hold inputs of one shape")
+    classes = int(max(labels["train"].max(), labels["test"].max())) + 1
+    y_train, y_test = (torch.from_numpy(labels[part]) for part in ("train", "test"))
+    scale, shift = (1 / 127.5, -1.0) if images else (1.0, 0.0)
+    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift)
+
+
+TASKS: dict[str, Callable[[Path], Task]] = {
+    "cifar10": _torchvision("cifar10", "CIFAR10"),
+    "digits": _digits,
+    "fashion_mnist": _torchvision("fashion_mnist", "FashionMNIST"),
+    "mnist": _torchvision("mnist", "MNIST"),
+}
+"""Loaders by task name; each takes the data folder."""
+
+
+def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
+    """Load a data set by name, once per process.
+
+    Parameters
+    ----------
+    name : str
+        ``digits`` (embedded in scikit-learn), ``mnist``, ``fashion_mnist``, ``cifar10`` (read from the folder, else
+        downloaded by torchvision), or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8
+        inputs are taken for images and scaled to [-1, 1].
+    folder : path, optional
+        Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such task.
+    DataUnavailableError
+        If the data are neither there nor downloadable.
+
+    Examples
+    --------
+    >>> load_task("digits").x_train.shape
+    torch.Size([1438, 1, 8, 8])
+    """
+    return _load(str(name), data_folder(folder).absolute())
+
+
+@lru_cache(maxsize=4)
+def _load(name: str, folder: Path) -> Task:
+    if name.endswith(".npz"):
+        path = Path(name) if Path(name).is_absolute() or Path(name).is_file() else folder / name
+        if not path.is_file():
+            raise DataUnavailableError(
+                f"task {name} is not a file; give the path of an .npz with {', '.join(_KEYS)}, or put it into {folder}"
+            )
+        return _from_npz(path, name)
+    if name not in TASKS:
+        raise UnknownNameError("task", name, [*TASKS, "<path>.npz"])
+    return TASKS[name](folder)

@@ -1,0 +1,88 @@
+"""A client's numerical work: gradients, local steps and accuracy of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """A model whose parameters are set from arrays, with the steps that clients take on it.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; moved to the device.
+    weight_decay : float
+        lambda: a gradient is that of the mean cross-entropy plus lambda times the parameters, biases included.
+    device : torch.device or str
+        Where to compute.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the model's arrays, in order.
+    """
+
+    def __init__(self, model: nn.Module, weight_decay: float = 0.0, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.parameters = list(model.parameters())
+        self.weight_decay = weight_decay
+        state = model.state_dict()
+        self.names = list(state)
+        self._state = list(state.values())
+
+    def load(self, arrays: Sequence[NDArray[np.generic]]) -> None:
+        """Set all parameters and buffers, in the order of the state dict."""
+        with torch.no_grad():
+            for held, array in zip(self._state, arrays, strict=True):
+                held.copy_(torch.tensor(array))
+
+    def arrays(self) -> list[NDArray[np.generic]]:
+        """Return copies of all parameters and buffers, in the order of the state dict."""
+        return [held.detach().cpu().numpy().copy() for held in self._state]
+
+    def gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Return the gradient of the mean cross-entropy of a batch plus lambda times the parameters.
+
+        Parameters
+        ----------
+        x : Tensor (b, ...)
+            Inputs, scaled.
+        y : Tensor (b,) of int64
+            Labels.
+        """
+        loss = cross_entropy(self.model(x), y)
+        gradient = torch.autograd.grad(loss, self.parameters)
+        if self.weight_decay == 0:
+            return list(gradient)
+        return [g + self.weight_decay * p.detach() for g, p in zip(gradient, self.parameters, strict=True)]
+
+    def descend(self, direction: Sequence[Tensor], step: float) -> None:
+        """Move the parameters by -step times a direction."""
+        with torch.no_grad():
+            for parameter, d in zip(self.parameters, direction, strict=True):
+                parameter.sub_(d, alpha=step)
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return the model's scores (b, K)."""
+        with torch.no_grad():
+            scores: Tensor = self.model(x)
+        return scores
+
+    def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
+        """Return (mean cross-entropy, accuracy in [0, 1]) over samples, a thousand at a time."""
+        loss, correct = 0.0, 0
+        for inputs, labels in zip(torch.split(x, 1000), torch.split(y, 1000), strict=True):
+            scores = self.scores(inputs)
+            loss += float(cross_entropy(scores.double(), labels, reduction="sum"))
+            correct += int((scores.argmax(1) == labels).sum())
+        return loss / len(y), correct / len(y)

@@ -1,0 +1,1 @@
+"""The ServerApp: task, strategy and evaluation from the run config."""

@@ -1,0 +1,124 @@
+"""The ServerApp: builds everything from Flower's run config, runs it, writes what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, MetricRecord
+from flwr.serverapp import Grid, ServerApp
+
+from flwr_robust.config import RunConfig
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.files import write_atomically
+from flwr_robust.flower import RobustStrategy, discover
+from flwr_robust.flower.records import decode_record, encode_record
+from flwr_robust.rule import Outcome
+
+__all__ = ["app", "main"]
+
+_PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Check the configuration, train, and write the result to ``output``.
+
+    Raises
+    ------
+    FlwrRobustError
+        Before round 1, if the configuration cannot work.
+    """
+    config = RunConfig.from_mapping(context.run_config)
+    torch.set_num_threads(config.threads)
+    learner = config.learner()
+    identities = discover(grid, _all_nodes(grid, config.clients))
+    strategy = RobustStrategy(
+        config.rule,
+        message=config.message,
+        server_learning_rate=config.server_learning_rate,
+        seed=config.seed,
+        fraction_train=config.fraction_train,
+        fraction_evaluate=0.0,
+        min_train_nodes=config.sampled,
+        min_available_nodes=config.clients,
+    )
+    strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
+    initial = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))
+    started = time.perf_counter()
+    result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=_evaluator(config))
+    seconds = time.perf_counter() - started
+    if config.save_model:
+        arrays: dict[str, Any] = decode_record(result.arrays)
+        write_atomically(Path(config.save_model), lambda file: np.savez(file, **arrays))
+    if config.output:
+        refused = [
+            {
+                "round": record.round,
+                "partition": strategy.partitions.get(refusal.node),
+                "reason": refusal.reason.name,
+            }
+            for record in strategy.history
+            for refusal in record.refused
+        ]
+        weights = np.zeros(config.clients)
+        for record in strategy.history:
+            for partition, weight in zip(record.partitions, record.weights, strict=False):
+                if partition is not None:
+                    weights[partition] += weight / config.rounds
+        document = {
+            "curve": [
+                {"round": at, **dict(metrics)} for at, metrics in sorted(result.evaluate_metrics_serverapp.items())
+            ],
+            "mean_weights": weights.tolist(),
+            "outcomes": {
+                outcome.name: sum(record.outcome is outcome for record in strategy.history) for outcome in Outcome
+            },
+            "refused": refused,
+            "seconds": seconds,
+            "visible_gpus": dict(sorted(identities.values())),
+        }
+        text = json.dumps(document, indent=1).encode()
+        write_atomically(Path(config.output), lambda file: file.write(text))
+
+
+def _all_nodes(grid: Grid, clients: int) -> list[int]:
+    """Wait for as many nodes as clients; without it Flower samples among those that happened to come first."""
+    nodes: list[int] = []
+    last = time.monotonic()
+    while len(nodes) < clients and time.monotonic() - last < _PATIENCE:
+        found = sorted(grid.get_node_ids())
+        if len(found) != len(nodes):
+            nodes, last = found, time.monotonic()
+        if len(nodes) < clients:
+            time.sleep(0.1)
+    if len(nodes) != clients:
+        raise ConfigurationError(
+            f"configuration: clients={clients}, but {len(nodes)} nodes are connected; set clients "
+            f"and num-supernodes to the "
+            f"same, e.g. --federation-config 'num-supernodes={clients}'"
+        )
+    return nodes
+
+
+def _evaluator(config: RunConfig) -> Callable[[int, ArrayRecord], MetricRecord | None]:
+    """Return the evaluation of the global model on the test samples, every few rounds and after the last."""
+    task = config.data_set
+    learner = config.learner()
+    x, y = task.inputs(task.x_test), task.y_test
+
+    def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round % config.evaluate_every and server_round != config.rounds:
+            return None
+        learner.load(list(decode_record(arrays).values()))
+        loss, accuracy = learner.evaluate(x, y)
+        return MetricRecord({"loss": loss, "accuracy": accuracy})
+
+    return evaluate
