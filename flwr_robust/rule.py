@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ __all__ = [
     "parse",
     "preaggregators",
 ]
+
+C = TypeVar("C", bound=Component)
 
 State = Mapping[str, Tensor]
 """What a rule carries from round to round: named tensors, so that it can be written to a file as it is."""
@@ -71,6 +73,13 @@ class Aggregate:
     weights: Tensor
     outcome: Outcome = Outcome.OK
     stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def lowered(component: C, k: int) -> C:
+    """Return a component with its field ``f``, where it has one, lowered by k but not below 0."""
+    f = getattr(component, "f", None)
+    fields: dict[str, Any] = {} if f is None else {"f": max(f - k, 0)}
+    return dataclasses.replace(component, **fields)
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,7 @@ class Rule(Component, ABC):
 
     def reduced(self, k: int, asked: int) -> Rule:
         """Return the rule for the rows left when k faulty ones have been left out."""
-        f = self.declared(asked)
-        return self if f is None else dataclasses.replace(self, f=max(f - k, 0))
+        return lowered(self, k)
 
     def init(self) -> State:
         """Return the state before the first call."""
@@ -189,8 +197,7 @@ class PreAggregator(Component, ABC):
 
     def reduced(self, k: int) -> PreAggregator:
         """Return the step for the rows left when k faulty ones have been left out."""
-        f = getattr(self, "f", None)
-        return self if f is None else dataclasses.replace(self, f=max(f - k, 0))
+        return lowered(self, k)
 
     @abstractmethod
     def matrix(self, rows: Rows) -> tuple[Tensor, Mapping[str, Any]]:
