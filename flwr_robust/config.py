@@ -7,6 +7,7 @@ before anything is trained.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -255,5 +256,8 @@ def pick_device(device: str) -> torch.device:
             "client-resources-num-gpus, or set device='auto'"
         )
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        ray = sys.modules.get("ray")
+        # Ray may leave GPUs visible to a process that it gave none.
+        without = ray is not None and ray.is_initialized() and not ray.get_gpu_ids()
+        device = "cuda" if torch.cuda.is_available() and not without else "cpu"
     return torch.device("cuda:0" if device == "cuda" else "cpu")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +16,9 @@ from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_robust.config import RunConfig
-from flwr_robust.errors import ConfigurationError
+from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.files import write_atomically
-from flwr_robust.flower import RobustStrategy, discover
+from flwr_robust.flower import InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.rule import Outcome
 
@@ -36,6 +38,15 @@ def main(grid: Grid, context: Context) -> None:
     FlwrRobustError
         Before round 1, if the configuration cannot work.
     """
+    try:
+        _run(grid, context)
+    except FlwrRobustError:
+        if not isinstance(grid, InProcessGrid):
+            sys.tracebacklimit = 0  # this process ends here, and its user needs the sentence, not Flower's frames
+        raise
+
+
+def _run(grid: Grid, context: Context) -> None:
     config = RunConfig.from_mapping(context.run_config)
     torch.set_num_threads(config.threads)
     learner = config.learner()
@@ -74,6 +85,7 @@ def main(grid: Grid, context: Context) -> None:
                 if partition is not None:
                     weights[partition] += weight / config.rounds
         document = {
+            "model_sha256": _digest(result.arrays),
             "curve": [
                 {"round": at, **dict(metrics)} for at, metrics in sorted(result.evaluate_metrics_serverapp.items())
             ],
@@ -87,6 +99,14 @@ def main(grid: Grid, context: Context) -> None:
         }
         text = json.dumps(document, indent=1).encode()
         write_atomically(Path(config.output), lambda file: file.write(text))
+
+
+def _digest(arrays: ArrayRecord) -> str:
+    """Return the SHA-256 of the model's arrays, names and types included."""
+    digest = hashlib.sha256()
+    for name, array in arrays.items():
+        digest.update(name.encode() + b"\0" + array.data)
+    return digest.hexdigest()
 
 
 def _all_nodes(grid: Grid, clients: int) -> list[int]:

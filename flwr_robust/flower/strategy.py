@@ -240,6 +240,7 @@ class RobustStrategy(FedAvg):
     ) -> Iterable[Message]:
         """Sample nodes from the seed and send them the model to evaluate."""
         if self.fraction_evaluate == 0.0:
+            self._asked = ()
             return []
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
@@ -299,6 +300,8 @@ class RobustStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Admit replies and aggregate their metrics."""
+        if not self._asked:
+            return None
         admitted, _ = self._admit("aggregate_evaluate", replies, None)
         if not admitted:
             return None

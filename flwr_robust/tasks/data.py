@@ -76,7 +76,7 @@ def _digits(folder: Path) -> Task:
     y = torch.from_numpy(bunch.target.astype(np.int64))
     # The set comes in the writers' order: every fifth sample is a test sample, so both parts see all writers.
     test = torch.arange(len(y)) % 5 == 4
-    return Task("digits", x[~test], y[~test], x[test], y[test], 10, 1 / 8, -1.0)
+    return Task("digits", x[~test], y[~test], x[test], y[test], 10, 1 / 16, 0.0)
 
 
 def _torchvision(name: str, class_name: str) -> Callable[[Path], Task]:

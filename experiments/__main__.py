@@ -1,0 +1,146 @@
+"""The command line of the studies: ``python -m experiments --help``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from experiments.flower_run import FlowerRuns
+from experiments.report import conclude, render_table, summarise, write_report
+from experiments.runner import ENGINES, read_results, run_in_process_cell, run_study
+from experiments.study import STUDIES, Study, load_study
+from flwr_robust.config import RunConfig
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice
+
+app = typer.Typer(
+    help="Run studies of robust federated learning and render what came of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+# Wide enough for a pipe, never wider than a hundred columns.
+console = Console(width=min(100, Console().width) if sys.stdout.isatty() else 100, highlight=False)
+
+StudyName = Annotated[str, typer.Argument(help="A study that comes with the project (see `list`), or a TOML file.")]
+Results = Annotated[Path, typer.Option(help="Folder that holds one folder of results per study.")]
+Data = Annotated[str, typer.Option(help="Folder of the data sets; else FLWR_ROBUST_DATA, else ./data.")]
+Engine = Annotated[str, typer.Option(help=f"What runs the cells: {' or '.join(ENGINES)}.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes of the in-process engine; all CPUs by default.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a common key of the study, e.g. --set rounds=50.")
+]
+
+
+def _fail(error: FlwrRobustError) -> NoReturn:
+    typer.secho(f"error: {error}", fg="red", err=True)
+    raise typer.Exit(2)
+
+
+def _load(study: str, data: str, overrides: list[str] | None) -> Study:
+    keys: dict[str, object] = {"data": data} if data else {}
+    for text in overrides or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set must be key=value; got '{text}'")
+        try:
+            keys[key] = json.loads(value)
+        except ValueError:
+            keys[key] = value
+    return load_study(study, keys)
+
+
+@app.command("list")
+def list_studies() -> None:
+    """List the studies that come with the project."""
+    for path in sorted(STUDIES.glob("*.toml")):
+        study = load_study(path.stem)
+        console.print(f"[bold]{study.name}[/bold]  {study.title} ({len(study.cells)} cells)")
+
+
+@app.command()
+def run(
+    study: StudyName,
+    results: Results = Path("results"),
+    data: Data = "",
+    engine: Engine = "in-process",
+    workers: Workers = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the cells of a study that have no result yet; stop it at any time and call it again."""
+    try:
+        check_choice("run", "--engine", engine, ENGINES)
+        loaded = _load(study, data, overrides)
+        summary = run_study(loaded, results / loaded.name, engine=engine, workers=workers)
+    except FlwrRobustError as error:
+        _fail(error)
+    console.print(f"{summary.finished} cells run, {summary.skipped} found finished, in {results / loaded.name}")
+    for name, reason in summary.failed.items():
+        typer.secho(f"failed: {name}: {reason}", fg="red", err=True)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(study: StudyName, results: Results = Path("results"), data: Data = "", overrides: Overrides = None) -> None:
+    """Print a study's tables and write its report: one HTML file, and the plots as PNG files."""
+    try:
+        loaded = _load(study, data, overrides)
+        _report(loaded, results, f"python -m experiments run {study}")
+    except FlwrRobustError as error:
+        _fail(error)
+
+
+def _report(study: Study, results: Path, command: str) -> None:
+    folder = results / study.name
+    documents = read_results(study, folder)
+    if not documents:
+        raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
+    for title, section in summarise(study, documents).items():
+        console.print(render_table(study, title, section))
+        if sentence := conclude(study, section):
+            console.print(sentence, soft_wrap=False)
+    if len(documents) < len(study.cells):
+        console.print(
+            f"[yellow]{len(study.cells) - len(documents)} of {len(study.cells)} cells are not finished[/yellow]"
+        )
+    console.print(f"report: {write_report(study, documents, folder, command)}", soft_wrap=True)
+
+
+@app.command()
+def demo(results: Results = Path("results"), workers: Workers = None) -> None:
+    """Show on real data when the plain mean beats the robust rules: a study, then a short run on Ray."""
+    try:
+        study = load_study("demo")
+        console.print(f"{study.title}\n{study.question}\n")
+        summary = run_study(study, results / study.name, workers=workers)
+        if summary.failed:
+            raise FlwrRobustError("; ".join(f"{name}: {reason}" for name, reason in summary.failed.items()))
+        config = _ray_config(study)
+        with console.status(f"flwr run . on Flower's Ray engine: {config.rounds} rounds of {config.clients} clients"):
+            with FlowerRuns() as flower:
+                document = flower.run(config)
+        same = run_in_process_cell(config.to_mapping())["model_sha256"] == document["model_sha256"]
+        console.print(
+            f"flwr run . on Ray: {config.clients} clients, {config.rounds} rounds of {config.defence}, "
+            f"{config.partition}, {document['seconds']:.1f} s: "
+            f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
+        )
+        _report(study, results, "python -m experiments run demo")
+    except FlwrRobustError as error:
+        _fail(error)
+
+
+def _ray_config(study: Study) -> RunConfig:
+    """Return the study's by-label cell of the mean, shortened to twenty rounds."""
+    cell = next(c for c in study.cells if c.labels == {"defence": "mean()", "partition": "by_label", "seed": "0"})
+    return RunConfig.from_mapping({**cell.config.to_mapping(), "rounds": 20, "evaluate-every": 20})
+
+
+if __name__ == "__main__":
+    app()

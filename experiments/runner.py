@@ -1,0 +1,196 @@
+"""Run a study's cells, side by side, and write every finished one at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.flower_run import FlowerRuns
+from experiments.study import Cell, Study
+from flwr_robust.config import RunConfig
+from flwr_robust.errors import FlwrRobustError
+from flwr_robust.files import write_atomically
+
+__all__ = ["ENGINES", "Summary", "read_results", "run_in_process_cell", "run_study"]
+
+ENGINES = ("in-process", "ray")
+_PACKAGES = ("flwr", "flwr-robust", "numpy", "ray", "torch")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of `run_study` did.
+
+    Attributes
+    ----------
+    finished, skipped : int
+        Cells run now, and cells found finished.
+    failed : mapping of str to str
+        What went wrong, by the name of the cell.
+    """
+
+    finished: int
+    skipped: int
+    failed: Mapping[str, str]
+
+
+def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one configuration through both apps in this process and return what the ServerApp wrote."""
+    from clients.app import app as client_app
+    from flwr_robust.flower import run_in_process
+    from server.app import app as server_app
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
+        document: dict[str, Any] = json.loads(output.read_text())
+        return document
+
+
+def run_study(
+    study: Study,
+    results: Path,
+    *,
+    engine: str = "in-process",
+    workers: int | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Run the cells that have no result yet.
+
+    Parameters
+    ----------
+    study : Study
+        What to run.
+    results : Path
+        Folder of the study's results; made when missing.
+    engine : str
+        ``in-process``: several processes, each a whole federation. ``ray``: ``flwr run`` on Flower's Ray engine, one
+        run after the other.
+    workers : int, optional
+        Processes of the first engine; the number of CPUs when not given.
+    console : Console, optional
+        Where progress is shown; standard error when not given.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    FlwrRobustError
+        Before anything runs, if data are missing or cannot be split as a cell asks.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    waiting = [cell for cell in study.cells if not _path(results, cell).is_file()]
+    splits = {(c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed): c for c in waiting}
+    for cell in splits.values():
+        _ = cell.config.samples  # loads the data and splits them, for the errors
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    failed: dict[str, str] = {}
+    runs = _on_ray(waiting) if engine == "ray" else _in_processes(waiting, workers or os.cpu_count() or 1)
+    with Progress(*columns, console=console or Console(stderr=True)) as progress:
+        bar = progress.add_task(
+            f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
+        )
+        for cell, outcome in runs:
+            if isinstance(outcome, BaseException):
+                failed[cell.name] = f"{type(outcome).__name__}: {outcome}"
+            else:
+                _write(results, study, cell, engine, outcome)
+            progress.advance(bar)
+    return Summary(len(waiting) - len(failed), len(study.cells) - len(waiting), failed)
+
+
+Runs = Iterator[tuple[Cell, dict[str, Any] | BaseException]]
+
+
+def _in_processes(cells: Sequence[Cell], workers: int) -> Runs:
+    if not cells:
+        return
+    pool = ProcessPoolExecutor(min(workers, len(cells)), mp_context=get_context("spawn"))
+    try:
+        futures = {pool.submit(run_in_process_cell, cell.config.to_mapping()): cell for cell in cells}
+        for future in as_completed(futures):
+            error = future.exception()
+            yield futures[future], future.result() if error is None else error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _on_ray(cells: Sequence[Cell]) -> Runs:
+    if not cells:
+        return
+    with FlowerRuns() as flower:
+        for cell in cells:
+            try:
+                yield cell, flower.run(cell.config)
+            except FlwrRobustError as error:
+                yield cell, error
+
+
+def _path(results: Path, cell: Cell) -> Path:
+    return results / f"{cell.name}.json"
+
+
+def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[str, Any]) -> None:
+    config: RunConfig = cell.config
+    curve = outcome["curve"]
+    document = {
+        "schema": 1,
+        "study": study.name,
+        "labels": dict(cell.labels),
+        "config": config.to_mapping(),
+        "config_digest": cell.digest,
+        "declared_f": config.rule.declared(config.sampled),
+        "real_f": config.attackers,
+        "engine": engine,
+        "final": {"accuracy": curve[-1]["accuracy"], "loss": curve[-1]["loss"]},
+        "best_accuracy": max(point["accuracy"] for point in curve),
+        **outcome,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+    text = json.dumps(document, indent=1).encode()
+    write_atomically(_path(results, cell), lambda file: file.write(text))
+
+
+def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
+    """Return the results of the study's cells that are finished, in the order of the cells.
+
+    Raises
+    ------
+    FlwrRobustError
+        If a result file cannot be read; the sentence names it.
+    """
+    documents = []
+    for cell in study.cells:
+        path = _path(results, cell)
+        if path.is_file():
+            try:
+                documents.append(json.loads(path.read_text()))
+            except ValueError:
+                raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again") from None
+    return documents

@@ -1,0 +1,162 @@
+"""A study is a TOML file: a common configuration, axes whose product gives the cells, and how to show the result.
+
+title = "..."                          # one line
+question = "..."                       # what the study answers
+
+[config]                               # keys of the run config, for all cells
+task = "digits"
+
+[axes]                                 # each a list; the cells are their product
+defence = ["mean()", "krum(f=1)"]      # a value of the run config's key of that name, or
+setting = [{ label = "mild", partition = "dirichlet(beta=1.0)" }, ...]    # several keys at once, with a label
+seed = [0, 1, 2]                       # cells that differ only by seed are repetitions
+
+[report]
+rows = "defence"                       # axes of the table
+columns = "setting"
+baseline = "mean()"                    # the row the others are compared with
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr_robust.config import RunConfig
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
+
+__all__ = ["STUDIES", "Cell", "Study", "load_study"]
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+"""Where the studies that come with the project lie."""
+
+_PLACES = ("data", "device", "output", "save-model")  # keys that say where, not what
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes
+    ----------
+    labels : mapping of str to str
+        Its place on each axis.
+    config : RunConfig
+        The run.
+    """
+
+    labels: Mapping[str, str]
+    config: RunConfig
+
+    @property
+    def digest(self) -> str:
+        """First 12 hexadecimal digits of the configuration's SHA-256; where data lie is left out."""
+        values = {key: value for key, value in self.config.to_mapping().items() if key not in _PLACES}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """File name of the cell's result, without suffix."""
+        words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_") for label in self.labels.values())
+        return f"{words[:80]}-{self.digest}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Cells to run and how to show them.
+
+    Attributes
+    ----------
+    name, title, question : str
+        What it is called and what it answers.
+    axes : mapping of str to tuple of str
+        The labels along each axis, in order.
+    cells : tuple of Cell
+        All runs.
+    rows, columns : str
+        The axes of the table.
+    baseline : str
+        The row that the others are compared with.
+    """
+
+    name: str
+    title: str
+    question: str
+    axes: Mapping[str, tuple[str, ...]]
+    cells: tuple[Cell, ...]
+    rows: str
+    columns: str
+    baseline: str
+
+
+def load_study(source: str, overrides: Mapping[str, object] | None = None) -> Study:
+    """Read a study and check every cell.
+
+    Parameters
+    ----------
+    source : str
+        The name of a study that comes with the project, or the path of a TOML file.
+    overrides : mapping, optional
+        Keys of the run config that replace the study's common ones.
+
+    Raises
+    ------
+    FlwrRobustError
+        If the file or one of its cells is wrong; the sentence names the cell.
+    """
+    path = Path(source) if source.endswith(".toml") else STUDIES / f"{source}.toml"
+    if not path.is_file():
+        names = [found.stem for found in STUDIES.glob("*.toml")]
+        raise UnknownNameError("study", source, [*names, "<path>.toml"])
+    try:
+        document = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"study {path}: it is no TOML file: {error}") from None
+    known = {"title", "question", "config", "axes", "report"}
+    if unknown := set(document) - known:
+        raise UnknownNameError(f"table of study {path}", min(unknown), known)
+    axes = document.get("axes", {})
+    if not axes or not all(isinstance(values, list) and values for values in axes.values()):
+        raise ConfigurationError(f"study {path}: [axes] must hold at least one list of at least one value")
+    report = document.get("report", {})
+    shown = {"rows": report.get("rows", next(iter(axes))), "columns": report.get("columns", [*axes][-1])}
+    for axis in shown.values():
+        if axis not in axes:
+            raise UnknownNameError(f"axis of study {path}", axis, axes)
+    common = {**document.get("config", {}), **(overrides or {})}
+    points = {axis: [_point(axis, value) for value in values] for axis, values in axes.items()}
+    cells = []
+    for combination in itertools.product(*points.values()):
+        labels = {axis: label for axis, (label, _) in zip(points, combination, strict=True)}
+        values = dict(common)
+        for _, keys in combination:
+            values.update(keys)
+        try:
+            cells.append(Cell(labels, RunConfig.from_mapping(values)))
+        except FlwrRobustError as error:
+            where = ", ".join(f"{axis}={label}" for axis, label in labels.items())
+            raise ConfigurationError(f"study {path.stem}, cell {where}: {error}") from None
+    return Study(
+        path.stem,
+        str(document.get("title", path.stem)),
+        str(document.get("question", "")),
+        {axis: tuple(label for label, _ in values) for axis, values in points.items()},
+        tuple(cells),
+        shown["rows"],
+        shown["columns"],
+        str(report.get("baseline", "")),
+    )
+
+
+def _point(axis: str, value: object) -> tuple[str, dict[str, object]]:
+    """Return a point's label and the keys it sets."""
+    if isinstance(value, dict):
+        keys = {key: v for key, v in value.items() if key != "label"}
+        return str(value.get("label", " ".join(map(str, keys.values())))), keys
+    return str(value), {axis: value}
