@@ -75,8 +75,8 @@ class HonestClient(NumPyClient):
         """Evaluate the global model on the client's own samples, with their true labels."""
         self.learner.load(parameters)
         picked = torch.from_numpy(self.samples)
-        x = self.task.inputs(self.task.x_train[picked], self.learner.device)
-        loss, accuracy = self.learner.evaluate(x, self.task.y_train[picked].to(self.learner.device))
+        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
+        loss, accuracy = self.learner.evaluate(x, self.task.y_train.index_select(0, picked).to(self.learner.device))
         return loss, len(self.samples), {"accuracy": accuracy}
 
     def _gradient(self, generator: torch.Generator) -> list[Tensor]:
@@ -87,8 +87,8 @@ class HonestClient(NumPyClient):
         else:
             positions = torch.randint(held, (size,), generator=generator)
         picked = torch.from_numpy(self.samples)[positions]
-        x = self.task.inputs(self.task.x_train[picked], self.learner.device)
-        y = self.task.y_train[picked].to(self.learner.device)
+        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
+        y = self.task.y_train.index_select(0, picked).to(self.learner.device)
         return self.learner.gradient(x, self.labels(y, x, generator))
 
     def _with_momentum(self, gradient: list[Tensor]) -> list[Tensor]:

@@ -122,9 +122,9 @@ def demo(results: Results = Path("results"), workers: Workers = None) -> None:
         if summary.failed:
             raise FlwrRobustError("; ".join(f"{name}: {reason}" for name, reason in summary.failed.items()))
         config = _ray_config(study)
-        with console.status(f"flwr run . on Flower's Ray engine: {config.rounds} rounds of {config.clients} clients"):
-            with FlowerRuns() as flower:
-                document = flower.run(config)
+        what = f"flwr run . on Flower's Ray engine: {config.rounds} rounds of {config.clients} clients"
+        with console.status(what), FlowerRuns() as flower:
+            document = flower.run(config)
         same = run_in_process_cell(config.to_mapping())["model_sha256"] == document["model_sha256"]
         console.print(
             f"flwr run . on Ray: {config.clients} clients, {config.rounds} rounds of {config.defence}, "

@@ -75,7 +75,7 @@ class Aggregate:
     stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def lowered(component: C, k: int) -> C:
+def _lowered(component: C, k: int) -> C:
     """Return a component with its field ``f``, where it has one, lowered by k but not below 0."""
     f = getattr(component, "f", None)
     fields: dict[str, Any] = {} if f is None else {"f": max(f - k, 0)}
@@ -131,7 +131,7 @@ class Rule(Component, ABC):
 
     def reduced(self, k: int, asked: int) -> Rule:
         """Return the rule for the rows left when k faulty ones have been left out."""
-        return lowered(self, k)
+        return _lowered(self, k)
 
     def init(self) -> State:
         """Return the state before the first call."""
@@ -197,7 +197,7 @@ class PreAggregator(Component, ABC):
 
     def reduced(self, k: int) -> PreAggregator:
         """Return the step for the rows left when k faulty ones have been left out."""
-        return lowered(self, k)
+        return _lowered(self, k)
 
     @abstractmethod
     def matrix(self, rows: Rows) -> tuple[Tensor, Mapping[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -64,7 +66,14 @@ def _run(grid: Grid, context: Context) -> None:
     strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
     initial = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))
     started = time.perf_counter()
-    result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=_evaluator(config))
+    evaluate = _evaluator(config)
+    ends: list[float] = []
+
+    def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        ends.append(time.perf_counter())
+        return evaluate(server_round, arrays)
+
+    result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=after_round)
     seconds = time.perf_counter() - started
     if config.save_model:
         arrays: dict[str, Any] = decode_record(result.arrays)
@@ -95,6 +104,7 @@ def _run(grid: Grid, context: Context) -> None:
             },
             "refused": refused,
             "seconds": seconds,
+            "median_round_seconds": statistics.median(b - a for a, b in itertools.pairwise(ends)),
             "visible_gpus": dict(sorted(identities.values())),
         }
         text = json.dumps(document, indent=1).encode()

@@ -57,8 +57,11 @@ def distance(a, b):
 
 
 def krum_scores(x, f, variant="paper"):
-    n = len(x) neighbours, power = {"paper": (n - f - 2, 2), "byzfl": (n - f - 1, 2), "byzantine_momentum": (n - f -
-    1, 1)}[variant] scores = [] for i in range(n):
+    n = len(x)
+    rules = {"paper": (n - f - 2, 2), "byzfl": (n - f - 1, 2), "byzantine_momentum": (n - f - 1, 1)}
+    neighbours, power = rules[variant]
+    scores = []
+    for i in range(n):
         squares = [math.fsum((x[i] - x[j]) ** 2) for j in range(n) if j != i]
         distances = squares if power == 2 else [math.sqrt(s) for s in squares]
         scores.append(math.fsum(sorted(distances)[:neighbours]))
@@ -87,8 +90,9 @@ def faba_removals(x, f):
     """Rows in the order of their removal, and the least gap by which one was the farthest."""
     left, removed, gap = list(range(len(x))), [], math.inf
     for _ in range(f):
-        centre = weighted_sum(x[left], np.full(len(left), 1 / len(left)))
-        far = [distance(x[i], centre) for i in left]
+        # |left| times the differences to the mean: no division, so small integers stay exact.
+        total = x[left].sum(0)
+        far = [math.fsum((len(left) * x[i] - total) ** 2) for i in left]
         worst = far.index(max(far))
         others = [d for i, d in enumerate(far) if i != worst]
         gap = min(gap, 1 - max(others) / far[worst] if far[worst] else 0.0)

@@ -366,6 +366,14 @@ def outlier(case: Case) -> None:
             assert_like_oracle(case, torch.from_numpy(x), spread)
 
 
+def mirrored(case: Case) -> None:
+    # One row points the other way and has the median length: a Gram matrix may be centred there, far from the others.
+    x = 1 + 1e-4 * sample(case)
+    others = np.delete(x, 1, 0)
+    x[1] = -others.mean(0) / np.linalg.norm(others.mean(0)) * np.median(np.linalg.norm(others, axis=1))
+    assert_like_oracle(case, torch.from_numpy(x), spread_of(others))
+
+
 def ties(case: Case) -> None:
     # Small integers: sums and squares are exact, so a tie is a tie, in the oracle too.
     for seed in range(4):
@@ -427,6 +435,7 @@ PROPERTIES = {
         half,
         huge,
         layers,
+        mirrored,
         mix,
         mixed_types,
         not_finite,

@@ -12,11 +12,12 @@ import itertools
 import logging
 from collections.abc import Iterable, Mapping
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.flower.records import copy_content
 
 try:  # where Flower keeps its own records has moved between releases
     from flwr.supercore.run import Run
@@ -131,31 +132,19 @@ class InProcessGrid(Grid):
             error = Error(code=5, reason=f"node {message.metadata.dst_node_id} does not exist")
             return self._finish(Message(error, reply_to=message))
         received = copy.copy(message)
-        received.__dict__["_content"] = _copy_content(message.content)
+        received.__dict__["_content"] = copy_content(message.content)
         try:
             reply = self._client_app(received, context)
         except Exception as error:  # as Flower does: a client's failure is a reply
             log.error("ClientApp of node %s raised %s: %s", context.node_id, type(error).__name__, error)
             reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         if reply.has_content():
-            reply.content = _copy_content(reply.content)
+            reply.content = copy_content(reply.content)
         return self._finish(reply)
 
     def _finish(self, reply: Message) -> Message:
         reply.metadata.__dict__["_message_id"] = str(next(self._ids))
         return reply
-
-
-def _copy_content(content: RecordDict) -> RecordDict:
-    """Copy records so that nobody can change the other side's; the bytes of arrays are immutable and shared."""
-    copied = RecordDict()
-    for name, record in content.items():
-        twin = record.copy()
-        if isinstance(twin, ArrayRecord):
-            for key, array in twin.items():
-                twin[key] = copy.copy(array)
-        copied[name] = twin
-    return copied
 
 
 def _identify() -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower.records import decode, encode_record, records_of
+from flwr_robust.flower.records import decode, encode_record, fill, records_of
 
 __all__ = ["discover", "serve"]
 
@@ -97,12 +97,12 @@ def _reply(
             facts[name] = value
         else:
             numbers[name] = value.item() if isinstance(value, np.generic) else value
-    content = RecordDict({"metrics": MetricRecord(numbers)})
+    records: dict[str, Any] = {"metrics": MetricRecord(numbers)}
     if arrays is not None:
-        content["arrays"] = arrays
+        records["arrays"] = arrays
     if facts:
-        content["config"] = ConfigRecord(facts)
-    return Message(content, reply_to=message)
+        records["config"] = ConfigRecord(facts)
+    return Message(fill(RecordDict(), records), reply_to=message)
 
 
 def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, tuple[int, str]]:

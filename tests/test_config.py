@@ -1,0 +1,95 @@
+"""Every wrong configuration is one sentence before round 1, naming what is allowed."""
+
+import pytest
+from flwr_robust.config import RunConfig, pick_device
+from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError
+
+WRONG = [
+    ({"defence": "krumm(f=1)"}, ["aggregator", "krumm", "krum", "trimmed_mean"]),
+    ({"defence": "krum(g=1)"}, ["field of krum", "'g'", "f, variant"]),
+    ({"defence": "krum(f=4)"}, ["n >= 2f + 3", "n=10", "f=4", "11"]),
+    ({"defence": "trimmed_mean(f=5)"}, ["n >= 2f + 1", "n=10", "f=5"]),
+    ({"partition": "dirichlet(beta=0)"}, ["beta", "> 0", "beta=0"]),
+    ({"partition": "dirichlet(beta=-1.0)"}, ["beta", "> 0", "-1.0"]),
+    ({"partition": "by_lable"}, ["partition", "by_label", "iid"]),
+    ({"attack": "label_flop", "attackers": 1}, ["attack", "label_flip", "dynamic_label_flip"]),
+    ({"attack": "label_flip(p=1.5)", "attackers": 1}, ["p must be", "<= 1", "1.5"]),
+    ({"attack": "label_flip", "attackers": 11}, ["attackers", "clients=10", "11"]),
+    ({"attack": "label_flip"}, ["attackers >= 1", "attackers=0"]),
+    ({"attackers": 2}, ["attackers=2", "label_flip"]),
+    ({"model": "resnet"}, ["model", "resnet", "softmax, mlp".split(", ")[0]]),
+    ({"message": "weights"}, ["message", "delta, gradient, momentum, parameters", "weights"]),
+    ({"alpha": 0.0}, ["alpha", "> 0", "0.0"]),
+    ({"rounds": 0}, ["rounds", ">= 1", "0"]),
+    ({"clients": 0}, ["clients", ">= 1"]),
+    ({"server-learning-rate": -0.1}, ["server_learning_rate".replace("_", "-"), "> 0"]),
+    ({"fraction-train": 1.5}, ["fraction-train", "<= 1"]),
+    ({"fraction-train": 0.2, "defence": "krum(f=1)"}, ["n=2"]),
+    ({"batching": "sorted"}, ["batching", "consecutive, random"]),
+    ({"seed": -1}, ["seed", ">= 0"]),
+    ({"learning-rate": 0.1}, ["configuration key", "learning-rate", "server-learning-rate"]),
+    ({"rounds": "ten"}, ["rounds", "int", "'ten'"]),
+    ({"rounds": 2.5}, ["rounds", "int"]),
+    ({"rounds": True}, ["rounds", "int", "True"]),
+    ({"output": "/no/such/folder/result.json"}, ["output", "folder that exists"]),
+]
+
+
+@pytest.mark.parametrize(("keys", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_one_sentence_names_what_is_allowed(keys, words):
+    with pytest.raises(ConfigurationError) as caught:
+        RunConfig.from_mapping(keys)
+    sentence = str(caught.value)
+    assert "\n" not in sentence
+    assert [word for word in words if word not in sentence] == []
+
+
+def test_unknown_tasks_and_missing_folders(tmp_path):
+    with pytest.raises(UnknownNameError, match="unknown task 'mnits'.*cifar10.*Did you mean 'mnist'"):
+        _ = RunConfig(task="mnits").data_set
+    with pytest.raises(DataUnavailableError, match=r"data folder .*nowhere does not exist"):
+        _ = RunConfig(task="mnist", data=str(tmp_path / "nowhere")).data_set
+
+
+def test_hyphens_and_underscores_are_one():
+    assert (
+        RunConfig.from_mapping({"batch-size": 8})
+        == RunConfig.from_mapping({"batch_size": 8})
+        == RunConfig(batch_size=8)
+    )
+    config = RunConfig(defence="clip(c=2.0) | krum(f=1)", rounds=7)
+    assert RunConfig.from_mapping(config.to_mapping()) == config
+
+
+def test_whole_numbers_pass_for_floats():
+    assert RunConfig.from_mapping({"alpha": 1}).alpha == 1.0
+
+
+def test_the_last_clients_attack():
+    config = RunConfig(clients=5, attackers=2, attack="label_flip")
+    assert [config.attacks(client) for client in range(5)] == [False, False, False, True, True]
+
+
+def test_device_without_a_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(FlwrRobustError, match="client-resources-num-gpus"):
+        pick_device("cuda")
+
+
+def test_device_with_a_gpu(monkeypatch):
+    import sys
+    import types
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert pick_device("auto") == torch.device("cuda:0")
+    # An actor that Ray gave no GPU takes none, even where it can see one.
+    for gpus, kind in (([], "cpu"), ([0], "cuda")):
+        ray = types.SimpleNamespace(is_initialized=lambda: True, get_gpu_ids=lambda gpus=gpus: gpus)
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        assert pick_device("auto").type == kind
