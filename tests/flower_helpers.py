@@ -1,4 +1,4 @@
-"""What the tests of the Flower layer share: small apps, hand-made messages, and replies that are wrong in one way each."""
+"""What the tests of the Flower layer share: small apps, hand-made messages, replies that are wrong in one way each."""
 
 from __future__ import annotations
 

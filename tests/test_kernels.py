@@ -264,8 +264,9 @@ def test_the_value_saturates_instead_of_overflowing():
     assert rows.mix(torch.full((3,), 1 / 3, dtype=torch.float64)).tolist() == [60000, 60000]
 
 
-@pytest.mark.xfail(strict=True, reason="the widths are taken from the first row: longer layers are cut, single ones
-spread") @pytest.mark.parametrize("width", [5, 1]) def test_layers_of_other_sizes_are_refused(width):
+@pytest.mark.xfail(strict=True, reason="widths come from the first row: a longer layer is cut, a single one spread")
+@pytest.mark.parametrize("width", [5, 1])
+def test_layers_of_other_sizes_are_refused(width):
     with pytest.raises(ConfigurationError):
         list(Rows.from_layers([[torch.zeros(3)], [torch.zeros(width)]]).blocks())
 

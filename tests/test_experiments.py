@@ -1,0 +1,286 @@
+"""Studies: reading them, running their cells once, rendering what came of them."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from experiments import report
+from experiments.__main__ import app
+from experiments.runner import read_results, run_study
+from experiments.study import STUDIES, load_study
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
+from typer.testing import CliRunner
+
+SMALL = """
+title = "small"
+question = "does it run?"
+[config]
+task = "digits"
+rounds = 3
+evaluate-every = 2
+attack = "label_flip()"
+attackers = 1
+[axes]
+defence = ["mean()", "median()"]
+setting = [{ label = "same", partition = "iid" }, { label = "apart", partition = "by_label", weight-decay = 0.01 }]
+seed = [0, 1]
+[report]
+rows = "defence"
+columns = "setting"
+baseline = "mean()"
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return str(path)
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_cells_are_the_product_of_the_axes(small):
+    study = load_study(small)
+    assert len(study.cells) == 8
+    assert study.axes == {"defence": ("mean()", "median()"), "setting": ("same", "apart"), "seed": ("0", "1")}
+    apart = [cell.config for cell in study.cells if cell.labels["setting"] == "apart"]
+    assert {(c.partition, c.weight_decay) for c in apart} == {("by_label", 0.01)}
+    assert len({cell.name for cell in study.cells}) == 8
+
+
+def test_digest_is_of_what_is_run_not_where(small):
+    here, there = load_study(small), load_study(small, {"data": "/elsewhere"})
+    longer = load_study(small, {"rounds": 4})
+    assert [c.digest for c in here.cells] == [c.digest for c in there.cells]
+    assert not {c.digest for c in here.cells} & {c.digest for c in longer.cells}
+
+
+def test_cells_run_once_and_resume(small, tmp_path):
+    study, folder = load_study(small), tmp_path / "results"
+    first = run_study(study, folder, workers=2)
+    assert (first.finished, first.skipped, first.failed) == (8, 0, {})
+    documents = read_results(study, folder)
+    assert [d["labels"] for d in documents] == [dict(c.labels) for c in study.cells]
+    for document in documents:
+        assert [p["round"] for p in document["curve"]] == [0, 2, 3]
+        assert document["declared_f"] is None
+        assert document["real_f"] == 1
+        assert sum(document["mean_weights"]) == pytest.approx(1)
+        assert document["versions"]["flwr"]
+    lost = sorted(folder.glob("*.json"))[3]
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("*.json") if p != lost}
+    lost.unlink()
+    again = run_study(study, folder, workers=1)
+    assert (again.finished, again.skipped) == (1, 7)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert not list(folder.glob("*.part"))
+
+
+def test_a_failing_cell_is_named_and_the_others_finish(small, tmp_path, monkeypatch):
+    study, folder = load_study(small), tmp_path / "results"
+    folder.mkdir()
+
+    def some(cells, workers):
+        for index, cell in enumerate(cells):
+            yield cell, (RuntimeError("out of luck") if index == 2 else {"curve": [{"accuracy": 0.5, "loss": 1.0}]})
+
+    monkeypatch.setattr("experiments.runner._in_processes", some)
+    summary = run_study(study, folder)
+    assert summary.finished == 7
+    assert summary.failed == {study.cells[2].name: "RuntimeError: out of luck"}
+    assert len(list(folder.glob("*.json"))) == 7
+
+
+def documents_of(study, accuracy):
+    """Results as the runner writes them, with accuracies from a function of the labels."""
+    return [
+        {
+            "labels": dict(cell.labels),
+            "config": cell.config.to_mapping(),
+            "config_digest": cell.digest,
+            "declared_f": None,
+            "real_f": 1,
+            "engine": "in-process",
+            "final": {"accuracy": accuracy(cell.labels), "loss": 1.0},
+            "curve": [{"round": 0, "accuracy": 0.1}, {"round": 3, "accuracy": accuracy(cell.labels)}],
+            "mean_weights": [0.1] * 9 + [0.1],
+            "seconds": 1.0,
+            "finished": "2026-01-01",
+            "machine": {"cpus": 2, "system": "Linux", "python": "3.11"},
+            "versions": {"flwr": "1.41"},
+        }
+        for cell in study.cells
+    ]
+
+
+def test_the_sentence_follows_the_numbers(small):
+    study = load_study(small)
+    noise = {"0": 0.0, "1": 0.02}
+
+    def accuracy(labels):
+        ahead = {
+            ("mean()", "apart"): 0.8,
+            ("median()", "apart"): 0.6,
+            ("mean()", "same"): 0.90,
+            ("median()", "same"): 0.905,
+        }
+        return ahead[labels["defence"], labels["setting"]] + noise[labels["seed"]]
+
+    section = report.summarise(study, documents_of(study, accuracy))[""]
+    sentence = report.conclude(study, section)
+    assert "apart, mean() (81.0 ± 1.4 %) beats the best other rule, median() (61.0 ± 1.4 %)" in sentence
+    assert "same, mean() (91.0 ± 1.4 %) is level with the best other rule, median() (91.5 ± 1.4 %)" in sentence
+    turned = report.summarise(study, documents_of(study, lambda labels: 1 - accuracy(labels)))[""]
+    assert "apart, mean() (19.0 ± 1.4 %) loses to" in report.conclude(study, turned)
+
+
+def test_report_is_one_file_with_the_numbers(small, tmp_path):
+    study = load_study(small)
+    documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
+    page = report.write_report(study, documents[:-1], tmp_path, "python -m experiments run small").read_text()
+    assert "75.0" in page
+    assert "7 of 8 cells" in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from anywhere
+    assert all(cell.digest in page for cell in study.cells[:-1])
+    for name in ("final.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_marks_the_best(small):
+    study = load_study(small)
+    documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
+    table = report.render_table(study, "", report.summarise(study, documents)[""])
+    assert list(table.columns[1].cells) == ["[bold]75.0 ± 0.0[/bold]", "50.0 ± 0.0"]
+
+
+WRONG = [
+    ("[axes]\nseed = [0]\n[confg]\nrounds = 1\n", UnknownNameError, "table of study.*'confg'.*config"),
+    ("[config]\nrounds = 1\n", ConfigurationError, r"\[axes\]"),
+    ('[axes]\ndefence = ["mean()"]\nseed = []\n', ConfigurationError, r"\[axes\]"),
+    ('[axes]\ndefence = ["krum(f=9)"]\n', ConfigurationError, "cell defence=krum.*n >= 2f"),
+    ("[axes]\nsedd = [0]\n", ConfigurationError, "cell sedd=0.*configuration key 'sedd'.*seed"),
+    ('[axes]\nseed = [0]\n[report]\nrows = "rule"\n', UnknownNameError, "axis of study.*'rule'.*seed"),
+    ("[axes\n", ConfigurationError, "no TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "words"), WRONG)
+def test_wrong_studies_are_one_sentence(tmp_path, text, kind, words):
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(kind, match=words):
+        load_study(str(path))
+
+
+def test_every_study_of_the_project_is_sound():
+    for path in STUDIES.glob("*.toml"):
+        study = load_study(path.stem)
+        assert study.baseline in study.axes[study.rows]
+        assert study.title
+        assert study.question
+
+
+BAD_CALLS = [
+    (["run", "demoo"], "unknown study 'demoo'"),
+    (["run", "demo", "--engine", "slurm"], "in-process, ray"),
+    (["run", "demo", "--set", "rounds"], "key=value"),
+    (["run", "demo", "--set", "attackers=11"], "clients=10"),
+    (["run", "demo", "--set", "task=mnits"], "unknown task 'mnits'"),
+    (["run", "demo", "--set", "task=mnist", "--data", "/no/such/folder"], "/no/such/folder does not exist"),
+    (["report", "demo"], "holds no result"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), BAD_CALLS)
+def test_bad_calls_say_one_sentence_and_fail(arguments, words, tmp_path):
+    done = invoke(*arguments, "--results", tmp_path)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert "Traceback" not in done.output
+    assert len([line for line in done.output.splitlines() if line.startswith("error: ")]) == 1
+
+
+def test_damaged_result_is_named(small, tmp_path):
+    study = load_study(small)
+    (tmp_path / f"{study.cells[0].name}.json").write_text("{")
+    with pytest.raises(FlwrRobustError, match="cannot be read; delete it"):
+        read_results(study, tmp_path)
+
+
+def test_run_and_report_by_command(small, tmp_path):
+    done = invoke("run", small, "--results", tmp_path, "--workers", 1, "--set", "rounds=2")
+    assert done.exit_code == 0, done.output
+    assert "8 cells run, 0 found finished" in done.output
+    done = invoke("report", small, "--results", tmp_path, "--set", "rounds=2")
+    assert done.exit_code == 0, done.output
+    assert "report.html" in done.output.replace("\n", "")
+    assert Path(tmp_path / "small" / "report.html").is_file()
+    assert max(map(len, done.output.splitlines()[:-1])) <= 100
+
+
+def test_help_teaches():
+    assert "Run studies" in invoke("--help").output
+    assert "no result yet" in invoke("run", "--help").output
+    assert "demo" in invoke("list").output
+
+
+@pytest.mark.ray
+def test_a_study_on_ray_gives_the_numbers_of_the_study_in_process(tmp_path):
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL.replace('["mean()", "median()"]', '["mean()"]').replace("seed = [0, 1]", "seed = [0]"))
+    study = load_study(str(path))
+    assert run_study(study, tmp_path / "ray", engine="ray").failed == {}
+    assert run_study(study, tmp_path / "process").failed == {}
+    ray, process = (read_results(study, tmp_path / engine) for engine in ("ray", "process"))
+    assert [d["model_sha256"] for d in ray] == [d["model_sha256"] for d in process]
+    assert {d["engine"] for d in ray} == {"ray"}
+
+
+@pytest.mark.ray
+def test_flwr_run_leaves_no_process_and_names_the_mistake(tmp_path):
+    import psutil
+    from experiments.flower_run import FlowerRunError, FlowerRuns
+    from flwr_robust.config import RunConfig
+
+    npz = tmp_path / "gone.npz"
+    import numpy as np
+
+    np.savez(npz, x_train=np.ones((20, 2)), y_train=np.arange(20) % 2, x_test=np.ones((2, 2)), y_test=np.arange(2))
+    config = RunConfig(task=str(npz), clients=2, rounds=1)
+    npz.unlink()
+    with FlowerRuns() as flower:
+        home = str(flower.home)
+        with pytest.raises(FlowerRunError) as caught:
+            flower.run(config)
+    # The sentence stands in Flower's log, and none of our frames around it.
+    assert "gone.npz is not a file" in str(caught.value)
+    assert "server/app.py" not in str(caught.value)
+    left = [p for p in psutil.process_iter() if any(home in part for part in _command(p))]
+    assert left == []
+    assert not Path(home).exists()
+
+
+def _command(process):
+    import psutil
+
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_results_are_json_without_nan(small, tmp_path):
+    study = load_study(small, {"rounds": 2})
+    run_study(study, tmp_path, workers=1)
+    for path in tmp_path.glob("*.json"):
+        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    logging.getLogger("flwr").setLevel(logging.ERROR)

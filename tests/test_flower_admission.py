@@ -1,0 +1,386 @@
+"""Admission: what is let in, what is refused, and for which reason; and metrics that no liar steers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flwr_robust import ConfigurationError
+from flwr_robust.flower import InProcessGrid, Reason, Refusal
+from flwr_robust.flower.admission import SentModel, admit, robust_metrics
+from tests.flower_helpers import FIRST, MALFORMED, content, header, npy, record
+
+MODEL = {
+    "weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "bias": np.array([1.0, -1.0], np.float32),
+    "scale": np.float64(2.0),
+    "steps": np.int64(5),
+    "mask": np.array([True, False]),
+}
+KEY = "num-examples"
+ASKED = [FIRST, FIRST + 1, FIRST + 2]
+
+
+@pytest.fixture(autouse=True)
+def identity():
+    """Messages can only be made in a process that is a run's server; a grid makes this one so."""
+    InProcessGrid(ClientApp(), 3)
+
+
+def ask(node=FIRST, kind="train"):
+    return Message(RecordDict(), node, kind)
+
+
+def reply(made, node=FIRST):
+    return Message(made, reply_to=ask(node))
+
+
+def judge(*messages, sent=MODEL, asked=ASKED, key=KEY):
+    return admit(messages, asked, key, None if sent is None else SentModel(record(sent)))
+
+
+def reason_of(message, **options):
+    admitted, refused = judge(message, **options)
+    assert admitted == []
+    assert len(refused) == 1
+    return refused[0].reason
+
+
+# -- what is let in ----------------------------------------------------------------------------------
+
+
+def test_a_right_reply_is_admitted_whole():
+    made = content({name: values + values for name, values in MODEL.items()}, 7, partition_id=4, loss=0.5)
+    admitted, refused = judge(reply(made))
+    assert refused == []
+    (found,) = admitted
+    assert (found.node, found.num_examples, found.partition) == (FIRST, 7.0, 4)
+    assert found.content is made
+    assert len(found.arrays) == len(MODEL)
+    for values, sent in zip(found.arrays, MODEL.values(), strict=True):
+        assert values.dtype == sent.dtype
+        assert values.shape == sent.shape
+        np.testing.assert_array_equal(values, sent + sent)
+
+
+def test_what_is_admitted_was_not_copied():
+    made = content(MODEL)
+    (found,), _ = judge(reply(made))
+    data = made["arrays"]["weight"].data
+    assert np.shares_memory(found.arrays[0], np.frombuffer(data, np.uint8))
+
+
+def test_arrays_are_put_into_the_servers_order():
+    # Were they taken by position, weight would be refused; the two vectors of one shape would change places.
+    model = {"a": np.zeros(2, np.float32), "b": np.zeros(2, np.float32), "c": np.zeros((2, 2), np.float32)}
+    right = {"a": np.float32([1, 2]), "b": np.float32([3, 4]), "c": np.ones((2, 2), np.float32)}
+    shuffled = {name: right[name] for name in ("c", "b", "a")}
+    admitted, refused = judge(reply(content(right)), reply(content(shuffled), FIRST + 1), sent=model)
+    assert refused == []
+    for first, second in zip(admitted[0].arrays, admitted[1].arrays, strict=True):
+        np.testing.assert_array_equal(first, second)
+    # The other side: the order does not follow from the message alone.
+    assert list(admitted[1].content["arrays"]) == ["c", "b", "a"]
+
+
+def test_fortran_order_is_no_other_shape():
+    made = content({**MODEL, "weight": np.asfortranarray(MODEL["weight"])})
+    (found,), refused = judge(reply(made))
+    assert refused == []
+    np.testing.assert_array_equal(found.arrays[0], MODEL["weight"])
+
+
+def test_records_may_have_any_name():
+    made = RecordDict({"x": MetricRecord({KEY: 1}), "y": record(MODEL), "z": ConfigRecord({"text": "anything"})})
+    assert len(judge(reply(made))[0]) == 1
+
+
+def test_the_largest_finite_numbers_are_admitted():
+    # Finite is all that admission asks; outliers are the rule's business.
+    made = content({**MODEL, "weight": np.full((2, 3), np.finfo(np.float32).max)}, 1e12)
+    assert len(judge(reply(made))[0]) == 1
+
+
+@pytest.mark.parametrize("partition", [None, 1.5, [1]])
+def test_a_partition_is_an_integer_or_unknown(partition):
+    made = content(MODEL) if partition is None else content(MODEL, partition_id=partition)
+    (found,), _ = judge(reply(made))
+    assert found.partition is None
+
+
+def test_another_key_may_count_the_examples():
+    made = RecordDict({"m": MetricRecord({"weight": 3}), "a": record(MODEL)})
+    (found,), _ = judge(reply(made), key="weight")
+    assert found.num_examples == 3
+    assert reason_of(reply(made)) is Reason.NUM_EXAMPLES
+
+
+# -- what is refused ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("make", "reason"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_reply_is_refused_alone(make, reason):
+    # Two good replies around it: the bad one is refused for its reason, and nothing else happens.
+    good = [reply(content(MODEL), FIRST), reply(content(MODEL), FIRST + 2)]
+    admitted, refused = judge(good[0], reply(make(MODEL), FIRST + 1), good[1])
+    assert [found.node for found in admitted] == [FIRST, FIRST + 2]
+    assert [(found.node, found.reason) for found in refused] == [(FIRST + 1, reason)]
+    assert isinstance(refused[0].detail, str)
+    assert len(refused[0].detail) < 400
+
+
+def test_every_reason_can_be_reached():
+    elsewhere = {Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE}  # the three tests below
+    assert {reason for _, reason in MALFORMED.values()} | elsewhere == set(Reason)
+
+
+def test_an_error_reply_is_refused_with_its_reason():
+    message = Message(Error(2, "Traceback:\n  boom   happened\n" + "x" * 1000), reply_to=ask())
+    admitted, refused = judge(message)
+    assert admitted == []
+    assert refused[0].reason is Reason.ERROR
+    assert refused[0].node == FIRST
+    assert refused[0].detail.startswith("Traceback: boom happened")  # on one line, and short
+    assert len(refused[0].detail) == 200
+
+
+def test_an_error_reply_may_give_no_reason():
+    assert judge(Message(Error(0), reply_to=ask()))[1] == [Refusal(FIRST, Reason.ERROR, "")]
+
+
+def test_a_reply_after_an_error_of_the_same_node_is_admitted():
+    # Flower may answer in a dead node's name and deliver the node's own reply later.
+    admitted, refused = judge(Message(Error(0), reply_to=ask()), reply(content(MODEL)))
+    assert [found.node for found in admitted] == [FIRST]
+    assert [found.reason for found in refused] == [Reason.ERROR]
+
+
+def test_a_node_that_was_not_asked_is_refused():
+    assert reason_of(reply(content(MODEL), 99)) is Reason.NOT_ASKED
+    assert reason_of(reply(content(MODEL)), asked=[]) is Reason.NOT_ASKED
+    # A client that starts a message of its own instead of replying speaks in no asked node's name.
+    assert reason_of(Message(content(MODEL), 1, "train")) is Reason.NOT_ASKED
+
+
+def test_the_first_of_two_replies_counts():
+    first, second = content(MODEL, 1), content(MODEL, 2)
+    admitted, refused = judge(reply(first), reply(second))
+    assert [found.num_examples for found in admitted] == [1.0]
+    assert [found.reason for found in refused] == [Reason.DUPLICATE]
+
+
+def test_a_refused_reply_gives_no_second_chance():
+    admitted, refused = judge(reply(content(MODEL, 0)), reply(content(MODEL)))
+    assert admitted == []
+    assert [found.reason for found in refused] == [Reason.NUM_EXAMPLES, Reason.DUPLICATE]
+
+
+def test_no_replies():
+    assert judge() == ([], [])
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "scale"])
+def test_one_bad_number_anywhere_is_enough(name):
+    for bad in (np.nan, np.inf, -np.inf):
+        values = np.array(MODEL[name])
+        values.flat[-1] = bad
+        assert reason_of(reply(content({**MODEL, name: values}))) is Reason.NOT_FINITE
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_every_array_is_checked_for_shape_and_type(name):
+    values = MODEL[name]
+    assert reason_of(reply(content({**MODEL, name: np.stack([values, values])}))) is Reason.SHAPE
+    other = values.astype(np.float16 if values.dtype != np.float16 else np.float32)
+    assert reason_of(reply(content({**MODEL, name: other}))) is Reason.DTYPE
+
+
+def test_the_detail_names_what_was_found():
+    refused = judge(reply(content({**MODEL, "bias": np.zeros(3, np.float32)})))[1]
+    assert refused[0].detail == "bias: got (3,), sent (2,)"
+    refused = judge(reply(content({**MODEL, "bias": np.zeros(2)})))[1]
+    assert refused[0].detail == "bias: got float64, sent float32"
+    refused = judge(reply(content({"weight": MODEL["weight"], "wait": MODEL["bias"]}, 1)))[1]
+    assert "missing ['bias'" in refused[0].detail
+    assert "not sent ['wait']" in refused[0].detail
+    assert judge(reply(content(MODEL, -3)))[1][0].detail == "got num-examples=-3"
+    assert judge(reply(content(MODEL, accuracy=math.nan)))[1][0].detail == "accuracy is not finite"
+
+
+def test_a_long_name_does_not_fill_the_log():
+    made = content({**MODEL, "y\n" * 10_000: np.zeros(1)}, loss=0.0)
+    assert len(judge(reply(made))[1][0].detail) <= 200
+    made = content(MODEL, **{"x\n" * 10_000: math.inf})
+    assert len(judge(reply(made))[1][0].detail) < 250
+
+
+@pytest.mark.xfail(strict=True, reason="math.isfinite raises OverflowError for an integer beyond float64")
+@pytest.mark.parametrize("made", [content(MODEL, 10**400), content(MODEL, loss=10**400)], ids=["examples", "metric"])
+def test_integers_beyond_float64_are_refused(made):
+    # Protobuf would not carry them, but records inside one process hold any Python integer.
+    assert reason_of(reply(made)) in (Reason.NUM_EXAMPLES, Reason.METRICS)
+
+
+@pytest.mark.xfail(strict=True, reason="decode lets numpy's own error out, and admit only catches PayloadError")
+@pytest.mark.parametrize(
+    "shape", [f"(0, {10**30})", f"({'1,' * 65})", f"(0x{'f' * 3800},)"], ids=["zero", "deep", "long"]
+)
+def test_no_header_of_a_client_raises_on_the_server(shape):
+    made = content(MODEL)
+    made["arrays"]["weight"].data = npy(header(shape=shape), bytes(4) if "1," in shape else b"")
+    assert reason_of(reply(made)) is Reason.PAYLOAD
+
+
+# A client can put anything into its records that Flower's types allow.
+numbers = st.one_of(st.integers(-(2**63), 2**64 - 1), st.floats())
+metrics = st.dictionaries(
+    st.sampled_from([KEY, "partition-id", "loss", ""]),
+    st.one_of(numbers, st.lists(st.floats(), max_size=3), st.lists(st.integers(-5, 5), max_size=3)),
+)
+arrays = st.dictionaries(
+    st.sampled_from(["weight", "bias", "other"]),
+    st.tuples(
+        st.sampled_from([(2, 3), (2,), (), (0,), (6,)]),
+        st.sampled_from(["float32", "float64", "int64", "bool", "complex64"]),
+        st.sampled_from([0.0, 1.0, math.nan, -math.inf]),
+    ),
+)
+
+
+@settings(deadline=None, database=None, max_examples=150)
+@given(st.lists(metrics, max_size=2), st.lists(arrays, max_size=2))
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+def test_admission_never_raises_and_never_admits_what_does_not_match(all_metrics, all_arrays):
+    made = RecordDict({f"m{i}": MetricRecord(found) for i, found in enumerate(all_metrics)})
+    for i, found in enumerate(all_arrays):
+        made[f"a{i}"] = record({k: np.full(s, v).astype(d) for k, (s, d, v) in found.items()})
+    model = {name: MODEL[name] for name in ("weight", "bias")}
+    InProcessGrid(ClientApp(), 1)
+    admitted, refused = judge(reply(made), sent=model)
+    assert len(admitted) + len(refused) == 1
+    right = (
+        len(all_metrics) == len(all_arrays) == 1
+        and {k: (s, d) for k, (s, d, _) in all_arrays[0].items()}
+        == {"weight": ((2, 3), "float32"), "bias": ((2,), "float32")}
+        and all(math.isfinite(v) for _, _, v in all_arrays[0].values())
+        and not isinstance(all_metrics[0].get(KEY, []), list)
+        and 0 < all_metrics[0][KEY] < math.inf
+        and all(math.isfinite(x) for v in all_metrics[0].values() for x in (v if isinstance(v, list) else [v]))
+    )
+    assert bool(admitted) == right
+
+
+# -- evaluation --------------------------------------------------------------------------------------
+
+
+def test_in_evaluation_no_arrays_are_needed_nor_looked_at():
+    for made in (content(None, loss=1.0), content({"anything": np.array([np.nan])}, loss=1.0)):
+        (found,), refused = judge(reply(made), sent=None)
+        assert refused == []
+        assert found.arrays == ()
+    assert reason_of(reply(content(None, loss=1.0))) is Reason.RECORDS  # in training
+
+
+@pytest.mark.parametrize("name", [n for n, (_, r) in MALFORMED.items() if r in (Reason.NUM_EXAMPLES, Reason.METRICS)])
+def test_in_evaluation_the_metrics_are_judged_the_same(name):
+    make, reason = MALFORMED[name]
+    made = RecordDict({k: v for k, v in make(MODEL).items() if not isinstance(v, ArrayRecord)})
+    assert reason_of(reply(made), sent=None) is reason
+
+
+def test_in_evaluation_one_metric_record_is_needed():
+    assert reason_of(reply(RecordDict()), sent=None) is Reason.RECORDS
+    made = content(None)
+    made["more"] = MetricRecord({KEY: 1})
+    assert reason_of(reply(made), sent=None) is Reason.RECORDS
+
+
+# -- metrics -----------------------------------------------------------------------------------------
+
+
+def test_metrics_are_medians():
+    found = robust_metrics([content(None, 10, loss=v, epochs=e) for v, e in [(1.0, 3), (5.0, 1), (2.0, 2)]], KEY)
+    assert isinstance(found, MetricRecord)
+    assert dict(found) == {"epochs": 2.0, "loss": 2.0}
+    found = robust_metrics([content(None, loss=v) for v in (1.0, 4.0, 2.0, 100.0)], KEY)
+    assert dict(found) == {"loss": 3.0}  # the mean of the middle two
+
+
+@pytest.mark.parametrize(("lie", "examples"), [(1e12, 1), (-1e12, 1), (0.0, 10**12)])
+def test_a_liar_does_not_steer_the_metrics(lie, examples):
+    honest = [content(None, 50, accuracy=v) for v in (0.70, 0.72, 0.74, 0.76)]
+    liar = content(None, examples, accuracy=lie)
+    ours = robust_metrics([*honest, liar], KEY)["accuracy"]
+    theirs = aggregate_metricrecords([*honest, liar], KEY)["accuracy"]
+    assert 0.70 <= ours <= 0.76
+    assert abs(theirs - 0.73) > 0.5  # the weighted mean goes where the liar wants it
+    # Without the liar the two agree.
+    assert robust_metrics(honest, KEY)["accuracy"] == pytest.approx(aggregate_metricrecords(honest, KEY)["accuracy"])
+
+
+def test_a_metric_counts_when_more_than_half_hold_it():
+    both, one = {"loss": 1.0, "f1": 0.5}, {"loss": 3.0}
+    assert dict(robust_metrics([content(None, **both), content(None, **one)], KEY)) == {"loss": 2.0}
+    found = robust_metrics([content(None, **both), content(None, **both), content(None, **one)], KEY)
+    assert dict(found) == {"f1": 0.5, "loss": 1.0}
+
+
+def test_counts_partitions_and_lists_are_no_metrics():
+    made = content(None, 9, partition_id=3, losses=[1.0, 2.0], loss=1.0)
+    assert dict(robust_metrics([made, made], KEY)) == {"loss": 1.0}
+    made = RecordDict({"m": MetricRecord({"weight": 1, KEY: 8})})
+    assert dict(robust_metrics([made], "weight")) == {KEY: 8.0}
+
+
+# -- the model that is sent --------------------------------------------------------------------------
+
+UNUSABLE = {
+    "complex": (np.zeros(2, np.complex64), "must hold float16/32/64"),
+    "longdouble": (np.zeros(2, np.longdouble), "must hold float16/32/64"),
+    "big-endian": (np.zeros(2, ">f4"), "must hold float16/32/64"),
+    "big-endian integers": (np.zeros(2, ">i8"), "must hold float16/32/64"),
+    "text": (np.array(["a", "b"]), "cannot be used"),
+}
+
+
+@pytest.mark.parametrize(("values", "sentence"), UNUSABLE.values(), ids=UNUSABLE)
+def test_a_model_of_other_numbers_cannot_be_sent(values, sentence):
+    with pytest.raises(ConfigurationError, match=f"'odd'.*{sentence}|{sentence}.*'odd'"):
+        SentModel(record({"fine": np.zeros(2, np.float32), "odd": values}))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {},
+        {"steps": np.zeros(3, np.int64)},
+        {"mask": np.zeros(3, bool), "steps": np.int32(1)},
+        {"empty": np.zeros((0, 3), np.float32)},
+    ],
+    ids=["empty", "integers", "integers and booleans", "float but no element"],
+)
+def test_a_model_without_floating_point_numbers_cannot_be_sent(model):
+    with pytest.raises(ConfigurationError, match="at least one floating-point array"):
+        SentModel(record(model))
+
+
+def test_a_model_that_cannot_be_read_cannot_be_sent():
+    broken = record(MODEL)
+    broken["bias"].data += b"\0"
+    with pytest.raises(ConfigurationError, match=r"'bias' cannot be used: it holds 9 bytes"):
+        SentModel(broken)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_model_of_ordinary_numbers_can_be_sent(dtype):
+    model = {"w": np.zeros((2, 2), dtype), "n": np.uint8(3), "m": np.zeros(2, bool), "e": np.zeros((0, 1), dtype)}
+    sent = SentModel(record(model))
+    assert list(sent.arrays) == list(model)
+    assert sent.arrays["w"].dtype == dtype

@@ -1,0 +1,72 @@
+"""The momentum message: the recursion, and nothing changed on the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flwr_robust import ConfigurationError
+from flwr_robust.momentum import check_alpha, momentum_step
+
+
+def test_the_first_step_is_the_gradient_and_a_copy():
+    gradient = [torch.tensor([1.0, 2.0]), torch.tensor([[3.0]])]
+    first = momentum_step(None, gradient, 0.1)
+    assert all(torch.equal(m, g) for m, g in zip(first, gradient, strict=True))
+    gradient[0].zero_()
+    assert first[0].tolist() == [1, 2]
+
+
+def test_three_steps_by_hand():
+    # m0 = 8; m1 = 0.75 * 8 + 0.25 * 0 = 6; m2 = 0.75 * 6 + 0.25 * 4 = 5.5
+    momentum = None
+    seen = []
+    for gradient in (8.0, 0.0, 4.0):
+        momentum = momentum_step(momentum, [torch.tensor([gradient])], 0.25)
+        seen.append(float(momentum[0]))
+    assert seen == [8, 6, 5.5]
+
+
+def test_alpha_one_sends_gradients():
+    gradient = [torch.tensor([0.1, -7.0])]
+    assert torch.equal(momentum_step([torch.tensor([5.0, 5.0])], gradient, 1.0)[0], gradient[0])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.01, 1.0), st.integers(1, 12), st.integers(0, 10**6))
+def test_steps_are_the_weighted_sum(alpha, rounds, seed):
+    # m_t = (1 - alpha)^t g_0 + alpha sum_s (1 - alpha)^(t - s) g_s
+    gradients = torch.randn(rounds, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    momentum = None
+    for gradient in gradients:
+        momentum = momentum_step(momentum, [gradient], alpha)
+    t = rounds - 1
+    expected = (1 - alpha) ** t * gradients[0]
+    for s in range(1, rounds):
+        expected = expected + alpha * (1 - alpha) ** (t - s) * gradients[s]
+    torch.testing.assert_close(momentum[0], expected)
+
+
+def test_arguments_are_not_changed():
+    previous, gradient = [torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 4.0])]
+    momentum_step(previous, gradient, 0.5)[0].zero_()
+    assert previous[0].tolist() == [1, 2]
+    assert gradient[0].tolist() == [3, 4]
+
+
+def test_layers_must_match():
+    with pytest.raises(ValueError, match="zip"):
+        momentum_step([torch.zeros(1)], [torch.zeros(1), torch.zeros(1)], 0.5)
+
+
+@pytest.mark.parametrize("alpha", [1e-9, 0.1, 1, 1.0])
+def test_alpha_inside_its_bounds(alpha):
+    check_alpha(alpha)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.0, -0.1, 1.0001, float("nan"), float("inf"), "0.1", None, True])
+def test_alpha_outside_its_bounds(alpha):
+    with pytest.raises(ConfigurationError, match=r"momentum: alpha must be a finite number and > 0 and <= 1; got"):
+        check_alpha(alpha)
