@@ -87,9 +87,12 @@ def _group(documents: Sequence[Mapping[str, Any]]) -> Group:
     )
 
 
-def _best(study: Study, section: Section, column: str) -> str | None:
-    held = [row for row in study.axes[study.rows] if (row, column) in section]
-    return max(held, key=lambda row: section[row, column].mean, default=None)
+def _best(study: Study, section: Section, column: str) -> set[str]:
+    """Rows whose accuracy, as it is shown, no other exceeds."""
+    shown = {
+        row: round(100 * section[row, column].mean, 1) for row in study.axes[study.rows] if (row, column) in section
+    }
+    return {row for row, value in shown.items() if value == max(shown.values())}
 
 
 def render_table(study: Study, title: str, section: Section) -> Table:
@@ -103,7 +106,7 @@ def render_table(study: Study, title: str, section: Section) -> Table:
         for column in study.axes[study.columns]:
             group = section.get((row, column))
             text = "-" if group is None else str(group)
-            cells.append(f"[bold]{text}[/bold]" if _best(study, section, column) == row else text)
+            cells.append(f"[bold]{text}[/bold]" if row in _best(study, section, column) else text)
         table.add_row(row, *cells)
     return table
 
@@ -197,7 +200,7 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
  h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2rem } table { border-collapse:
  collapse; font-variant-numeric: tabular-nums } td, th { padding: .25rem .7rem; text-align: right } td:first-child,
  th:first-child { text-align: left } thead th { border-bottom: 2px solid #444 } tbody tr + tr td { border-top: 1px
- solid #ddd } .best { font-weight: 700 } img { max-width: 100%; margin: 1rem 0 } code { background: #f3f3f3; padding:
+ solid #ddd } .best { font-weight: 700 } img { max-width: 100%; margin: 1rem 0 } td { white-space: nowrap } caption { text-align: left; padding-bottom: .4rem } code { background: #f3f3f3; padding:
  .1rem .3rem } .note { color: #555; font-size: .9rem } .scroll { overflow-x: auto }
 </style></head><body> <h1>{{ study.title }}</h1> <p>{{ study.question }}</p> {% for section in sections %} {% if
 section.title %}<h2>{{ section.title }}</h2>{% endif %} {% if section.sentence %}<p><strong>{{ section.sentence
@@ -289,6 +292,6 @@ def _cell(study: Study, section: Section, row: str, column: str) -> dict[str, An
         return {"text": "-", "best": False, "bought": "-"}
     return {
         "text": str(group),
-        "best": _best(study, section, column) == row,
+        "best": row in _best(study, section, column),
         "bought": f"{100 * statistics.fmean(group.weights):.1f}",
     }

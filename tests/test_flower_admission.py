@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError
@@ -256,6 +256,7 @@ arrays = st.dictionaries(
 
 @settings(deadline=None, database=None, max_examples=150)
 @given(st.lists(metrics, max_size=2), st.lists(arrays, max_size=2))
+@example([{KEY: 2**64 - 1}], [{"bias": ((2,), "float32", 0.0), "weight": ((2, 3), "float32", 1.0)}])
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 def test_admission_never_raises_and_never_admits_what_does_not_match(all_metrics, all_arrays):
     made = RecordDict({f"m{i}": MetricRecord(found) for i, found in enumerate(all_metrics)})
