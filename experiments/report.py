@@ -192,40 +192,7 @@ def _png(figure: Figure) -> bytes:
 
 
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{{ study.title }}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
- body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
- h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.2rem; margin-top: 2rem } table { border-collapse:
- collapse; font-variant-numeric: tabular-nums } td, th { padding: .25rem .7rem; text-align: right } td:first-child,
- th:first-child { text-align: left } thead th { border-bottom: 2px solid #444 } tbody tr + tr td { border-top: 1px
- solid #ddd } .best { font-weight: 700 } img { max-width: 100%; margin: 1rem 0 } td { white-space: nowrap } caption { text-align: left; padding-bottom: .4rem } code { background: #f3f3f3; padding:
- .1rem .3rem } .note { color: #555; font-size: .9rem } .scroll { overflow-x: auto }
-</style></head><body> <h1>{{ study.title }}</h1> <p>{{ study.question }}</p> {% for section in sections %} {% if
-section.title %}<h2>{{ section.title }}</h2>{% endif %} {% if section.sentence %}<p><strong>{{ section.sentence
-}}</strong></p>{% endif %} <div class="scroll"><table><caption class="note">Final test accuracy in percent, mean ±
-standard deviation over {{ repetitions }} seeds; best of each column in bold.</caption> <thead><tr><th>{{ study.rows
-}}</th>{% for c in columns %}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody> {% for row in section.rows %}<tr><td>{{
-row.name }}</td> {% for cell in row.cells %}<td{% if cell.best %} class="best"{% endif %}>{{ cell.text }}</td>{%
-endfor %}</tr> {% endfor %}</tbody></table></div> {% for image in section.images %}<img alt="{{ image.alt }}"
-src="data:image/png;base64,{{ image.data }}">{% endfor %} <div class="scroll"><table><caption class="note">Share of
-the model that the attackers bought: the weight the rule gave their messages, in percent, mean over rounds and seeds.
-With equal weights they would have {{ fair }} %.</caption> <thead><tr><th>{{ study.rows }}</th>{% for c in columns
-%}<th>{{ c }}</th>{% endfor %}</tr></thead><tbody> {% for row in section.rows %}<tr><td>{{ row.name }}</td> {% for
-cell in row.cells %}<td>{{ cell.bought }}</td>{% endfor %}</tr> {% endfor %}</tbody></table></div> {% endfor %}
-<h2>How it was measured</h2> <p><code>{{ command }}</code> — {{ finished }} of {{ total }} cells, {{ seconds }} s of
-computation, on {{ machine.cpus }} CPUs, {{ machine.system }}, Python {{ machine.python }}; {% for name, version in
-versions.items() %}{{ name }} {{ version }}{{ ", " if not loop.last }}{% endfor %}.</p> <div
-class="scroll"><table><thead><tr><th>cell</th><th>task</th><th>model</th><th>n</th><th>declared f</th> <th>real
-f</th><th>attack</th><th>message</th><th>rounds</th><th>seed</th><th>engine</th><th>accuracy</th></tr></thead><tbody>
-{% for d in documents %}<tr><td title="{{ d.config_digest }}">{{ d.config.defence }}, {{ d.config.partition }} <span
-class="note">{{ d.config_digest }}</span></td><td>{{ d.config.task }}</td> <td>{{ d.config.model }}</td><td>{{
-d.config.clients }}</td> <td>{{ "none" if d.declared_f is none else d.declared_f }}</td><td>{{ d.real_f }}</td><td>{{
-d.config.attack }}</td> <td>{{ d.config.message }}</td><td>{{ d.config.rounds }}</td><td>{{ d.config.seed
-}}</td><td>{{ d.engine }}</td> <td>{{ "%.2f"|format(100 * d.final.accuracy) }}</td></tr> {% endfor
-%}</tbody></table></div> </body></html>
-"""
+    Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
 )
 
 

@@ -652,6 +652,7 @@ def test_clips_follow_each_other():
     x = rows([30, 40], [0, 1])
     both = aggregate(x, "clip(c=2.0) | clip(c=0.5) | mean")
     np.testing.assert_allclose(both.value, [0.15, (0.4 + 0.5) / 2])
+    np.testing.assert_allclose(both.weights, [0.01 / 2, 0.5 / 2])  # of the rows that came in
     # Krum measures what comes out of the clipping: three equal rows instead of three scattered ones.
     x = column(0, 0.3, 10, 20, 40)
     assert int(aggregate(x, "clip(c=1.0) | krum(f=1)").weights.argmax()) == 2

@@ -251,6 +251,15 @@ def test_slice_crosses_layers_and_blocks():
             assert torch.equal(rows.slice(start, stop), x[:, start:stop])
 
 
+def test_a_reference_is_cut_like_the_rows():
+    x, model = noise(3, 600), noise(1, 600, seed=1)[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows_module, "BLOCK_ELEMENTS", 1)
+        rows = Rows.from_layers([[row] for row in x], reference=[model])
+        assert len(list(rows.blocks())) > 1
+        assert torch.equal(rows.slice(0, 600), x - model)
+
+
 def test_faulty_rows():
     x = torch.zeros(6, 3, dtype=torch.float64)
     x[1, 2], x[3, 0], x[4, 1], x[5] = torch.nan, torch.inf, -torch.inf, 1e30
