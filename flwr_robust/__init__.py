@@ -59,6 +59,7 @@ def aggregate(
     layout: Sequence[tuple[str, tuple[int, ...]]] = (),
     counts: Sequence[float] | Tensor | None = None,
     asked: int | None = None,
+    trusted: Tensor | None = None,
 ) -> Aggregate: ...
 
 
@@ -71,6 +72,7 @@ def aggregate(
     layout: Sequence[tuple[str, tuple[int, ...]]] = (),
     counts: Sequence[float] | Tensor | None = None,
     asked: int | None = None,
+    trusted: Tensor | None = None,
 ) -> tuple[Aggregate, State]: ...
 
 
@@ -82,6 +84,7 @@ def aggregate(
     layout: Sequence[tuple[str, tuple[int, ...]]] = (),
     counts: Sequence[float] | Tensor | None = None,
     asked: int | None = None,
+    trusted: Tensor | None = None,
 ) -> Aggregate | tuple[Aggregate, State]:
     """Aggregate rows by a rule, in one call.
 
@@ -100,6 +103,8 @@ def aggregate(
         Examples behind each row, for weighted rules.
     asked : int, optional
         Number of clients asked, when fewer answered; n when not given.
+    trusted : Tensor (d,), optional
+        An update of the server's own, for rules that compare with one (monna, fltrust).
 
     Returns
     -------
@@ -129,6 +134,6 @@ def aggregate(
         rows = x
     else:
         layers = [Layer(name, tuple(shape)) for name, shape in layout]
-        rows = Rows.from_tensor(x, layout=layers, counts=counts, asked=asked)
+        rows = Rows.from_tensor(x, layout=layers, counts=counts, asked=asked, trusted=trusted)
     result, following = chosen(rows, None if state is _UNSET else state)
     return result if state is _UNSET else (result, following)

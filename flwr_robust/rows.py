@@ -84,6 +84,8 @@ class Rows:
         Number of examples each row stands for, float64.
     asked : int
         How many clients were asked; at least n.
+    trusted : Tensor (d,) or None
+        An update of the server's own, for rules that compare with one.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Rows:
         layout: Sequence[Layer] = (),
         counts: Tensor | None = None,
         asked: int | None = None,
+        trusted: Tensor | None = None,
     ) -> None:
         self._segments = tuple(segments)
         self._origin: Rows | None = None  # the rows these were mixed from, and
@@ -105,6 +108,9 @@ class Rows:
         self.layout = tuple(layout)
         self.counts = counts
         self.asked = self.n if asked is None else asked
+        self.trusted = trusted
+        if trusted is not None and trusted.shape != (self.d,):
+            raise ConfigurationError(f"rows: the trusted row must have shape ({self.d},); got {tuple(trusted.shape)}")
         if self.layout and sum(layer.size for layer in self.layout) != self.d:
             raise ConfigurationError(
                 f"rows: the layout holds {sum(layer.size for layer in self.layout)} coordinates, but a row has {self.d}"
@@ -118,6 +124,7 @@ class Rows:
         layout: Sequence[Layer] = (),
         counts: Sequence[float] | Tensor | None = None,
         asked: int | None = None,
+        trusted: Tensor | None = None,
     ) -> Rows:
         """Read the rows of one tensor.
 
@@ -131,6 +138,8 @@ class Rows:
             Examples per row, for weighted rules.
         asked : int, optional
             How many clients were asked; n when not given.
+        trusted : Tensor (d,), optional
+            The server's own update.
 
         Raises
         ------
@@ -147,6 +156,7 @@ class Rows:
             layout=layout,
             counts=None if counts is None else torch.as_tensor(counts, dtype=torch.float64),
             asked=asked,
+            trusted=trusted,
         )
 
     @classmethod
@@ -159,6 +169,7 @@ class Rows:
         layout: Sequence[Layer] = (),
         counts: Sequence[float] | Tensor | None = None,
         asked: int | None = None,
+        trusted: Tensor | None = None,
     ) -> Rows:
         """Read rows where they lie, layer by layer, optionally relative to a reference.
 
@@ -170,7 +181,7 @@ class Rows:
             Layers subtracted from every row, in float64 (the model that was sent).
         dtype : torch.dtype
             The type a rule's value is returned in.
-        layout, counts, asked
+        layout, counts, asked, trusted
             As for `from_tensor`.
         """
         segments = []
@@ -185,6 +196,7 @@ class Rows:
             layout=layout,
             counts=None if counts is None else torch.as_tensor(counts, dtype=torch.float64),
             asked=asked,
+            trusted=trusted,
         )
 
     # -- reading ----------------------------------------------------------------------------------
@@ -310,6 +322,7 @@ class Rows:
             layout=self.layout,
             counts=self.counts if matrix.shape[0] == self.n else None,
             asked=self.asked,
+            trusted=self.trusted,
         )
         rows._origin = self if self._origin is None else self._origin
         rows._mixing = matrix if self._mixing is None else matrix @ self._mixing
@@ -337,6 +350,7 @@ class Rows:
             layout=self.layout,
             counts=None if self.counts is None else self.counts[chosen],
             asked=self.asked,
+            trusted=self.trusted,
         )
 
     def with_row(self, row: Tensor) -> Rows:

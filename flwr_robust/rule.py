@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
@@ -24,6 +24,7 @@ from torch import Tensor
 from flwr_robust.errors import InfeasibleError, UnknownNameError
 from flwr_robust.registry import Component, Registry, parse_chain
 from flwr_robust.rows import Rows
+from flwr_robust.seeds import torch_generator
 
 __all__ = [
     "Aggregate",
@@ -34,6 +35,7 @@ __all__ = [
     "Rule",
     "State",
     "aggregators",
+    "next_draw",
     "parse",
     "preaggregators",
 ]
@@ -199,9 +201,13 @@ class PreAggregator(Component, ABC):
         """Return the step for the rows left when k faulty ones have been left out."""
         return _lowered(self, k)
 
+    def init(self) -> State:
+        """Return the state before the first call."""
+        return {}
+
     @abstractmethod
-    def matrix(self, rows: Rows) -> tuple[Tensor, Mapping[str, Any]]:
-        """Return the matrix (rows_out(n), n), float64, that mixes the rows, and the step's stats."""
+    def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
+        """Return the matrix (rows_out(n), n), float64, that mixes the rows, the step's stats and its next state."""
 
 
 @dataclass(frozen=True)
@@ -247,21 +253,51 @@ class Pipeline(Rule):
         return Pipeline(stages, self.rule.reduced(k, asked))
 
     def init(self) -> State:
-        """Return the final rule's first state."""
-        return self.rule.init()
+        """Return the first states of all parts."""
+        return _joined([part.init() for part in (*self.stages, self.rule)])
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Mix, aggregate, and express the weights in the rows that came in."""
         mixed, stats = rows, {}
         mixing = torch.eye(rows.n, dtype=torch.float64)
-        for stage in self.stages:
-            matrix, seen = stage.matrix(mixed)
+        following: list[State] = []
+        for index, stage in enumerate(self.stages):
+            matrix, seen, after = stage.matrix(mixed, _part(state, index))
+            following.append(after)
             mixed, mixing = mixed.mixed(matrix), matrix @ mixing
             stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
-        aggregate, state = self.rule.combine(mixed, state)
+        aggregate, after = self.rule.combine(mixed, _part(state, len(self.stages)))
+        following.append(after)
         return dataclasses.replace(
             aggregate, weights=aggregate.weights @ mixing, stats={**stats, **aggregate.stats}
-        ), state
+        ), _joined(following)
+
+
+def _joined(states: Sequence[State]) -> State:
+    """Join the states of a pipeline's parts, keys prefixed by the part's position."""
+    return {f"{index}.{key}": value for index, state in enumerate(states) for key, value in state.items()}
+
+
+def _part(state: State, index: int) -> State:
+    """Return the state of one part."""
+    prefix = f"{index}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def next_draw(state: State, seed: int, *keys: int | str) -> tuple[torch.Generator, State]:
+    """Return the generator of a component's next random draw, and the state that counts it.
+
+    Parameters
+    ----------
+    state : State
+        Holds the number of draws so far under ``draws``.
+    seed : int
+        The component's seed.
+    *keys
+        What the draw is for.
+    """
+    draws = int(state.get("draws", torch.zeros((), dtype=torch.int64)))
+    return torch_generator(seed, *keys, draws), {**state, "draws": torch.tensor(draws + 1)}
 
 
 @dataclass(frozen=True)

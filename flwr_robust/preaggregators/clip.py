@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flwr_robust.errors import check_number
 from flwr_robust.rows import Rows
-from flwr_robust.rule import Case, PreAggregator, preaggregators
+from flwr_robust.rule import Case, PreAggregator, State, preaggregators
 
 __all__ = ["Clip"]
 
@@ -37,11 +37,11 @@ class Clip(PreAggregator):
     def __post_init__(self) -> None:
         check_number("clip", "c", self.c, above=0)
 
-    def matrix(self, rows: Rows) -> tuple[Tensor, Mapping[str, Any]]:
+    def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""
         norms = rows.squared_norms.sqrt()
         factors = (self.c / norms).clamp(max=1).nan_to_num(nan=1.0)
-        return torch.diag(factors), {"clipped": (norms > self.c).nonzero().flatten().tolist()}
+        return torch.diag(factors), {"clipped": (norms > self.c).nonzero().flatten().tolist()}, state
 
 
 CASES = (
