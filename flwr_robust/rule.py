@@ -254,7 +254,7 @@ class Pipeline(Rule):
 
     def init(self) -> State:
         """Return the first states of all parts."""
-        return _joined([part.init() for part in (*self.stages, self.rule)])
+        return _joined([*(stage.init() for stage in self.stages), self.rule.init()])
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Mix, aggregate, and express the weights in the rows that came in."""
