@@ -1,23 +1,49 @@
 """Coordinate-wise median.
 
     value_j = median of x_1j, ..., x_nj
+    weighted: with the values in ascending order, the one at which their cumulative weight passes 1/2
 
-Convention: for even n the mean of the two middle values (torch.median and ByzPy take the lower one). Yin, Chen,
-Kannan, Bartlett, "Byzantine-robust distributed learning: towards optimal statistical rates" (ICML 2018).
+Convention: for even n the mean of the two middle values (torch.median and ByzPy take the lower one); likewise, with
+weights, the mean of two values where the cumulative weight hits 1/2 exactly, so that equal weights change nothing. The
+weights are those of `mean(weighted=True)`: a client can lie about its number of examples, but gains no more than
+``clamp`` times the median client's. Yin, Chen, Kannan, Bartlett, "Byzantine-robust distributed learning: towards
+optimal statistical rates" (ICML 2018).
 
 Condition: n >= 2f + 1. The rule itself does not use f; declared or not, it bears floor((n - 1) / 2) faulty rows.
+With weights it bears what holds less than half of them: where honest clients have equal numbers of examples, f liars
+stay below that if n > (clamp + 1) f.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flwr_robust.aggregators.trimmed_mean import trim
+import torch
+from torch import Tensor
+
+from flwr_robust.aggregators.mean import clamped_shares
+from flwr_robust.aggregators.trimmed_mean import check_weighting, trim
 from flwr_robust.errors import check_integer
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["Median"]
+__all__ = ["Median", "weighted_median"]
+
+_ROUNDING = 1e-12  # a cumulative weight this close to 1/2 is 1/2
+
+
+def weighted_median(rows: Rows, shares: Tensor) -> Aggregate:
+    """Take, per column, the value where the cumulative share (of shares (n,), summing to one) passes 1/2."""
+    parts, credit = [], torch.zeros(rows.n, dtype=torch.float64)
+    for _, block in rows.blocks():
+        values, order = torch.sort(block, dim=0, stable=True)
+        below = shares.to(block.device)[order].cumsum(0)
+        last = rows.n - 1
+        middle = torch.stack([(below < 0.5 - _ROUNDING).sum(0), (below <= 0.5 + _ROUNDING).sum(0)]).clamp(max=last)
+        parts.append((values.gather(0, middle) / 2).sum(0))
+        chosen = order.gather(0, middle).flatten()
+        credit += torch.bincount(chosen, minlength=rows.n).cpu() / 2
+    return Aggregate(rows.cast(torch.cat(parts)), credit / rows.d)
 
 
 @aggregators.register("median")
@@ -29,20 +55,30 @@ class Median(Rule):
     ----------
     f : int, optional
         Declared number of faulty rows; it only bounds n.
+    weighted : bool
+        Weigh rows by their clamped numbers of examples instead of equally.
+    clamp : float
+        As for `Mean`.
     """
 
     f: int | None = None
+    weighted: bool = False
+    clamp: float = 2.0
 
     def __post_init__(self) -> None:
         if self.f is not None:
             check_integer("median", "f", self.f, 0)
+        check_weighting("median", self.weighted, self.clamp)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Take the median of every column."""
+        if self.weighted:
+            return weighted_median(rows, clamped_shares(rows, self.clamp)), state
         return trim(rows, (rows.n - 1) // 2), state
 
 
 CASES = (
     Case("median()", lacks={"mix": "a coordinate rule is no combination of whole rows"}),
     Case("median(f=4)", n=9, lacks={"mix": "a coordinate rule is no combination of whole rows"}),
+    Case("median(weighted=True)", lacks={"mix": "a coordinate rule is no combination of whole rows"}),
 )

@@ -4,25 +4,30 @@
 
 Convention: exactly f per side. The values left are summed; "sum of all minus the extremes" is the same on paper and
 loses every digit to one row at 1e8. With ``fraction`` f = floor(fraction * clients asked), so that clients which stay
-silent do not shrink the trim; Flower's FedTrimmedAvg takes the fraction of the replies. Yin, Chen, Kannan, Bartlett
-(ICML 2018). Under label poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
+silent do not shrink the trim; Flower's FedTrimmedAvg takes the fraction of the replies. With ``weighted`` the values
+left are averaged by the weights of `mean(weighted=True)`; which values are dropped does not depend on weights, and of
+equal values at the edge those of the lowest rows count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under
+label poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
 
 Condition: n >= 2f + 1.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
+from flwr_robust.aggregators.mean import clamped_shares
 from flwr_robust.errors import ConfigurationError, check_integer, check_number
 from flwr_robust.kernels.order import kept_shares, ranks
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["TrimmedMean", "trim"]
+__all__ = ["TrimmedMean", "check_weighting", "trim", "weighted_trim"]
 
 
 def trim(rows: Rows, f: int) -> Aggregate:
@@ -36,6 +41,26 @@ def trim(rows: Rows, f: int) -> Aggregate:
     return Aggregate(rows.cast(torch.cat(parts)), shares / rows.d)
 
 
+def weighted_trim(rows: Rows, f: int, shares: Tensor) -> Aggregate:
+    """Average, per column, the values of ranks f .. n - f - 1 in proportion to their rows' shares (n,)."""
+    parts, credit = [], torch.zeros(rows.n, dtype=torch.float64)
+    for _, block in rows.blocks():
+        values, order = torch.sort(block, dim=0, stable=True)
+        values, order = values[f : rows.n - f], order[f : rows.n - f]
+        weights = shares.to(block.device)[order]
+        weights = weights / weights.sum(0)
+        parts.append((weights * values).sum(0))
+        credit += torch.zeros_like(block).scatter_(0, order, weights).sum(1).cpu()
+    return Aggregate(rows.cast(torch.cat(parts)), credit / rows.d)
+
+
+def check_weighting(owner: str, weighted: object, clamp: object) -> None:
+    """Raise unless ``weighted`` is a flag and ``clamp`` a number of at least 1."""
+    if not isinstance(weighted, bool):
+        raise ConfigurationError(f"{owner}: weighted must be True or False; got weighted={weighted!r}")
+    check_number(owner, "clamp", clamp, minimum=1)
+
+
 @aggregators.register("trimmed_mean")
 @dataclass(frozen=True)
 class TrimmedMean(Rule):
@@ -47,10 +72,16 @@ class TrimmedMean(Rule):
         Values dropped at each side of every column, the declared number of faulty rows.
     fraction : float, optional
         Fixes f as floor(fraction * clients asked); in [0, 0.5).
+    weighted : bool
+        Average the values left by the rows' clamped numbers of examples instead of equally.
+    clamp : float
+        As for `Mean`.
     """
 
     f: int | None = None
     fraction: float | None = None
+    weighted: bool = False
+    clamp: float = 2.0
 
     def __post_init__(self) -> None:
         if (self.f is None) == (self.fraction is None):
@@ -61,6 +92,7 @@ class TrimmedMean(Rule):
             check_integer("trimmed_mean", "f", self.f, 0)
         if self.fraction is not None:
             check_number("trimmed_mean", "fraction", self.fraction, minimum=0, below=0.5)
+        check_weighting("trimmed_mean", self.weighted, self.clamp)
 
     def declared(self, asked: int) -> int:
         """Return f, or the f that the fraction of the clients asked comes to."""
@@ -71,17 +103,27 @@ class TrimmedMean(Rule):
 
     def reduced(self, k: int, asked: int) -> TrimmedMean:
         """Return the rule with k fewer per side."""
-        return TrimmedMean(f=max(self.declared(asked) - k, 0))
+        return dataclasses.replace(self, f=max(self.declared(asked) - k, 0), fraction=None)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Trim every column."""
-        return trim(rows, self.declared(rows.asked)), state
+        f = self.declared(rows.asked)
+        return weighted_trim(rows, f, clamped_shares(rows, self.clamp)) if self.weighted else trim(rows, f), state
 
 
 CASES = (
     Case("trimmed_mean(f=3)", lacks={"mix": "a coordinate rule is no combination of whole rows"}),
     Case(
         "trimmed_mean(fraction=0.2)",
+        lacks={"mix": "a coordinate rule is no combination of whole rows"},
+    ),
+    Case(
+        "trimmed_mean(f=3, weighted=True)",
+        lacks={"mix": "a coordinate rule is no combination of whole rows"},
+    ),
+    Case(
+        "trimmed_mean(fraction=0.25, weighted=True, clamp=1.5)",
+        n=9,
         lacks={"mix": "a coordinate rule is no combination of whole rows"},
     ),
 )

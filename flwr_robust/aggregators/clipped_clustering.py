@@ -1,0 +1,74 @@
+"""Clipped clustering: shorten rows to the median of all norms seen so far, then cluster their directions.
+
+    tau   = median of ||x_i|| over the rows of this call and of all calls before
+    value = mean of x_i min{1, tau / ||x_i||} over the larger of two clusters, as in `clustering`
+
+Li, Ngai, Voigt, "An experimental study of Byzantine-robust aggregation schemes in federated learning" (IEEE Trans. Big
+Data 2023). Clipping does not turn a row, so the clusters are those of the rows as they came.
+
+Convention: average linkage; tau includes this call's norms and, for an even number, is the mean of the two middle ones.
+The norms are the state, n more of them with every call.
+
+Condition: n >= 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flwr_robust.aggregators.clustering import LINKAGES, cosine_distances, larger_cluster
+from flwr_robust.errors import check_choice
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
+
+__all__ = ["ClippedClustering"]
+
+
+@aggregators.register("clipped_clustering")
+@dataclass(frozen=True)
+class ClippedClustering(Rule):
+    """Clipped mean of the larger of two clusters of directions.
+
+    Attributes
+    ----------
+    linkage : str
+        Distance of two clusters: "average", "complete" or "single".
+    """
+
+    linkage: str = "average"
+
+    def __post_init__(self) -> None:
+        check_choice("clipped_clustering", "linkage", self.linkage, LINKAGES)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """N >= 3."""
+        return 3, "n >= 3"
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Clip, cluster and average; the norms join the state."""
+        norms = rows.squared_norms.sqrt()
+        history = torch.cat([state.get("norms", norms[:0]), norms])
+        ordered, size = history.sort().values, len(history)
+        radius = (ordered[(size - 1) // 2] + ordered[size // 2]) / 2
+        kept = larger_cluster(cosine_distances(rows), self.linkage)
+        weights = (radius / norms).clamp(max=1).nan_to_num(nan=1.0) * kept / kept.sum()
+        stats = {
+            "radius": float(radius),
+            "kept": kept.nonzero().flatten().tolist(),
+            "clipped": (norms > radius).nonzero().flatten().tolist(),
+        }
+        return Aggregate(rows.mix(weights), weights, stats=stats), {"norms": history}
+
+
+CASES = (
+    Case(
+        "clipped_clustering()",
+        lacks={
+            "resilience": "faulty rows of many directions join the larger cluster, at median length",
+            "translation": "cosines and norms are taken from the origin",
+            "state": "seeing the same norms twice leaves their median where it is",
+        },
+    ),
+)

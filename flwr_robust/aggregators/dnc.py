@@ -1,0 +1,133 @@
+"""DnC, divide and conquer: leave out the rows that stand out along the direction of greatest variance.
+
+    repeat ``iterations`` times, each with b random coordinates:
+        y_i     = x_i in these coordinates, minus the mean over i
+        v       = top right singular vector of the matrix of the y_i
+        score_i = <y_i, v>^2;   keep all but the floor(c f) rows of highest score
+    value = mean of the rows kept in every iteration
+
+Shejwalkar, Houmansadr, "Manipulating the Byzantine: optimizing model poisoning attacks and defenses for federated
+learning" (NDSS 2021), Algorithm 2. With the top eigenvector u of the n x n matrix <y_i, y_j> and its eigenvalue lambda,
+score_i = lambda u_i^2 exactly, so v is never formed and nothing is iterated.
+
+Convention: coordinates are drawn without repetition; b at least d means all of them, and then there is no randomness
+and one iteration. The draw counts in the state, so every round takes others. Equal scores drop the highest index
+first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in every iteration,
+those that were kept most often are averaged, and the stats say so under ``fallback``.
+
+Condition: n >= 2f + 1 and n > floor(c f).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.aggregators.krum import lowest
+from flwr_robust.errors import check_integer, check_number
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators, next_draw
+
+__all__ = ["DnC", "draw_coordinates"]
+
+
+def draw_coordinates(generator: torch.Generator, d: int, b: int) -> Tensor:
+    """Draw b of d coordinates without repetition, ascending; no more than a multiple of b is ever held."""
+    if 4 * b >= d:
+        return torch.randperm(d, generator=generator)[:b].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < b:
+        more = torch.randint(d, (b - len(drawn),), generator=generator)
+        drawn = torch.unique(torch.cat([drawn, more]))
+    return drawn
+
+
+@aggregators.register("dnc")
+@dataclass(frozen=True)
+class DnC(Rule):
+    """Mean of the rows that never stand out along the top singular direction.
+
+    Attributes
+    ----------
+    f : int
+        Declared number of faulty rows.
+    c : float
+        Rows left out per iteration, as a multiple of f; > 0.
+    iterations : int
+        How many times coordinates are drawn.
+    sub_dimension : int
+        b, the coordinates drawn each time.
+    seed : int
+        What the draws come from.
+    """
+
+    f: int
+    c: float = 1.0
+    iterations: int = 5
+    sub_dimension: int = 10_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("dnc", "f", self.f, 0)
+        check_number("dnc", "c", self.c, above=0)
+        check_integer("dnc", "iterations", self.iterations, 1)
+        check_integer("dnc", "sub_dimension", self.sub_dimension, 1)
+        check_integer("dnc", "seed", self.seed, 0)
+
+    @property
+    def _dropped(self) -> int:
+        return math.floor(self.c * self.f + 1e-9)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """N >= 2f + 1 and n > floor(c f)."""
+        smallest = 2 * self.f + 1
+        return (self._dropped + 1, "n > c f") if self._dropped >= smallest else (smallest, "n >= 2f + 1")
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Score, intersect, average."""
+        draws: list[Tensor | None] = [None]
+        if self.sub_dimension < rows.d:
+            generator, state = next_draw(state, self.seed, "dnc")
+            draws = [draw_coordinates(generator, rows.d, self.sub_dimension) for _ in range(self.iterations)]
+        times = torch.zeros(rows.n, dtype=torch.int64)
+        for gram in _centred_grams(rows, draws):
+            times[_least_outstanding(gram, rows.n - self._dropped)] += 1
+        kept = (times == times.max()).nonzero().flatten()
+        weights = torch.zeros(rows.n, dtype=torch.float64)
+        weights[kept] = 1 / len(kept)
+        fallback = int(times.max()) < len(draws)
+        return Aggregate(rows.mix(weights), weights, stats={"kept": kept.tolist(), "fallback": fallback}), state
+
+
+def _centred_grams(rows: Rows, draws: list[Tensor | None]) -> list[Tensor]:
+    """Return, for each draw of coordinates, a multiple of the Gram matrix (n, n) of the rows minus their mean."""
+    grams = [torch.zeros(rows.n, rows.n, dtype=torch.float64) for _ in draws]
+    for start, block in rows.blocks():
+        for gram, drawn in zip(grams, draws, strict=True):
+            piece = block
+            if drawn is not None:
+                first, last = torch.searchsorted(drawn, torch.tensor([start, start + block.shape[1]])).tolist()
+                piece = block[:, (drawn[first:last] - start).to(block.device)]
+            # n times the difference to the mean: no division, so small integers stay exact and ties remain.
+            points = rows.n * piece - piece.sum(0)
+            gram += (points @ points.T).cpu()
+    return grams
+
+
+def _least_outstanding(gram: Tensor, m: int) -> Tensor:
+    """Return the m rows of least score, ties to the lowest index."""
+    lengths = torch.linalg.eigh(gram).eigenvectors[:, -1].abs()
+    # Sorting u sorts lambda u^2. In logarithms, so that agreeing to so many digits means the same for small entries.
+    digits = torch.log(lengths.clamp(min=1e-12)).mul(1e9).round()
+    return lowest(digits if bool(gram.any()) else torch.zeros_like(digits), m)
+
+
+CASES = (
+    Case("dnc(f=3)"),
+    Case("dnc(f=2, c=1.5, iterations=1)"),
+    Case("dnc(f=3, sub_dimension=16)"),
+    Case("dnc(f=1)", n=3),
+)

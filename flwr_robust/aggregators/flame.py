@@ -1,0 +1,111 @@
+"""FLAME: keep the majority whose directions lie densest, clip to the median norm, add noise.
+
+    distance of i and j = 1 - cos(x_i, x_j)
+    K     = the first cluster of single linkage that holds floor(n / 2) + 1 rows
+    S     = median of ||x_i|| over all rows
+    value = mean over K of x_i min{1, S / ||x_i||} + N(0, (noise S)^2) per coordinate
+
+Nguyen et al., "FLAME: taming backdoors in federated learning" (USENIX Security 2022).
+
+Convention: K is the component with more than half of the rows in the graph of the pairs no farther apart than t, for
+the least t that has one. With min_cluster_size = floor(n / 2) + 1, min_samples = 1 and a single cluster allowed, as in
+the paper, HDBSCAN comes to the same: there cannot be two such clusters, so its tree is a trunk that rows fall off. No
+tie is left to break. S is taken over all rows, the mean of the middle two for even n. The noise (lambda in the paper,
+0.001 there for image data) is 0 here: it masks what is left of a backdoor, and costs accuracy. It is drawn from (seed,
+number of calls so far); the count is the state, and there is none without noise.
+
+Condition: n >= 1. There is no f: the rule keeps a majority.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.aggregators.clustering import cosine_distances
+from flwr_robust.errors import check_integer, check_number
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators, next_draw
+
+__all__ = ["FLAME", "densest_majority"]
+
+
+def densest_majority(distances: Tensor) -> Tensor:
+    """Return the first cluster of single linkage with more than half of the points: bool (n,)."""
+    n = distances.shape[0]
+    # Prim's minimum spanning tree; its edges in order of length are the merges of single linkage.
+    reach, source = distances[0].clone(), torch.zeros(n, dtype=torch.int64)
+    outside = torch.ones(n, dtype=torch.bool)
+    outside[0] = False
+    edges: list[tuple[float, int, int]] = []
+    for _ in range(n - 1):
+        nearest = int(reach.masked_fill(~outside, torch.inf).argmin())
+        edges.append((float(reach[nearest]), int(source[nearest]), nearest))
+        outside[nearest] = False
+        closer = distances[nearest] < reach
+        reach[closer], source[closer] = distances[nearest][closer], nearest
+    labels = torch.arange(n)
+    found, level = n == 1, 0.0
+    for length, a, b in sorted(edges):
+        if found and length > level:
+            break
+        labels[labels == labels[b]] = int(labels[a])
+        found, level = found or 2 * int((labels == labels[a]).sum()) > n, length
+    return labels == labels.mode().values
+
+
+@aggregators.register("flame")
+@dataclass(frozen=True)
+class FLAME(Rule):
+    """Clipped mean of the densest majority of directions, with optional noise.
+
+    Attributes
+    ----------
+    noise : float
+        Standard deviation of the noise as a multiple of the median norm; >= 0.
+    seed : int
+        Of the noise.
+    """
+
+    noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("flame", "noise", self.noise, minimum=0)
+        check_integer("flame", "seed", self.seed, 0)
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Filter, clip, average, and blur."""
+        norms = rows.squared_norms.sqrt()
+        radius = norms.quantile(0.5)
+        kept = densest_majority(cosine_distances(rows))
+        weights = (radius / norms).clamp(max=1).nan_to_num(nan=1.0) * kept / kept.sum()
+        stats = {
+            "radius": float(radius),
+            "kept": kept.nonzero().flatten().tolist(),
+            "clipped": (norms > radius).nonzero().flatten().tolist(),
+        }
+        value = rows.mix_exactly(weights)
+        if self.noise > 0:
+            generator, state = next_draw(state, self.seed, "flame")
+            drawn = torch.randn(rows.d, dtype=torch.float64, generator=generator)
+            value = value + self.noise * float(radius) * drawn.to(value.device)
+        return Aggregate(rows.cast(value), weights, stats=stats), state
+
+
+_ORIGIN = "cosines and norms are taken from the origin"
+
+CASES = (
+    Case("flame()", lacks={"translation": _ORIGIN}),
+    Case(
+        "flame(noise=0.001, seed=3)",
+        n=9,
+        lacks={
+            "translation": _ORIGIN,
+            "mix": "the noise is no combination of rows",
+            "unanimity": "the noise is added to whatever the rows agree on",
+        },
+    ),
+)

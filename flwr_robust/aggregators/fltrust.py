@@ -1,0 +1,72 @@
+"""FLTrust: trust a row as far as it points the way of the server's own update, and give it that update's length.
+
+    s_i   = max{0, cos(x_i, x_0)}
+    value = sum_i s_i (||x_0|| / ||x_i||) x_i / sum_i s_i
+
+x_0: the trusted row, computed by the server on a small clean set of its own. Cao, Fang, Liu, Gong, "FLTrust:
+Byzantine-robust federated learning via trust bootstrapping" (NDSS 2021).
+
+Convention: a zero row has cosine 0; a cosine below 1e-12 is rounding and counts as 0. Where all scores are 0 (also when
+the trusted row is zero) nothing is aggregated: the value is zero and the outcome INFEASIBLE. Weights are the
+coefficients of the rows, s_i ||x_0|| / (||x_i|| sum_j s_j), and sum to one only where all lengths agree.
+
+Condition: n >= 1, and a trusted row. There is no f: any number of rows may point elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from flwr_robust.aggregators.clustering import cosine_distances
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Outcome, Rule, State, aggregators
+
+__all__ = ["FLTrust"]
+
+_ROUNDING = 1e-12
+
+
+@aggregators.register("fltrust")
+@dataclass(frozen=True)
+class FLTrust(Rule):
+    """Mean weighted by the cosine to a trusted row, at its length."""
+
+    def tolerated(self, n: int, asked: int) -> int:
+        """Any number of rows may be left out as long as one remains."""
+        return n - 1
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Score the rows, then average."""
+        if rows.trusted is None:
+            raise ConfigurationError(
+                "fltrust needs an update of the server's own; pass trusted=..., a tensor (d,), with the rows"
+            )
+        points = rows.with_row(rows.trusted)
+        norms = points.squared_norms.sqrt()
+        if not bool(torch.isfinite(norms[-1])):
+            raise ConfigurationError("fltrust: the trusted row must be finite; check the server's own training")
+        scores = 1 - cosine_distances(points)[-1, :-1]
+        scores = torch.where(scores < _ROUNDING, 0.0, scores)
+        total = scores.sum()
+        trusted = bool(total > 0)
+        weights = (scores / total * norms[-1] / norms[:-1]).nan_to_num(nan=0.0) if trusted else torch.zeros_like(scores)
+        return Aggregate(
+            rows.mix(weights),
+            weights,
+            Outcome.OK if trusted else Outcome.INFEASIBLE,
+            {"scores": scores.tolist(), "trusted_norm": float(norms[-1])},
+        ), state
+
+
+CASES = (
+    Case(
+        "fltrust()",
+        lacks={
+            "resilience": "a row at less than a right angle to the trusted one keeps a share",
+            "translation": "cosines and norms are taken from the origin",
+        },
+    ),
+)

@@ -1,0 +1,58 @@
+"""Phocas: the mean around the trimmed mean, coordinate by coordinate.
+
+    c_j     = mean of the n - 2f values left after dropping the f smallest and the f largest of x_1j, ..., x_nj
+    value_j = mean of the n - f values of x_1j, ..., x_nj nearest to c_j
+
+Xie, Koyejo, Gupta, "Phocas: dimensional Byzantine-resilient stochastic gradient descent" (arXiv 1805.09682, 2018).
+
+Convention: of two values equally far from the centre the smaller one is kept. With n = 2f + 1 or 2f + 2 the centre is
+the median, and the rule is `meamed`.
+
+Condition: n >= 2f + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from flwr_robust.aggregators.meamed import average_near
+from flwr_robust.errors import check_integer
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
+
+__all__ = ["Phocas"]
+
+
+@aggregators.register("phocas")
+@dataclass(frozen=True)
+class Phocas(Rule):
+    """Coordinate-wise mean of the n - f values nearest to the trimmed mean.
+
+    Attributes
+    ----------
+    f : int
+        Declared number of faulty rows; the trimmed mean drops f values per side.
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_integer("phocas", "f", self.f, 0)
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Average around the trimmed mean of every column."""
+        return average_near(rows, rows.n - self.f, self._centre), state
+
+    def _centre(self, ordered: Tensor) -> Tensor:
+        kept = ordered[self.f : ordered.shape[0] - self.f]
+        return kept.sum(0) / kept.shape[0]
+
+
+_NO_MIX = "a coordinate rule is no combination of whole rows"
+
+CASES = (
+    Case("phocas(f=3)", lacks={"mix": _NO_MIX}),
+    Case("phocas(f=1)", n=7, lacks={"mix": _NO_MIX}),
+)

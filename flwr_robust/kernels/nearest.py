@@ -1,0 +1,63 @@
+"""What lies nearest to a centre: values of a column, and rows.
+
+The m of n sorted values nearest to a centre c stand next to each other. Sliding the window from the left, its lowest
+value s_k is given up for s_(k+m) while c - s_k > s_(k+m) - c; the left side falls and the right side grows with k, so
+counting the k for which this holds gives the window's start. Equal distances keep the smaller value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["nearest", "squared_distances_to"]
+
+
+def nearest(ordered: Tensor, centre: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Average, per column, the m values nearest to a centre; ties to the smaller value.
+
+    Parameters
+    ----------
+    ordered : Tensor (n, b)
+        n ascending values per column; not changed.
+    centre : Tensor (b,)
+        The centre of each column.
+    m : int
+        How many values are kept; 1 <= m <= n.
+
+    Returns
+    -------
+    Tensor (b,)
+        The averages.
+    Tensor (b,), Tensor (b,)
+        The least and the greatest value kept.
+
+    Examples
+    --------
+    >>> nearest(torch.tensor([[0.0], [4.0], [5.0], [9.0]]), torch.tensor([4.5]), 3)[0].tolist()
+    [3.0]
+    """
+    n = ordered.shape[0]
+    start = (centre - ordered[: n - m] > ordered[m:] - centre).sum(0, keepdim=True)
+    rank = torch.arange(n, device=ordered.device)[:, None]
+    kept = torch.where((rank >= start) & (rank < start + m), ordered, 0)
+    return kept.sum(0) / m, ordered.gather(0, start)[0], ordered.gather(0, start + m - 1)[0]
+
+
+def squared_distances_to(blocks: Iterable[tuple[int, Tensor]], point: Tensor) -> Tensor:
+    """Return the squared distances (n,), float64, of rows from one point, by direct differences.
+
+    Parameters
+    ----------
+    blocks : iterable of (int, Tensor (n, b) float64)
+        The rows, column block by column block.
+    point : Tensor (d,)
+        Where the distances are measured from.
+    """
+    total = torch.zeros((), dtype=torch.float64)
+    for start, block in blocks:
+        difference = block - point[start : start + block.shape[1]].to(block)
+        total = total + difference.square_().sum(1).cpu()
+    return total

@@ -1,0 +1,70 @@
+"""Adaptive robust clipping: the longest rows are shortened to the norm of the next one.
+
+    k = floor(2 (f / n) (n - f)),   c = the (k + 1)-th largest norm,   x'_i = x_i min{1, c / ||x_i||}
+
+f: declared number of faulty rows. Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive gradient clipping for
+robust federated learning" (ICLR 2025): unlike a fixed radius, c keeps the guarantee of the rule that follows.
+
+Convention: norms are taken from the origin, that is, relative to the model that was sent. k is computed in integers.
+
+Condition: n >= 2f + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import check_integer
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Case, PreAggregator, State, preaggregators
+
+__all__ = ["ARC"]
+
+
+@preaggregators.register("arc")
+@dataclass(frozen=True)
+class ARC(PreAggregator):
+    """Shorten the floor(2 f / n (n - f)) longest rows to the next norm.
+
+    Attributes
+    ----------
+    f : int
+        Declared number of faulty rows.
+    """
+
+    f: int
+
+    def __post_init__(self) -> None:
+        check_integer("arc", "f", self.f, 0)
+
+    def check(self, n: int) -> str | None:
+        """Need n >= 2f + 1."""
+        smallest = 2 * self.f + 1
+        if n >= smallest:
+            return None
+        return f"arc needs n >= 2f + 1; got n={n}, f={self.f}: ask at least {smallest} clients or lower f"
+
+    def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
+        """Scale the rows."""
+        norms = rows.squared_norms.sqrt()
+        longest = 2 * self.f * (rows.n - self.f) // rows.n
+        radius = norms.sort(descending=True).values[longest]
+        factors = (radius / norms).clamp(max=1).nan_to_num(nan=1.0)
+        stats = {"radius": float(radius), "clipped": (norms > radius).nonzero().flatten().tolist()}
+        return torch.diag(factors), stats, state
+
+
+_ORIGIN = "clipping is relative to the origin"
+
+CASES = (
+    Case(
+        "arc(f=3) | trimmed_mean(f=3)",
+        lacks={"translation": _ORIGIN, "mix": "a coordinate rule is no combination of whole rows"},
+    ),
+    Case("arc(f=2) | krum(f=2)", lacks={"translation": _ORIGIN}),
+)

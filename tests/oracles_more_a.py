@@ -1,0 +1,175 @@
+"""Slow oracles, more of them: values near a centre, other norms, selections, subsets, clipped means, votes, directions.
+
+As in `oracles`: float64 numpy with loops, written from the definitions. What is random in a rule (the coordinates that
+DnC draws) is part of its definition and is drawn here from the same seed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+
+from flwr_robust.seeds import torch_generator
+from tests.oracles import RULES as BASE
+from tests.oracles import average_of, best, clipped, distance, middle, weighted_sum
+
+# -- values near a centre ----------------------------------------------------------------------------
+
+
+def around(values, centre, m):
+    """Mean of the m values nearest to the centre, the smaller of two equally far."""
+    return math.fsum(sorted(values, key=lambda v: (abs(v - centre), v))[:m]) / m
+
+
+def trimmed(values, f):
+    kept = sorted(values)[f : len(values) - f]
+    return math.fsum(kept) / len(kept)
+
+
+def meamed(x, f):
+    return np.array([around(column, middle(column), len(x) - f) for column in x.T]), None
+
+
+def phocas(x, f):
+    return np.array([around(column, trimmed(column, f), len(x) - f) for column in x.T]), None
+
+
+# -- selections --------------------------------------------------------------------------------------
+
+
+def lp(z, p):
+    return max(abs(z)) if p == "inf" else math.fsum(abs(v) ** p for v in z) ** (1 / p)
+
+
+def lp_scores(x, f, p):
+    n = len(x)
+    rows = [sorted(lp(x[i] - x[j], p) ** 2 for j in range(n) if j != i) for i in range(n)]
+    return [math.fsum(row[: n - f - 2]) for row in rows]
+
+
+def generalised_krum(x, f, p=2):
+    if p == 2:
+        return BASE["krum"](x, f)
+    scores = lp_scores(x, f, p)
+    # Roots round: scores that agree to twelve digits are ties.
+    return average_of(x, [next(i for i, s in enumerate(scores) if s <= min(scores) * (1 + 1e-12))])
+
+
+def bulyan_selection(x, f, selection="krum"):
+    """The rows selected, in order: n - 2f times the one nearest to the selection rule's value."""
+    left, selected = list(range(len(x))), []
+    if f == 0:
+        return left
+    while len(left) > 2 * f:
+        fits = min(f, (len(left) - 3) // 2) if "krum" in selection else f
+        value, _ = BASE[selection](x[left], f=fits)
+        # The mean of two rows is equally far from both, up to rounding.
+        away = [math.fsum((x[i] - value) ** 2) for i in left]
+        selected.append(left.pop(next(k for k, a in enumerate(away) if a <= min(away) * (1 + 1e-9))))
+    return selected
+
+
+def bulyan(x, f, selection="krum"):
+    chosen = x[bulyan_selection(x, f, selection)]
+    return np.array([around(column, middle(column), len(x) - 4 * f) for column in chosen.T]), None
+
+
+def diameter(x, subset):
+    return max((math.fsum((x[i] - x[j]) ** 2) for i, j in itertools.combinations(subset, 2)), default=0.0)
+
+
+def minimum_diameter(x, f):
+    apart = {pair: diameter(x, pair) for pair in itertools.combinations(range(len(x)), 2)}
+    subsets = list(itertools.combinations(range(len(x)), len(x) - f))  # in lexicographic order
+    return average_of(
+        x, list(min(subsets, key=lambda s: max((apart[p] for p in itertools.combinations(s, 2)), default=0.0)))
+    )
+
+
+def monna(x, f, trusted=None):
+    """Without a trusted row the conformance suite's: the median of the rows."""
+    trusted = [middle(column) for column in x.T] if trusted is None else trusted
+    return average_of(x, best([math.fsum((row - trusted) ** 2) for row in x], len(x) - f))
+
+
+def cge(x, f):
+    return average_of(x, best([math.fsum(row**2) for row in x], len(x) - f))
+
+
+# -- clipped means -----------------------------------------------------------------------------------
+
+
+def norm_bound(x, c, f=None):
+    short = clipped(x, c)
+    weights = [1.0 if (norm := distance(row, 0 * row)) <= c else c / norm for row in x]
+    return weighted_sum(short, np.full(len(x), 1 / len(x))), np.array(weights) / len(x)
+
+
+def clip_mean(x, f=None):
+    return norm_bound(x, middle([distance(row, 0 * row) for row in x]))
+
+
+# -- votes -------------------------------------------------------------------------------------------
+
+
+def sign_majority(x, scale=1.0, f=None):
+    votes = [sum((v > 0) - (v < 0) for v in column.tolist()) for column in x.T]
+    return np.array([scale * ((v > 0) - (v < 0)) for v in votes]), None
+
+
+# -- directions --------------------------------------------------------------------------------------
+
+
+def drawn_coordinates(d, b, iterations, seed, draw):
+    generator = torch_generator(seed, "dnc", draw)
+    for _ in range(iterations):
+        if 4 * b >= d:
+            yield sorted(torch.randperm(d, generator=generator)[:b].tolist())
+            continue
+        found = set()
+        while len(found) < b:
+            found |= set(torch.randint(d, (b - len(found),), generator=generator).tolist())
+        yield sorted(found)
+
+
+def outstanding(y, m):
+    """The m rows of least |<y_i, v>|, entries that agree to nine digits being equal."""
+    y = len(y) * y - y.sum(0)  # n times the centred rows
+    if not y.any():
+        return set(range(m))
+    _, singular, directions = np.linalg.svd(y, full_matrices=False)
+    lengths = np.maximum(np.abs(y @ directions[0]) / singular[0], 1e-12)
+    return set(best([round(math.log(v) * 1e9) for v in lengths], m))
+
+
+def dnc(x, f, c=1.0, iterations=5, sub_dimension=10_000, seed=0, draw=0):
+    m = len(x) - int(c * f + 1e-9)
+    d = x.shape[1]
+    sets = [range(d)]
+    if sub_dimension < d:
+        sets = list(drawn_coordinates(d, sub_dimension, iterations, seed, draw))
+    kept = [outstanding(x[:, list(columns)], m) for columns in sets]
+    times = [sum(i in good for good in kept) for i in range(len(x))]
+    return average_of(x, [i for i in range(len(x)) if times[i] == max(times)])
+
+
+# -- by name, for the conformance suite --------------------------------------------------------------
+
+RULES = {
+    "bulyan": bulyan,
+    "cge": cge,
+    "clip_mean": clip_mean,
+    "dnc": dnc,
+    "generalised_krum": generalised_krum,
+    "meamed": meamed,
+    "minimum_diameter": minimum_diameter,
+    "monna": monna,
+    "norm_bound": norm_bound,
+    "phocas": phocas,
+    "sign_majority": sign_majority,
+}
+MIXERS: dict = {}
+NEEDS_COUNTS: set = set()
