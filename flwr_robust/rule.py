@@ -112,13 +112,18 @@ class Rule(Component, ABC):
         return (
             f"{self.name} needs {condition}; got n={n}"
             + ("" if f is None else f", f={f}")
-            + f": ask at least {smallest} clients or lower f"
+            + f": ask at least {smallest} clients"
+            + (f" or lower {lever}" if (lever := self.lever()) else "")
         )
 
     def needs(self, asked: int) -> tuple[int, str]:
         """Return the smallest n that fits, and the condition in words ("n >= 2f + 1")."""
         f = self.declared(asked) or 0
         return 2 * f + 1, "n >= 2f + 1"
+
+    def lever(self) -> str:
+        """Return the field that a user whose clients are too few could lower; empty if there is none."""
+        return "f" if getattr(self, "f", None) else ""
 
     def declared(self, asked: int) -> int | None:
         """Return the declared number of faulty rows, or None where the rule declares none."""

@@ -235,7 +235,6 @@ def test_a_client_that_keeps_what_it_received_keeps_it_as_it_was():
     assert grid.contexts[FIRST].state["kept"] == record(MODEL)
 
 
-@pytest.mark.xfail(strict=True, reason="copy_content copies records, but not the lists inside ConfigRecords")
 def test_a_client_cannot_change_a_list_the_server_sent():
     def train(message, context):
         message.content["config"]["layers"].append(99)
@@ -246,7 +245,6 @@ def test_a_client_cannot_change_a_list_the_server_sent():
     intact(message)
 
 
-@pytest.mark.xfail(strict=True, reason="copy_content copies records, but not the lists inside MetricRecords")
 def test_the_server_cannot_change_a_list_a_client_keeps():
     def train(message, context):
         context.state["kept"] = MetricRecord({"losses": [1.0, 2.0]})
@@ -301,7 +299,6 @@ def test_a_node_that_does_not_exist_becomes_an_error_reply():
     assert replies[1].has_content()
 
 
-@pytest.mark.xfail(strict=True, reason="what the ClientApp returns is used outside the try")
 @pytest.mark.parametrize("returned", [None, RecordDict()], ids=["None", "RecordDict"])
 def test_a_client_that_returns_no_message_becomes_an_error_reply(returned):
     (reply,) = exchange(InProcessGrid(app_of(lambda message, context: returned), 1), sent())

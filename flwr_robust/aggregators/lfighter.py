@@ -52,7 +52,7 @@ def two_means(points: Tensor) -> Tensor:
 def _dissimilarity(directions: Tensor, n: int) -> float:
     """Return d_c of the cluster whose unit vectors (n_c, h) are given."""
     size = directions.shape[0]
-    similarity = directions @ directions.T - torch.eye(size, dtype=directions.dtype)
+    similarity = (directions @ directions.T).fill_diagonal_(0)  # cos(i, i) - 1, without its rounding
     return size / n * (1 - float(similarity.min(1).values.mean()))
 
 

@@ -135,6 +135,8 @@ class InProcessGrid(Grid):
         received.__dict__["_content"] = copy_content(message.content)
         try:
             reply = self._client_app(received, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"a ClientApp must return a Message; got {type(reply).__name__}")
         except Exception as error:  # as Flower does: a client's failure is a reply
             log.error("ClientApp of node %s raised %s: %s", context.node_id, type(error).__name__, error)
             reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)

@@ -191,10 +191,10 @@ class RobustStrategy(FedAvg):
 
     # -- asking -----------------------------------------------------------------------------------
 
-    def _order(self, node: int) -> tuple[int, int]:
-        """Nodes of known partition first, by partition; the others by id."""
+    def _order(self, node: int) -> tuple[int, int, int]:
+        """Nodes of known partition first, by partition; then, and where two claim the same, by id."""
         partition = self.partitions.get(node)
-        return (1, node) if partition is None else (0, partition)
+        return (1, 0, node) if partition is None else (0, partition, node)
 
     def _ask(
         self,
@@ -227,6 +227,10 @@ class RobustStrategy(FedAvg):
         if self.fraction_train == 0.0:
             return []
         self._sent = SentModel(arrays)
+        if not self._learnt(self._sent):
+            raise ConfigurationError(
+                "model: it must hold at least one floating-point array beside BatchNorm statistics; got none"
+            )
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         messages = self._ask(MessageType.TRAIN, server_round, record, grid, self.fraction_train, self.min_train_nodes)
