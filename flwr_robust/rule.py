@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, TypeVar
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flwr_robust.errors import InfeasibleError, UnknownNameError
 from flwr_robust.registry import Component, Registry, parse_chain
-from flwr_robust.rows import Rows
+from flwr_robust.rows import Layer, Rows
 
 __all__ = [
     "Aggregate",
@@ -138,6 +138,10 @@ class Rule(Component, ABC):
         """Return the rule for the rows left when k faulty ones have been left out."""
         return _lowered(self, k)
 
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why a model of these arrays does not fit this rule, or return None."""
+        return None
+
     def init(self) -> State:
         """Return the state before the first call."""
         return {}
@@ -237,6 +241,10 @@ class Pipeline(Rule):
                 return sentence
             n, asked = stage.rows_out(n), stage.rows_out(asked)
         return self.rule.check(n, asked=asked)
+
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why the final rule does not fit."""
+        return self.rule.check_layout(layout)
 
     def declared(self, asked: int) -> int | None:
         """Return the final rule's declared number of faulty rows."""

@@ -406,3 +406,22 @@ def test_records_of_a_reply_may_be_of_any_kind():
     (reply,) = exchange(InProcessGrid(app_of(train), 1), sent())
     assert {k: type(v) for k, v in reply.content.items()} == {"a": ArrayRecord, "m": MetricRecord, "c": ConfigRecord}
     assert reply.content["c"]["y"] == b"z"
+
+
+def test_the_state_of_a_client_that_raises_stays_as_it_was():
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        context.state["count"] = MetricRecord({"rounds": message.content["config"]["server-round"]})
+        if message.content["config"]["server-round"] == 2:
+            raise RuntimeError("after it wrote")
+        return Message(RecordDict(), reply_to=message)
+
+    grid = InProcessGrid(app, 1)
+    (node,) = grid.get_node_ids()
+    for at in (1, 2):
+        list(
+            grid.send_and_receive([Message(RecordDict({"config": ConfigRecord({"server-round": at})}), node, "train")])
+        )
+    assert grid.contexts[node].state["count"]["rounds"] == 1

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flowers
@@ -1045,3 +1045,13 @@ def test_evaluation_of_the_global_model_on_the_server():
     _, result = drive(strategy, app, {"w": f32(0)}, 2, rounds=2, evaluate_fn=evaluate)
     assert seen == {0: [0.0], 1: [1.0], 2: [2.0]}
     assert dict(result.evaluate_metrics_serverapp[2]) == {"w": 2.0}
+
+
+def test_a_head_that_the_model_lacks_is_an_error_before_anything_is_sent():
+    strategy = LFighter(head="classifier.weight", fraction_evaluate=0.0)
+    grid = InProcessGrid(ClientApp(), 3)
+    arrays = ArrayRecord({"fc.weight": Array(np.ones((3, 2), np.float32))})
+    with pytest.raises(
+        ConfigurationError, match=r"head must name a matrix of the model \(fc.weight\); got head='classifier"
+    ):
+        strategy.configure_train(1, arrays, ConfigRecord(), grid)

@@ -135,7 +135,7 @@ def _head(descr: str, shape: tuple[int, ...]) -> tuple[str, bytes]:
 
 
 def encode(values: NDArray[Any]) -> Array:
-    """Return an array's bytes as Flower's `Array`, the same as Flower's own writer gives."""
+    """Return an array as Flower's `Array`, in C order; for such arrays the bytes are those of Flower's own writer."""
     name, header = _head(values.dtype.str, values.shape)
     return Array(dtype=name, shape=values.shape, stype=_STYPE, data=header + values.tobytes())
 
