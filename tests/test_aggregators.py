@@ -21,15 +21,6 @@ from tests import oracles
 quick = settings(deadline=None, max_examples=150)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @st.composite
 def matrices(draw, least=1, most=30, grid=None):
     """A matrix and whether it is a grid: small integers times a power of two, full of ties and exact in float64."""

@@ -26,15 +26,6 @@ HELD = 721  # 1442 training samples over two clients
 NAMES = ["1.weight", "1.bias"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small models take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 run_config = partial(RunConfig, device="cpu")
 
 

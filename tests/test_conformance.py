@@ -37,15 +37,6 @@ SLACK = {"geometric_median": 1e-4, "centered_clipping": 1e-7}
 EPSILON = {torch.float16: 1e-3, torch.float32: 1.2e-7, torch.float64: 1e-14}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # -- data and helpers ----------------------------------------------------------------------------
 
 

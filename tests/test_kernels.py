@@ -15,16 +15,6 @@ from flwr_robust import rows as rows_module
 from flwr_robust.kernels.gram import accumulate_gram, squared_distances
 from flwr_robust.kernels.order import kept_shares, ranks
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # -- order statistics ----------------------------------------------------------------------------
 
 

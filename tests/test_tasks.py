@@ -13,16 +13,6 @@ from flwr_robust import ConfigurationError, DataUnavailableError, UnknownNameErr
 from flwr_robust.tasks import MODELS, TASKS, Learner, Task, build_model, load_task
 from flwr_robust.tasks.data import data_folder
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 # -- digits --------------------------------------------------------------------------------------
 
 
