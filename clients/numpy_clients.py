@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -23,9 +22,9 @@ __all__ = ["HonestClient", "LabelPoisoner"]
 _MOMENTUM = "momentum"
 
 
-@lru_cache(maxsize=4)
-def _learner(config: RunConfig, device: torch.device) -> Learner:
-    """One model per process: its parameters are set anew for every message."""
+@lru_cache(maxsize=8)
+def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
+    """One model per process and role: its parameters are set anew for every message."""
     return config.learner(device)
 
 
@@ -48,9 +47,9 @@ class HonestClient(NumPyClient):
         self.state = state
         self.task = config.data_set
         self.samples = config.samples[client]
-        self.learner = _learner(config, pick_device(config.device))
+        self.learner = _learner(config, pick_device(config.device), "trained")
 
-    def labels(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
+    def labels(self, y: Tensor, x: Tensor) -> Tensor:
         """Return the labels to train on: the true ones."""
         return y
 
@@ -89,7 +88,7 @@ class HonestClient(NumPyClient):
         picked = torch.from_numpy(self.samples)[positions]
         x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
         y = self.task.y_train.index_select(0, picked).to(self.learner.device)
-        return self.learner.gradient(x, self.labels(y, x, generator))
+        return self.learner.gradient(x, self.labels(y, x))
 
     def _with_momentum(self, gradient: list[Tensor]) -> list[Tensor]:
         record, previous = self.state.get(_MOMENTUM), None
@@ -117,8 +116,21 @@ class LabelPoisoner(HonestClient):
     def __init__(self, config: RunConfig, client: int, state: RecordDict, attack: LabelAttack) -> None:
         super().__init__(config, client, state)
         self.attack = attack
+        self._sent: NDArrays = []
+        self._draw = torch.Generator()
 
-    def labels(self, y: Tensor, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Return poisoned labels; attacks that look see the global model, which is loaded when a round begins."""
-        scores: Callable[[], Tensor] = lambda: self.learner.scores(x)  # noqa: E731
-        return self.attack(y, classes=self.task.classes, generator=generator, scores=scores)
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Do as an honest client does; only `labels` differs."""
+        self._sent = parameters
+        # A draw of its own: the batches are the honest client's.
+        self._draw = torch_generator(self.config.seed, "labels", self.client, int(config["server-round"]))
+        return super().fit(parameters, config)
+
+    def labels(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return poisoned labels; attacks that look see the global model as it was sent."""
+        return self.attack(y, classes=self.task.classes, generator=self._draw, scores=partial(self._scores, x))
+
+    def _scores(self, x: Tensor) -> Tensor:
+        learner = _learner(self.config, self.learner.device, "sent")
+        learner.load(self._sent)
+        return learner.scores(x)

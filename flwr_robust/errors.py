@@ -16,6 +16,7 @@ __all__ = [
     "InfeasibleError",
     "UnknownNameError",
     "check_choice",
+    "check_flag",
     "check_integer",
     "check_number",
 ]
@@ -43,10 +44,14 @@ class UnknownNameError(ConfigurationError):
     """
 
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
-        names = sorted(allowed)
+        self._arguments = (kind, name, names := sorted(allowed))
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         super().__init__(f"unknown {kind} '{name}'; allowed: {', '.join(names) or 'none'}.{hint}")
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
+        """Make it again from its arguments, not from its message, in another process."""
+        return type(self), self._arguments
 
 
 class InfeasibleError(FlwrRobustError, ValueError):
@@ -55,6 +60,27 @@ class InfeasibleError(FlwrRobustError, ValueError):
 
 class DataUnavailableError(FlwrRobustError, FileNotFoundError):
     """A data set is neither on disk nor downloadable; the message says how to get it."""
+
+
+def check_flag(owner: str, field: str, value: object) -> None:
+    """Raise unless ``value`` is True or False.
+
+    Parameters
+    ----------
+    owner : str
+        Who owns the parameter; it opens the sentence.
+    field : str
+        The parameter's name.
+    value : object
+        What was given.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``value`` is anything else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{owner}: {field} must be True or False; got {field}={value!r}")
 
 
 def check_integer(owner: str, field: str, value: object, minimum: int) -> None:

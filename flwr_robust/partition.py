@@ -7,13 +7,14 @@ without data stands in each class.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_robust.errors import ConfigurationError, check_integer, check_number
+from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
 from flwr_robust.registry import Component, Registry
 from flwr_robust.seeds import numpy_generator
 
@@ -54,11 +55,14 @@ class Partition(Component, ABC):
         """
         check_integer(self.name, "clients", clients, 1)
         labels = np.asarray(labels)
+        if labels.size and labels.min() < 0:
+            raise ConfigurationError(f"{self.name}: labels must be class numbers >= 0; got {labels.min()}")
         if clients > len(labels):
             raise ConfigurationError(
                 f"{self.name}: clients must be at most the number of samples, {len(labels)}; got clients={clients}"
             )
-        generator = numpy_generator(seed, "partition", str(self), clients)
+        fields = [float(v) if isinstance(v, int | float) else v for v in dataclasses.astuple(self)]
+        generator = numpy_generator(seed, "partition", self.name, repr(fields), clients)
         return [np.sort(part).astype(np.int64) for part in self.split(labels, clients, generator)]
 
     @abstractmethod
@@ -115,6 +119,7 @@ class Dirichlet(Partition):
 
     def __post_init__(self) -> None:
         check_number("dirichlet", "beta", self.beta, above=0)
+        check_flag("dirichlet", "balanced", self.balanced)
         if self.minimum is not None:
             check_integer("dirichlet", "minimum", self.minimum, 0)
 
@@ -134,10 +139,11 @@ class Dirichlet(Partition):
                 proportions = generator.dirichlet(np.full(clients, float(self.beta)))
                 if self.balanced:
                     proportions = proportions * (held < share)
-                total = proportions.sum()
-                if not total > 0:  # all of a tiny beta's mass lies on clients that are full
+                sums = np.cumsum(proportions)
+                if not sums[-1] > 0:  # all of a tiny beta's mass lies on clients that are full
                     break
-                at = (np.cumsum(proportions / total)[:-1] * len(indices)).astype(np.int64)
+                # Divided by the last sum, not by one, so that a client with no share at the end gets nothing.
+                at = np.rint(sums[:-1] / sums[-1] * len(indices)).astype(np.int64)
                 held += np.diff(np.concatenate([[0], at, [len(indices)]]))
                 cuts.append(at)
             if len(cuts) == len(classes) and held.min() >= least:

@@ -27,12 +27,18 @@ class Component:
 
     def __str__(self) -> str:
         """Write the component so that parsing the text gives an equal one."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = [
-            f"{field.name}={getattr(self, field.name)!r}"
+            f"{field.name}={_plain(values[field.name])!r}"
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            if values[field.name] != field.default
         ]
         return f"{self.name}({', '.join(given)})"
+
+
+def _plain(value: Any) -> Any:
+    """Return Python's own number for numpy's, whose repr is no literal."""
+    return value.item() if hasattr(value, "item") else value
 
 
 C = TypeVar("C", bound=Component)
@@ -72,7 +78,7 @@ class Registry(Generic[C]):
 
         def enter(cls: type[D]) -> type[D]:
             holder = self._members.get(name)
-            if holder is not None and holder.__qualname__ != cls.__qualname__:
+            if holder is not None and (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise ConfigurationError(
                     f"{self.kind} '{name}' is registered twice: by {holder.__module__} and by "
                     f"{cls.__module__}; rename one"
@@ -86,11 +92,11 @@ class Registry(Generic[C]):
     def members(self) -> dict[str, type[C]]:
         """Return the registered classes by name, loading the package's modules first."""
         if not self._loaded:
-            self._loaded = True
             package = importlib.import_module(self.package)
             folder = getattr(package, "__path__", ())  # a kind may also live in a single module
             for module in pkgutil.iter_modules(folder, f"{self.package}."):
                 importlib.import_module(module.name)
+            self._loaded = True  # only now: a module that failed to import fails every time
         return dict(sorted(self._members.items()))
 
     def get(self, name: str) -> type[C]:

@@ -111,6 +111,12 @@ class Rows:
         self.trusted = trusted
         if trusted is not None and trusted.shape != (self.d,):
             raise ConfigurationError(f"rows: the trusted row must have shape ({self.d},); got {tuple(trusted.shape)}")
+        if n < 1 or self.d < 1:
+            raise ConfigurationError(f"rows: there must be at least one row and one coordinate; got ({n}, {self.d})")
+        if self.asked < self.n:
+            raise ConfigurationError(f"rows: asked must be at least the number of rows, {n}; got asked={self.asked}")
+        if counts is not None and counts.shape != (n,):
+            raise ConfigurationError(f"rows: counts must hold one number per row, {n}; got shape {tuple(counts.shape)}")
         if self.layout and sum(layer.size for layer in self.layout) != self.d:
             raise ConfigurationError(
                 f"rows: the layout holds {sum(layer.size for layer in self.layout)} coordinates, but a row has {self.d}"
@@ -185,7 +191,10 @@ class Rows:
             As for `from_tensor`.
         """
         segments = []
-        for index in range(len(rows[0])):
+        shapes = [[layer.numel() for layer in row] for row in ([*rows] if reference is None else [*rows, reference])]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ConfigurationError(f"rows: all rows must have the same layers; got sizes {shapes}")
+        for index in range(len(rows[0]) if rows else 0):
             pieces = tuple(row[index].detach().reshape(-1) for row in rows)
             start = None if reference is None else reference[index].detach().reshape(-1)
             segments.append(_Segment(pieces, start, None, pieces[0].numel()))
@@ -321,7 +330,7 @@ class Rows:
             self.dtype,
             layout=self.layout,
             counts=self.counts if matrix.shape[0] == self.n else None,
-            asked=self.asked,
+            asked=max(self.asked, matrix.shape[0]),
             trusted=self.trusted,
         )
         rows._origin = self if self._origin is None else self._origin
@@ -365,4 +374,4 @@ class Rows:
             extra = piece if s.extra is None else torch.cat([s.extra, piece.to(s.extra)])
             segments.append(_Segment(s.pieces, s.reference, extra, s.width))
             offset += s.width
-        return Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked)
+        return Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked + 1)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flwr_robust.errors import InfeasibleError, UnknownNameError
 from flwr_robust.registry import Component, Registry, parse_chain
-from flwr_robust.rows import Rows
+from flwr_robust.rows import Layer, Rows
 from flwr_robust.seeds import torch_generator
 
 __all__ = [
@@ -114,13 +114,18 @@ class Rule(Component, ABC):
         return (
             f"{self.name} needs {condition}; got n={n}"
             + ("" if f is None else f", f={f}")
-            + f": ask at least {smallest} clients or lower f"
+            + f": ask at least {smallest} clients"
+            + (f" or lower {lever}" if (lever := self.lever()) else "")
         )
 
     def needs(self, asked: int) -> tuple[int, str]:
         """Return the smallest n that fits, and the condition in words ("n >= 2f + 1")."""
         f = self.declared(asked) or 0
         return 2 * f + 1, "n >= 2f + 1"
+
+    def lever(self) -> str:
+        """Return the field that a user whose clients are too few could lower; empty if there is none."""
+        return "f" if getattr(self, "f", None) else ""
 
     def declared(self, asked: int) -> int | None:
         """Return the declared number of faulty rows, or None where the rule declares none."""
@@ -134,6 +139,10 @@ class Rule(Component, ABC):
     def reduced(self, k: int, asked: int) -> Rule:
         """Return the rule for the rows left when k faulty ones have been left out."""
         return _lowered(self, k)
+
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why a model of these arrays does not fit this rule, or return None."""
+        return None
 
     def init(self) -> State:
         """Return the state before the first call."""
@@ -238,6 +247,10 @@ class Pipeline(Rule):
                 return sentence
             n, asked = stage.rows_out(n), stage.rows_out(asked)
         return self.rule.check(n, asked=asked)
+
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why the final rule does not fit."""
+        return self.rule.check_layout(layout)
 
     def declared(self, asked: int) -> int | None:
         """Return the final rule's declared number of faulty rows."""

@@ -36,7 +36,8 @@ def derive(seed: int, *keys: int | str) -> int:
     >>> derive(0, "batch", 1, 2) == derive(0, "batch", 2, 1)
     False
     """
-    text = repr((seed, *keys)).encode()
+    plain = [key if isinstance(key, str) else int(key) for key in (seed, *keys)]
+    text = repr(tuple(plain)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 

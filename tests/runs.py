@@ -4,6 +4,7 @@ import json
 import logging
 
 import numpy as np
+
 from clients.app import app as client_app
 from flwr_robust.config import RunConfig
 from flwr_robust.flower import run_in_process

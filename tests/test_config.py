@@ -1,6 +1,7 @@
 """Every wrong configuration is one sentence before round 1, naming what is allowed."""
 
 import pytest
+
 from flwr_robust.config import RunConfig, pick_device
 from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError
 
@@ -17,7 +18,7 @@ WRONG = [
     ({"attack": "label_flip", "attackers": 11}, ["attackers", "clients=10", "11"]),
     ({"attack": "label_flip"}, ["attackers >= 1", "attackers=0"]),
     ({"attackers": 2}, ["attackers=2", "label_flip"]),
-    ({"model": "resnet"}, ["model", "resnet", "softmax, mlp".split(", ")[0]]),
+    ({"model": "resnet"}, ["model", "resnet", "softmax"]),
     ({"message": "weights"}, ["message", "delta, gradient, momentum, parameters", "weights"]),
     ({"alpha": 0.0}, ["alpha", "> 0", "0.0"]),
     ({"rounds": 0}, ["rounds", ">= 1", "0"]),
@@ -45,7 +46,7 @@ def test_one_sentence_names_what_is_allowed(keys, words):
 
 
 def test_unknown_tasks_and_missing_folders(tmp_path):
-    with pytest.raises(UnknownNameError, match="unknown task 'mnits'.*cifar10.*Did you mean 'mnist'"):
+    with pytest.raises(UnknownNameError, match=r"unknown task 'mnits'.*cifar10.*Did you mean 'mnist'"):
         _ = RunConfig(task="mnits").data_set
     with pytest.raises(DataUnavailableError, match=r"data folder .*nowhere does not exist"):
         _ = RunConfig(task="mnist", data=str(tmp_path / "nowhere")).data_set

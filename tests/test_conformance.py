@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
+import pickle
 import pkgutil
 
 import numpy as np
@@ -39,15 +40,6 @@ CASES = [case for module in MODULES for case in getattr(module, "CASES", ())]
 # Where a rule stops at a tolerance or subtracts through the Gram matrix: its distance from the oracle, in spreads.
 SLACK = {"geometric_median": 1e-4, "centered_clipping": 1e-7}
 EPSILON = {torch.float16: 1e-3, torch.float32: 1.2e-7, torch.float64: 1e-14}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads that wait for each other on a busy machine cost more than these small tensors take."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # -- data and helpers ----------------------------------------------------------------------------
@@ -401,6 +393,7 @@ def round_trip(case: Case) -> None:
     rule = parse(case.rule)
     assert parse(str(rule)) == rule
     assert str(parse(str(rule))) == str(rule)
+    assert pickle.loads(pickle.dumps(rule)) == rule
     assert dataclasses.is_dataclass(rule)
     with pytest.raises(dataclasses.FrozenInstanceError):
         rule.f = 99
@@ -468,22 +461,13 @@ PROPERTIES = {
     )
 }
 
-# Failures that are known and not declared by the case. Strict, so that a repair shows up here.
-KNOWN: dict[tuple[str, str], str] = {
-    ("geometric_median(f=3, iterations=3)", "resilience"): "three steps from the mean do not get back from 1e8 either",
-    ("multi_krum(f=0)", "resilience"): "f=0 leaves nothing out",
-    ("multi_krum(f=0)", "huge"): "f=0 leaves nothing out",
-    ("lfighter(head='hidden')", "few_rows"): "rounding of cos(i, i) - 1 decides ties instead of row 0",
-    ("lfighter(head='hidden')", "ties"): "rounding of cos(i, i) - 1 decides ties instead of row 0",
-}
-
 
 def suite():
     for case in CASES:
         for name in PROPERTIES:
             if name == "huge" and "resilience" in case.lacks:
                 continue
-            reason = case.lacks.get(name) or KNOWN.get((case.rule, name))
+            reason = case.lacks.get(name)
             marks = [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []
             yield pytest.param(case, name, id=f"{name}-{case.rule}", marks=marks)
 
@@ -515,8 +499,3 @@ def test_exemptions_name_a_property_and_a_reason(case: Case) -> None:
 
 def test_cases_differ() -> None:
     assert len({(case.rule, case.n) for case in CASES}) == len(CASES)
-
-
-def test_known_failures_are_about_existing_cases() -> None:
-    declared_too = {(case.rule, name) for case in CASES for name in case.lacks}
-    assert set(KNOWN) <= {(case.rule, name) for case in CASES for name in PROPERTIES} - declared_too

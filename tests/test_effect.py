@@ -1,6 +1,7 @@
 """The claim of Peng et al. (JMLR 2025) on real data: which side of it a rule falls on depends on the clients' data."""
 
 import pytest
+
 from experiments.runner import run_in_process_cell
 from experiments.study import load_study
 

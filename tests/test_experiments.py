@@ -5,12 +5,13 @@ import logging
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from experiments import report
 from experiments.__main__ import app
 from experiments.runner import read_results, run_study
 from experiments.study import STUDIES, load_study
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
-from typer.testing import CliRunner
 
 SMALL = """
 title = "small"
@@ -244,6 +245,7 @@ def test_a_study_on_ray_gives_the_numbers_of_the_study_in_process(tmp_path):
 @pytest.mark.ray
 def test_flwr_run_leaves_no_process_and_names_the_mistake(tmp_path):
     import psutil
+
     from experiments.flower_run import FlowerRunError, FlowerRuns
     from flwr_robust.config import RunConfig
 
@@ -278,7 +280,7 @@ def test_results_are_json_without_nan(small, tmp_path):
     study = load_study(small, {"rounds": 2})
     run_study(study, tmp_path, workers=1)
     for path in tmp_path.glob("*.json"):
-        json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{path} holds {name}"))
+        json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
 @pytest.fixture(autouse=True)

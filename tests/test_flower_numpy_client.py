@@ -136,7 +136,6 @@ def test_numbers_are_metrics_and_the_rest_is_config():
     assert dict(reply.content["config"]) == {"text": "fine", "raw": b"bytes", "flag": True}
 
 
-@pytest.mark.xfail(strict=True, reason="np.bool_ is no bool, so it is sent as a metric, which Flower refuses")
 def test_numpys_booleans_are_booleans():
     reply = call(Client({"converged": np.bool_(True)}))
     assert reply.has_content()
@@ -297,7 +296,6 @@ ODD = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="discover reads the records without asking whether they are there")
 @pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
 def test_a_node_that_answers_oddly_is_as_good_as_silent(answer):
     app = ClientApp()

@@ -10,8 +10,9 @@ import sys
 import tomllib
 from pathlib import Path
 
-import flwr_robust
 import pytest
+
+import flwr_robust
 from flwr_robust.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+
 from experiments.flower_run import FlowerRuns
 from flwr_robust.config import RunConfig
 from flwr_robust.seeds import torch_generator
-
 from tests import algorithm1
 from tests.runs import run
 

@@ -45,7 +45,8 @@ class FABA(Rule):
         for _ in range(self.f):
             # Only entries of the rows left: a huge row's would drown the others after it has gone.
             among = gram[left][:, left]
-            distances = among.diagonal() - 2 * among.mean(1)
+            # |left| (||x_i - mean||^2 - ||mean||^2): not divided, so that whole numbers tie exactly.
+            distances = len(left) * among.diagonal() - 2 * among.sum(1)
             removed.append(left.pop(int((distances == distances.max()).nonzero()[0])))
         weights = torch.zeros(rows.n, dtype=torch.float64)
         weights[left] = 1 / len(left)

@@ -18,13 +18,14 @@ Condition: n >= 2; the layout of the rows must be known.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.rows import Rows
+from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["LFighter", "two_means"]
@@ -52,7 +53,7 @@ def two_means(points: Tensor) -> Tensor:
 def _dissimilarity(directions: Tensor, n: int) -> float:
     """Return d_c of the cluster whose unit vectors (n_c, h) are given."""
     size = directions.shape[0]
-    similarity = directions @ directions.T - torch.eye(size, dtype=directions.dtype)
+    similarity = (directions @ directions.T).fill_diagonal_(0)  # cos(i, i) - 1, without its rounding
     return size / n * (1 - float(similarity.min(1).values.mean()))
 
 
@@ -91,22 +92,25 @@ class LFighter(Rule):
         stats = {"classes": top.tolist(), "scores": scores, "kept": kept.nonzero().flatten().tolist()}
         return Aggregate(rows.mix(weights), weights, stats=stats), state
 
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why no head is found among the arrays, or return None."""
+        matrices = [layer.name for layer in layout if len(layer.shape) == 2]
+        if not layout:
+            return "lfighter needs to know the classification head; pass layout=[(name, shape), ...] with the rows"
+        if not matrices or self.head not in (None, *matrices):
+            held = ", ".join(matrices) or "it has none"
+            return f"lfighter: head must name a matrix of the model ({held}); got head={self.head!r}"
+        return None
+
     def _find(self, rows: Rows) -> tuple[int, tuple[int, int]]:
-        if not rows.layout:
-            raise ConfigurationError(
-                "lfighter needs to know the classification head; pass layout=[(name, shape), ...] with the rows"
-            )
-        start, found = 0, None
+        """Return the head's first column and its shape."""
+        if sentence := self.check_layout(rows.layout):
+            raise ConfigurationError(sentence)
+        start, found = 0, (0, (0, 0))
         for layer in rows.layout:
-            wanted = layer.name == self.head if self.head is not None else len(layer.shape) == 2
-            if wanted and len(layer.shape) == 2:
+            if len(layer.shape) == 2 and self.head in (None, layer.name):
                 found = start, (layer.shape[0], layer.shape[1])
             start += layer.size
-        if found is None:
-            names = ", ".join(layer.name for layer in rows.layout if len(layer.shape) == 2)
-            raise ConfigurationError(
-                f"lfighter: head must name a matrix of the model ({names or 'it has none'}); got head={self.head!r}"
-            )
         return found
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_robust.errors import ConfigurationError, check_number
+from flwr_robust.errors import ConfigurationError, check_flag, check_number
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
@@ -56,6 +56,7 @@ class Mean(Rule):
     clamp: float = 2.0
 
     def __post_init__(self) -> None:
+        check_flag("mean", "weighted", self.weighted)
         check_number("mean", "clamp", self.clamp, minimum=1)
 
     def tolerated(self, n: int, asked: int) -> int:

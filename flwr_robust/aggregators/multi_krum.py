@@ -54,6 +54,10 @@ class MultiKrum(Rule):
             return self.m, f"n >= m = {self.m}"
         return smallest, "n >= 2f + 3"
 
+    def lever(self) -> str:
+        """Return the field that sets the smallest n."""
+        return "m" if self.m is not None and self.m > 2 * self.f + 3 else super().lever()
+
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the rows of the m lowest scores."""
         scores = krum_scores(rows.squared_distances, self.f, self.variant)
@@ -63,4 +67,8 @@ class MultiKrum(Rule):
         return Aggregate(rows.mix(weights), weights, stats={"scores": scores.tolist()}), state
 
 
-CASES = (Case("multi_krum(f=3)"), Case("multi_krum(f=2, m=4)"), Case("multi_krum(f=0)", n=3))
+CASES = (
+    Case("multi_krum(f=3)"),
+    Case("multi_krum(f=2, m=4)"),
+    Case("multi_krum(f=0)", n=3, lacks={"resilience": "f=0 leaves nothing out"}),
+)

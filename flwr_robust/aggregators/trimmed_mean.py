@@ -37,7 +37,7 @@ def trim(rows: Rows, f: int) -> Aggregate:
         kept = ranks(block, f, rows.n - f)
         # Dividing first: the mean of values near the type's limit must not overflow.
         parts.append((kept / kept.shape[0]).sum(0))
-        shares += kept_shares(block, kept[0], kept[-1])
+        shares += kept_shares(block, kept)
     return Aggregate(rows.cast(torch.cat(parts)), shares / rows.d)
 
 
@@ -100,6 +100,10 @@ class TrimmedMean(Rule):
             return self.f
         assert self.fraction is not None
         return math.floor(self.fraction * asked + 1e-9)
+
+    def lever(self) -> str:
+        """Return the field that sets the smallest n."""
+        return super().lever() if self.fraction is None else "fraction"
 
     def reduced(self, k: int, asked: int) -> TrimmedMean:
         """Return the rule with k fewer per side."""

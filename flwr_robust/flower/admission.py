@@ -35,6 +35,7 @@ class Reason(Enum):
     NOT_FINITE = "an array holds NaN or Inf"
     NUM_EXAMPLES = "num-examples is no finite number above 0"
     METRICS = "a metric is not finite"
+    UNREADABLE = "reading the reply failed"
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,23 @@ def admit(
             refused.append(Refusal(node, reason))
             continue
         waiting.discard(node)
-        verdict = _judge(node, message.content, weighted_by_key, sent)
+        try:
+            verdict = _judge(node, message.content, weighted_by_key, sent)
+        except Exception as error:  # what a client sends never stops a round, not even by a way nobody thought of
+            verdict = Refusal(node, Reason.UNREADABLE, _short(f"{type(error).__name__}: {error}"))
         if isinstance(verdict, Admitted):
             admitted.append(verdict)
         else:
             refused.append(verdict)
     return admitted, refused
+
+
+def _finite(value: object) -> bool:
+    """Say whether a metric is a finite number; an integer may be too large for a float."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _short(text: str) -> str:
@@ -167,10 +179,12 @@ def _judge(node: int, content: RecordDict, key: str, sent: SentModel | None) -> 
     if len(metrics) != 1 or (sent is not None and len(records) != 1):
         return Refusal(node, Reason.RECORDS, f"got {len(records)} ArrayRecords and {len(metrics)} MetricRecords")
     num_examples = metrics[0].get(key)
-    if isinstance(num_examples, list | None) or not math.isfinite(num_examples) or num_examples <= 0:
-        return Refusal(node, Reason.NUM_EXAMPLES, f"got {key}={num_examples!r}")
+    if isinstance(num_examples, list | None) or not _finite(num_examples) or num_examples <= 0:
+        return Refusal(
+            node, Reason.NUM_EXAMPLES, _short(f"got {key}={num_examples!r}") if _finite(num_examples) else "not finite"
+        )
     for name, value in metrics[0].items():
-        if not all(math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
+        if not all(_finite(v) for v in (value if isinstance(value, list) else [value])):
             return Refusal(node, Reason.METRICS, f"{_short(name)} is not finite")
     arrays: tuple[NDArray[Any], ...] = ()
     if sent is not None:

@@ -133,9 +133,13 @@ class InProcessGrid(Grid):
             return self._finish(Message(error, reply_to=message))
         received = copy.copy(message)
         received.__dict__["_content"] = copy_content(message.content)
+        before = copy_content(context.state)
         try:
             reply = self._client_app(received, context)
-        except Exception as error:  # as Flower does: a client's failure is a reply
+            if not isinstance(reply, Message):
+                raise TypeError(f"a ClientApp must return a Message; got {type(reply).__name__}")
+        except Exception as error:  # as Flower does: a client's failure is a reply, and its state stays as it was
+            context.state = before
             log.error("ClientApp of node %s raised %s: %s", context.node_id, type(error).__name__, error)
             reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         if reply.has_content():

@@ -92,11 +92,9 @@ def _reply(
     if isinstance(partition := context.node_config.get("partition-id"), int):
         numbers["partition-id"] = partition
     facts: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if isinstance(value, bool | str | bytes):
-            facts[name] = value
-        else:
-            numbers[name] = value.item() if isinstance(value, np.generic) else value
+    for name, given in metrics.items():
+        value = given.item() if isinstance(given, np.generic) else given
+        (facts if isinstance(value, bool | str | bytes) else numbers)[name] = value
     records: dict[str, Any] = {"metrics": MetricRecord(numbers)}
     if arrays is not None:
         records["arrays"] = arrays
@@ -131,11 +129,13 @@ def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[in
     messages = [Message(RecordDict(), node, _QUERY) for node in asked]
     found: dict[int, tuple[int, str]] = {}
     for reply in grid.send_and_receive(messages, timeout=timeout):
-        if reply.has_content():
-            partition = reply.content.metric_records["metrics"]["partition-id"]
-            gpus = reply.content.config_records["config"]["visible-gpus"]
+        if not reply.has_content():
+            continue
+        metrics, facts = reply.content.get("metrics"), reply.content.get("config")
+        if isinstance(metrics, MetricRecord) and isinstance(facts, ConfigRecord):
+            partition = metrics.get("partition-id")
             if isinstance(partition, int) and partition >= 0:
-                found[reply.metadata.src_node_id] = partition, str(gpus)
+                found[reply.metadata.src_node_id] = partition, str(facts.get("visible-gpus", "all"))
     silent = [node for node in asked if node not in found]
     if silent:
         raise ConfigurationError(

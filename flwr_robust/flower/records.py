@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+import re
 import struct
 import warnings
 from collections.abc import Mapping
@@ -36,6 +37,9 @@ __all__ = [
 
 _MAGIC = b"\x93NUMPY"
 _LONGEST_HEADER = 4096
+_MOST_DIMENSIONS = 32
+_LARGEST = 2**63 - 1
+_NUMBERS = re.compile(r"[<>|=][biufc][0-9]{1,2}")
 _STYPE = "numpy.ndarray"
 
 with warnings.catch_warnings():
@@ -65,16 +69,19 @@ def _parse(text: bytes) -> _Header:
     if not isinstance(fields, dict) or set(fields) != {"descr", "fortran_order", "shape"}:
         raise PayloadError("its npy header lacks descr, fortran_order or shape")
     descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
-    if not isinstance(descr, str) or not isinstance(fortran_order, bool):
-        raise PayloadError(f"its npy header declares descr {descr!r}")
-    if not isinstance(shape, tuple) or any(type(extent) is not int or extent < 0 for extent in shape):
-        raise PayloadError(f"its npy header declares shape {shape!r}")
+    if not isinstance(descr, str) or not _NUMBERS.fullmatch(descr) or not isinstance(fortran_order, bool):
+        raise PayloadError("its npy header declares no numbers")
     try:
         dtype = np.dtype(descr)
     except (TypeError, ValueError):
-        raise PayloadError(f"its npy header declares descr {descr!r}") from None
-    if dtype.kind not in "biufc" or dtype.itemsize == 0:
-        raise PayloadError(f"it holds {dtype}, not numbers")
+        raise PayloadError(f"its npy header declares the type {descr}") from None
+    if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
+        raise PayloadError("its npy header declares no shape")
+    if any(type(extent) is not int or not 0 <= extent <= _LARGEST for extent in shape):
+        raise PayloadError("its npy header declares an impossible shape")
+    # What numpy can address, also where another extent is zero.
+    if math.prod(extent for extent in shape if extent) * dtype.itemsize > _LARGEST:
+        raise PayloadError("its npy header declares an impossible shape")
     return _Header(dtype, shape, fortran_order, math.prod(shape))
 
 
@@ -128,7 +135,7 @@ def _head(descr: str, shape: tuple[int, ...]) -> tuple[str, bytes]:
 
 
 def encode(values: NDArray[Any]) -> Array:
-    """Return an array's bytes as Flower's `Array`, the same as Flower's own writer gives."""
+    """Return an array as Flower's `Array`, in C order; for such arrays the bytes are those of Flower's own writer."""
     name, header = _head(values.dtype.str, values.shape)
     return Array(dtype=name, shape=values.shape, stype=_STYPE, data=header + values.tobytes())
 
@@ -159,7 +166,9 @@ def copy_content(content: RecordDict) -> RecordDict:
         if isinstance(record, ArrayRecord):
             copied[name] = fill(ArrayRecord(), {key: _twin(array) for key, array in record.items()})
         else:
-            copied[name] = record.copy()
+            lists = {key: list(value) for key, value in record.items() if isinstance(value, list)}
+            twin: Any = record.copy()
+            copied[name] = fill(twin, lists)
     return fill(RecordDict(), copied)
 
 

@@ -191,10 +191,10 @@ class RobustStrategy(FedAvg):
 
     # -- asking -----------------------------------------------------------------------------------
 
-    def _order(self, node: int) -> tuple[int, int]:
-        """Nodes of known partition first, by partition; the others by id."""
+    def _order(self, node: int) -> tuple[int, int, int]:
+        """Nodes of known partition first, by partition; then, and where two claim the same, by id."""
         partition = self.partitions.get(node)
-        return (1, node) if partition is None else (0, partition)
+        return (1, 0, node) if partition is None else (0, partition, node)
 
     def _ask(
         self,
@@ -227,12 +227,18 @@ class RobustStrategy(FedAvg):
         if self.fraction_train == 0.0:
             return []
         self._sent = SentModel(arrays)
+        if not self._learnt(self._sent):
+            raise ConfigurationError(
+                "model: it must hold at least one floating-point array beside BatchNorm statistics; got none"
+            )
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         messages = self._ask(MessageType.TRAIN, server_round, record, grid, self.fraction_train, self.min_train_nodes)
         asked = len(self._asked)
-        if not self.history and (sentence := self.rule.check(asked, asked=asked)):
-            raise ConfigurationError(sentence)
+        if not self.history:
+            sentence = self.rule.check(asked, asked=asked) or self.rule.check_layout(self._layout(self._sent))
+            if sentence:
+                raise ConfigurationError(sentence)
         return messages
 
     def configure_evaluate(
@@ -315,14 +321,17 @@ class RobustStrategy(FedAvg):
             if values.dtype.kind == "f" and values.size and name.rpartition(".")[2] not in _BUFFERS
         ]
 
+    def _layout(self, sent: SentModel) -> list[Layer]:
+        named = list(sent.arrays.items())
+        return [Layer(name, values.shape) for name, values in (named[i] for i in self._learnt(sent))]
+
     def _rows(self, admitted: Sequence[Admitted], sent: SentModel) -> Rows:
-        names, models = list(sent.arrays), list(sent.arrays.values())
-        learnt = self._learnt(sent)
+        models, learnt = list(sent.arrays.values()), self._learnt(sent)
         reference = [as_tensor(models[i]) for i in learnt] if self.message == "parameters" else None
         return Rows.from_layers(
             [[as_tensor(reply.arrays[i]) for i in learnt] for reply in admitted],
             reference=reference,
-            layout=[Layer(names[i], models[i].shape) for i in learnt],
+            layout=self._layout(sent),
             counts=[reply.num_examples for reply in admitted],
             asked=len(self._asked),
         )

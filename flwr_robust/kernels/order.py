@@ -79,20 +79,27 @@ def ranks(block: Tensor, low: int, high: int) -> Tensor:
     return torch.stack(rows[low:high])
 
 
-def kept_shares(block: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+def kept_shares(block: Tensor, kept: Tensor) -> Tensor:
     """Sum over columns the share that each row has in the values kept.
 
     Parameters
     ----------
     block : Tensor (n, b)
         n values per column.
-    lowest, highest : Tensor (b,)
-        The least and greatest value kept of each column; rows tied with one of them share it equally.
+    kept : Tensor (m, b)
+        The values kept of each column, ascending: consecutive ranks. Rows tied at an edge share equally what is kept of
+        that value.
 
     Returns
     -------
     Tensor (n,), on the CPU
         Sums to b.
     """
-    kept = ((block >= lowest) & (block <= highest)).to(block.dtype)
-    return (kept @ kept.sum(0).reciprocal()).cpu()
+    lowest, highest = kept[0], kept[-1]
+    shares = ((block >= lowest) & (block <= highest)).to(block.dtype)
+    if bool((shares.sum(0) != kept.shape[0]).any()):  # ties at an edge
+        for edge in (lowest, highest):
+            tied = block == edge
+            share = (kept == edge).sum(0) / tied.sum(0)
+            shares = torch.where(tied, share, shares)
+    return (shares.sum(1) / kept.shape[0]).cpu()

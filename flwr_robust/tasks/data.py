@@ -75,8 +75,10 @@ def _digits(folder: Path) -> Task:
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
     y = torch.from_numpy(bunch.target.astype(np.int64))
-    # The set comes in the writers' order: every fifth sample is a test sample, so both parts see all writers.
-    test = torch.arange(len(y)) % 5 == 4
+    # The set comes in the writers' order: every fifth of a class is a test sample, so both parts see all writers.
+    test = torch.zeros(len(y), dtype=torch.bool)
+    for k in range(10):
+        test[torch.nonzero(y == k).flatten()[4::5]] = True
     return Task("digits", x[~test], y[~test], x[test], y[test], 10, 1 / 16, 0.0)
 
 
@@ -124,41 +126,44 @@ def _from_npz(path: Path, name: str) -> Task:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS if key in file}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
             f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
         ) from None
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise DataUnavailableError(f"task {path} lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}")
-    labels: dict[str, NDArray[np.int64]] = {}
-    for part in ("train", "test"):
-        x, y = arrays[f"x_{part}"], arrays[f"y_{part}"].reshape(-1)
-        if len(x) != len(y) or len(y) == 0:
-            raise ConfigurationError(
-                f"task {path}: x_{part} and y_{part} must have as many rows; got {len(x)}, {len(y)}"
-            )
-        if x.dtype.kind not in "uif":
-            raise ConfigurationError(f"task {path}: x_{part} must hold real numbers; got {x.dtype}")
-        if x.dtype.kind == "f" and not np.isfinite(x).all():
-            raise ConfigurationError(f"task {path}: x_{part} must be finite; it holds NaN or Inf")
-        if not np.array_equal(y, y.astype(np.int64)) or y.min() < 0:
-            raise ConfigurationError(
-                f"task {path}: y_{part} must hold class numbers 0, 1, ...; got {y.min()} to {y.max()}"
-            )
-        labels[part] = y.astype(np.int64)
-    images = arrays["x_train"].dtype == np.uint8
-    x_train, x_test = (torch.as_tensor(arrays[f"x_{part}"]) for part in ("train", "test"))
-    if images and x_train.dim() == 4 and x_train.shape[-1] in (1, 3):
-        x_train, x_test = (x.permute(0, 3, 1, 2).contiguous() for x in (x_train, x_test))
-    elif images and x_train.dim() == 3:
-        x_train, x_test = x_train[:, None], x_test[:, None]
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise ConfigurationError(f"task {path}: x_train and x_test must hold inputs of one shape")
-    classes = int(max(labels["train"].max(), labels["test"].max())) + 1
-    y_train, y_test = (torch.from_numpy(labels[part]) for part in ("train", "test"))
-    scale, shift = (1 / 127.5, -1.0) if images else (1.0, 0.0)
+    x_train, y_train = _checked(path, "train", arrays["x_train"], arrays["y_train"])
+    x_test, y_test = _checked(path, "test", arrays["x_test"], arrays["y_test"])
+    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
+        raise ConfigurationError(
+            f"task {path}: x_train and x_test must hold inputs of one shape and type; got "
+            f"{tuple(x_train.shape[1:])} {x_train.dtype} and {tuple(x_test.shape[1:])} {x_test.dtype}"
+        )
+    classes = int(max(y_train.max(), y_test.max())) + 1
+    scale, shift = (1 / 127.5, -1.0) if x_train.dtype == torch.uint8 else (1.0, 0.0)
     return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift)
+
+
+def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[Tensor, Tensor]:
+    """Return inputs, images with channels first, and labels; refuse what cannot be learnt from."""
+    y = y.reshape(-1)
+    if x.ndim < 2 or len(x) != len(y) or len(y) == 0:
+        raise ConfigurationError(
+            f"task {path}: x_{part} and y_{part} must have as many rows; got shapes {x.shape} and {y.shape}"
+        )
+    if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
+        raise ConfigurationError(f"task {path}: x_{part} must hold real numbers; got {x.dtype}")
+    if not np.isfinite(x).all():
+        raise ConfigurationError(f"task {path}: x_{part} must be finite; it holds NaN or Inf")
+    if y.dtype.kind not in "uif" or not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0:
+        raise ConfigurationError(f"task {path}: y_{part} must hold class numbers 0, 1, ...; got {y.dtype} {y[:5]}")
+    inputs = torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C"))
+    if inputs.dtype == torch.uint8 and inputs.dim() == 3:
+        inputs = inputs[:, None]
+    elif inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[-1] in (1, 3):
+        inputs = inputs.permute(0, 3, 1, 2).contiguous()
+    return inputs, torch.from_numpy(y.astype(np.int64))
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
@@ -192,7 +197,7 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     Examples
     --------
     >>> load_task("digits").x_train.shape
-    torch.Size([1438, 1, 8, 8])
+    torch.Size([1442, 1, 8, 8])
     """
     return _load(str(name), data_folder(folder).absolute())
 

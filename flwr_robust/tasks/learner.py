@@ -43,7 +43,9 @@ class Learner:
     def load(self, arrays: Sequence[NDArray[np.generic]]) -> None:
         """Set all parameters and buffers, in the order of the state dict."""
         with torch.no_grad():
-            for held, array in zip(self._state, arrays, strict=True):
+            for name, held, array in zip(self.names, self._state, arrays, strict=True):
+                if held.shape != array.shape:
+                    raise ValueError(f"array {name} must have shape {tuple(held.shape)}; got {array.shape}")
                 held.copy_(torch.tensor(array))
 
     def arrays(self) -> list[NDArray[np.generic]]:
