@@ -49,9 +49,9 @@ def average_near(rows: Rows, m: int, centre: Callable[[Tensor], Tensor]) -> Aggr
     parts, shares = [], torch.zeros(rows.n, dtype=torch.float64)
     for _, block in rows.blocks():
         ordered = ranks(block, 0, rows.n)
-        value, lowest, highest = nearest(ordered, centre(ordered), m)
-        parts.append(value)
-        shares += kept_shares(block, lowest, highest)
+        kept = nearest(ordered, centre(ordered), m)
+        parts.append((kept / m).sum(0))
+        shares += kept_shares(block, kept)
     return Aggregate(rows.cast(torch.cat(parts)), shares / rows.d)
 
 

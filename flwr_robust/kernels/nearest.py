@@ -15,8 +15,8 @@ from torch import Tensor
 __all__ = ["nearest", "squared_distances_to"]
 
 
-def nearest(ordered: Tensor, centre: Tensor, m: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Average, per column, the m values nearest to a centre; ties to the smaller value.
+def nearest(ordered: Tensor, centre: Tensor, m: int) -> Tensor:
+    """Return, per column, the m values nearest to a centre; ties to the smaller value.
 
     Parameters
     ----------
@@ -29,21 +29,17 @@ def nearest(ordered: Tensor, centre: Tensor, m: int) -> tuple[Tensor, Tensor, Te
 
     Returns
     -------
-    Tensor (b,)
-        The averages.
-    Tensor (b,), Tensor (b,)
-        The least and the greatest value kept.
+    Tensor (m, b)
+        The values kept, ascending: consecutive ranks.
 
     Examples
     --------
-    >>> nearest(torch.tensor([[0.0], [4.0], [5.0], [9.0]]), torch.tensor([4.5]), 3)[0].tolist()
-    [3.0]
+    >>> nearest(torch.tensor([[0.0], [4.0], [5.0], [9.0]]), torch.tensor([4.5]), 3).tolist()
+    [[0.0], [4.0], [5.0]]
     """
     n = ordered.shape[0]
     start = (centre - ordered[: n - m] > ordered[m:] - centre).sum(0, keepdim=True)
-    rank = torch.arange(n, device=ordered.device)[:, None]
-    kept = torch.where((rank >= start) & (rank < start + m), ordered, 0)
-    return kept.sum(0) / m, ordered.gather(0, start)[0], ordered.gather(0, start + m - 1)[0]
+    return ordered.gather(0, start + torch.arange(m, device=ordered.device)[:, None])
 
 
 def squared_distances_to(blocks: Iterable[tuple[int, Tensor]], point: Tensor) -> Tensor:
