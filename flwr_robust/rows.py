@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from flwr_robust.errors import ConfigurationError
+from flwr_robust.kernels import columns
 from flwr_robust.kernels.gram import accumulate_gram, squared_distances
+from flwr_robust.kernels.nearest import nearest
+from flwr_robust.kernels.order import kept_shares, ranks
 
 __all__ = ["Layer", "Rows"]
 
@@ -247,6 +250,44 @@ class Rows:
         ]
         return torch.cat(parts, dim=1)
 
+    # -- what the coordinate rules need -----------------------------------------------------------
+
+    def window_mean(self, low: int, high: int, near: int | None = None) -> tuple[Tensor, Tensor]:
+        """Average, per column, the values of ranks low .. high - 1, or those nearest to that average.
+
+        Parameters
+        ----------
+        low, high : int
+            0 <= low < high <= n; rank 0 is the smallest value.
+        near : int, optional
+            When given, the ``near`` values nearest to the average of the ranks are averaged instead; ties to the smaller.
+
+        Returns
+        -------
+        Tensor (d,), float64
+            The averages.
+        Tensor (n,), float64
+            The share that each row has in the values kept, mean over columns; rows tied at an edge share equally.
+        """
+        parts, shares = [], torch.zeros(self.n, dtype=torch.float64)
+        if self._origin is None and all(s.extra is None and columns.fits(list(s.pieces)) for s in self._segments):
+            for s in self._segments:
+                value, kept_by = columns.window_mean(list(s.pieces), low, high, near)
+                part = torch.from_numpy(value)
+                parts.append(part if s.reference is None else part.sub_(s.reference))
+                shares += torch.from_numpy(kept_by)
+            return parts[0] if len(parts) == 1 else torch.cat(parts), shares / self.d
+        for _, block in self.blocks():
+            if near is None:
+                kept = ranks(block, low, high)
+            else:
+                ordered = ranks(block, 0, self.n)
+                kept = nearest(ordered, (ordered[low:high] / (high - low)).sum(0), near)
+            # Dividing first: the mean of values near the type's limit must not overflow.
+            parts.append((kept / kept.shape[0]).sum(0))
+            shares += kept_shares(block, kept)
+        return torch.cat(parts), shares / self.d
+
     # -- what the Gram rules need -----------------------------------------------------------------
 
     @cached_property
@@ -262,9 +303,15 @@ class Rows:
         affine[-1, -1] = 1
         return affine @ self._origin._points @ affine.T
 
-    @property
+    @cached_property
     def faulty(self) -> Tensor:
         """Rows with a NaN, an Inf, or a norm beyond float64: bool (n,)."""
+        pieces = [piece for s in self._segments if s.extra is None for piece in s.pieces]
+        if self._origin is None and pieces and all(p.element_size() <= 4 for p in pieces):
+            # A NaN or Inf makes the sum of its piece no number; anything else that does is looked at below.
+            sums = torch.stack([piece.sum().cpu() for piece in pieces])
+            if len(pieces) == self.n * len(self._segments) and bool(torch.isfinite(sums).all()):
+                return torch.zeros(self.n, dtype=torch.bool)
         return ~torch.isfinite(self.squared_norms)
 
     @property

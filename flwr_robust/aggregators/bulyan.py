@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 
 from flwr_robust.aggregators.krum import Krum, krum_scores, lowest
-from flwr_robust.aggregators.meamed import average_near, middle
+from flwr_robust.aggregators.meamed import average_near_median
 from flwr_robust.errors import check_integer
 from flwr_robust.kernels.nearest import squared_distances_to
 from flwr_robust.registry import parse_chain
@@ -98,7 +98,7 @@ class Bulyan(Rule):
             selected.append(left.pop(picked))
         keep = torch.zeros(rows.n, dtype=torch.bool)
         keep[selected] = True
-        around = average_near(rows.subset(keep), rows.n - 4 * self.f, middle)
+        around = average_near_median(rows.subset(keep), rows.n - 4 * self.f)
         weights = torch.zeros(rows.n, dtype=torch.float64)
         weights[keep] = around.weights
         return Aggregate(around.value, weights, stats={"selected": selected}), state

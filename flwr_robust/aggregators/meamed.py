@@ -13,46 +13,19 @@ Condition: n >= 2f + 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from flwr_robust.errors import check_integer
-from flwr_robust.kernels.nearest import nearest
-from flwr_robust.kernels.order import kept_shares, ranks
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["Meamed", "average_near", "middle"]
+__all__ = ["Meamed", "average_near_median"]
 
 
-def middle(ordered: Tensor) -> Tensor:
-    """Return the median (b,) of every column of ascending values (n, b)."""
-    n = ordered.shape[0]
-    return (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
-
-
-def average_near(rows: Rows, m: int, centre: Callable[[Tensor], Tensor]) -> Aggregate:
-    """Average, per column, the m values nearest to a centre.
-
-    Parameters
-    ----------
-    rows : Rows
-        The rows; at least m.
-    m : int
-        Values kept per column.
-    centre : callable from Tensor (n, b) to Tensor (b,)
-        Finds the centre of columns whose values ascend.
-    """
-    parts, shares = [], torch.zeros(rows.n, dtype=torch.float64)
-    for _, block in rows.blocks():
-        ordered = ranks(block, 0, rows.n)
-        kept = nearest(ordered, centre(ordered), m)
-        parts.append((kept / m).sum(0))
-        shares += kept_shares(block, kept)
-    return Aggregate(rows.cast(torch.cat(parts)), shares / rows.d)
+def average_near_median(rows: Rows, m: int) -> Aggregate:
+    """Average, per column, the m values nearest to the median; m <= n."""
+    value, shares = rows.window_mean((rows.n - 1) // 2, rows.n // 2 + 1, near=m)
+    return Aggregate(rows.cast(value), shares)
 
 
 @aggregators.register("meamed")
@@ -73,7 +46,7 @@ class Meamed(Rule):
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average around the median of every column."""
-        return average_near(rows, rows.n - self.f, middle), state
+        return average_near_median(rows, rows.n - self.f), state
 
 
 _NO_MIX = "a coordinate rule is no combination of whole rows"

@@ -9,21 +9,22 @@ weights are those of `mean(weighted=True)`: a client can lie about its number of
 ``clamp`` times the median client's. Yin, Chen, Kannan, Bartlett, "Byzantine-robust distributed learning: towards
 optimal statistical rates" (ICML 2018).
 
-Condition: n >= 2f + 1. The rule itself does not use f; declared or not, it bears floor((n - 1) / 2) faulty rows.
-With weights it bears what holds less than half of them: where honest clients have equal numbers of examples, f liars
-stay below that if n > (clamp + 1) f.
+Condition: n >= 2f + 1; weighted, n > (1 + clamp) f, so that f liars hold less than half of the weight where honest
+clients have equal numbers of examples. The rule itself does not use f; declared or not, it bears floor((n - 1) / 2)
+faulty rows if none lies about its number.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares
-from flwr_robust.aggregators.trimmed_mean import check_weighting, trim
-from flwr_robust.errors import check_integer
+from flwr_robust.aggregators.trimmed_mean import trim
+from flwr_robust.errors import check_flag, check_integer, check_number
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
@@ -68,7 +69,14 @@ class Median(Rule):
     def __post_init__(self) -> None:
         if self.f is not None:
             check_integer("median", "f", self.f, 0)
-        check_weighting("median", self.weighted, self.clamp)
+        check_flag("median", "weighted", self.weighted)
+        check_number("median", "clamp", self.clamp, minimum=1)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """N >= 2f + 1; weighted, n > (1 + clamp) f."""
+        if self.weighted and self.f:
+            return math.floor((1 + self.clamp) * self.f) + 1, f"n > (1 + clamp) f with clamp={self.clamp:g}"
+        return super().needs(asked)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Take the median of every column."""

@@ -15,9 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from flwr_robust.aggregators.meamed import average_near
 from flwr_robust.errors import check_integer
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
@@ -43,11 +40,8 @@ class Phocas(Rule):
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average around the trimmed mean of every column."""
-        return average_near(rows, rows.n - self.f, self._centre), state
-
-    def _centre(self, ordered: Tensor) -> Tensor:
-        kept = ordered[self.f : ordered.shape[0] - self.f]
-        return kept.sum(0) / kept.shape[0]
+        value, shares = rows.window_mean(self.f, rows.n - self.f, near=rows.n - self.f)
+        return Aggregate(rows.cast(value), shares), state
 
 
 _NO_MIX = "a coordinate rule is no combination of whole rows"

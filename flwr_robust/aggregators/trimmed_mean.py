@@ -22,23 +22,17 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares
-from flwr_robust.errors import ConfigurationError, check_integer, check_number
-from flwr_robust.kernels.order import kept_shares, ranks
+from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["TrimmedMean", "check_weighting", "trim", "weighted_trim"]
+__all__ = ["TrimmedMean", "trim", "weighted_trim"]
 
 
 def trim(rows: Rows, f: int) -> Aggregate:
     """Average, per column, the values of ranks f .. n - f - 1."""
-    parts, shares = [], torch.zeros(rows.n, dtype=torch.float64)
-    for _, block in rows.blocks():
-        kept = ranks(block, f, rows.n - f)
-        # Dividing first: the mean of values near the type's limit must not overflow.
-        parts.append((kept / kept.shape[0]).sum(0))
-        shares += kept_shares(block, kept)
-    return Aggregate(rows.cast(torch.cat(parts)), shares / rows.d)
+    value, shares = rows.window_mean(f, rows.n - f)
+    return Aggregate(rows.cast(value), shares)
 
 
 def weighted_trim(rows: Rows, f: int, shares: Tensor) -> Aggregate:
@@ -52,13 +46,6 @@ def weighted_trim(rows: Rows, f: int, shares: Tensor) -> Aggregate:
         parts.append((weights * values).sum(0))
         credit += torch.zeros_like(block).scatter_(0, order, weights).sum(1).cpu()
     return Aggregate(rows.cast(torch.cat(parts)), credit / rows.d)
-
-
-def check_weighting(owner: str, weighted: object, clamp: object) -> None:
-    """Raise unless ``weighted`` is a flag and ``clamp`` a number of at least 1."""
-    if not isinstance(weighted, bool):
-        raise ConfigurationError(f"{owner}: weighted must be True or False; got weighted={weighted!r}")
-    check_number(owner, "clamp", clamp, minimum=1)
 
 
 @aggregators.register("trimmed_mean")
@@ -92,7 +79,8 @@ class TrimmedMean(Rule):
             check_integer("trimmed_mean", "f", self.f, 0)
         if self.fraction is not None:
             check_number("trimmed_mean", "fraction", self.fraction, minimum=0, below=0.5)
-        check_weighting("trimmed_mean", self.weighted, self.clamp)
+        check_flag("trimmed_mean", "weighted", self.weighted)
+        check_number("trimmed_mean", "clamp", self.clamp, minimum=1)
 
     def declared(self, asked: int) -> int:
         """Return f, or the f that the fraction of the clients asked comes to."""

@@ -13,14 +13,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["kept_shares", "ranks"]
+__all__ = ["comparators", "kept_shares", "ranks"]
 
 # Beyond this many rows the n log^2 n comparators cost more than the library's sort.
 _NETWORK_ROWS = 128
 
 
 @lru_cache(maxsize=256)
-def _network(n: int, low: int, high: int) -> tuple[tuple[int, int, bool, bool], ...]:
+def comparators(n: int, low: int, high: int) -> tuple[tuple[int, int, bool, bool], ...]:
     """Comparators (i, j, keep the minimum, keep the maximum) that settle ranks low .. high - 1."""
     pairs: list[tuple[int, int]] = []
     size = 1
@@ -66,7 +66,7 @@ def ranks(block: Tensor, low: int, high: int) -> Tensor:
         return torch.sort(block, dim=0).values[low:high]
     rows = list(block.clone().unbind(0))
     spare = torch.empty_like(rows[0])
-    for i, j, minimum, maximum in _network(n, low, high):
+    for i, j, minimum, maximum in comparators(n, low, high):
         a, b = rows[i], rows[j]
         if minimum and maximum:
             torch.minimum(a, b, out=spare)

@@ -69,8 +69,6 @@ CASES = (
         "nnm(f=3) | trimmed_mean(f=3)",
         lacks={
             "mix": "a coordinate rule is no combination of whole rows",
-            "blocks": _ALIKE,
-            "permutation": _ALIKE,
         },
     ),
     Case("nnm(f=1) | krum(f=1)", n=5),

@@ -1,0 +1,204 @@
+"""The numba side of `columns`; imported only where numba is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import carray, float32, float64, int64, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["window_mean_float32", "window_mean_float64"]
+
+# The values compared are finite, so that a minimum is one instruction. Sums keep their order.
+_FAST = {"nnan", "ninf", "nsz"}
+_HUGE = 1e300
+
+
+@intrinsic
+def _pointer(context: Any, address: Any) -> Any:
+    """Make a pointer of an address, for carray."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
+
+
+@njit(fastmath=_FAST, inline="always")
+def _exchange(a: Any, b: Any) -> None:
+    for k in range(a.shape[0]):
+        x, y = a[k], b[k]
+        a[k] = x if x < y else y
+        b[k] = y if x < y else x
+
+
+# Each of these walks over two or three stretches of memory: small enough for the compiler to see that they do not overlap.
+
+
+@njit(fastmath=_FAST, inline="always")
+def _copy(line: Any, row: Any) -> None:
+    for k in range(row.shape[0]):
+        line[k] = row[k]
+
+
+@njit(inline="always")
+def _add(total: Any, line: Any) -> None:
+    for k in range(total.shape[0]):
+        total[k] += line[k]
+
+
+@njit(inline="always")
+def _average(total: Any, table: Any, first: Any, count: int) -> None:
+    """Divide the sums of ``count`` values from rank ``first`` on; a sum that overflowed is formed anew, divided first."""
+    for k in range(total.shape[0]):
+        if abs(total[k]) < _HUGE:
+            total[k] /= count
+        else:
+            total[k] = 0.0
+            for i in range(first[k], first[k] + count):
+                total[k] += table[i, k] / float64(count)
+
+
+@njit(fastmath=_FAST, inline="always")
+def _pass_on(first: Any, left: Any, right: Any, centre: Any) -> None:
+    for k in range(first.shape[0]):
+        first[k] += np.int32(centre[k] - float64(left[k]) > float64(right[k]) - centre[k])
+
+
+@njit(inline="always")
+def _add_inside(total: Any, line: Any, first: Any, i: int, near: int) -> None:
+    for k in range(total.shape[0]):
+        take = (first[k] <= i) & (i < first[k] + near)
+        total[k] += line[k] if take else 0.0
+
+
+@njit(fastmath=_FAST, inline="always")
+def _hits(inside: Any, row: Any, lowest: Any, highest: Any) -> int:
+    count = np.int32(0)
+    for k in range(row.shape[0]):
+        hit = np.int32((row[k] >= lowest[k]) & (row[k] <= highest[k]))
+        inside[k] += hit
+        count += hit
+    return count
+
+
+def _make(kind: Any, name: np.dtype[Any]) -> Any:
+    signature = types.void(
+        int64[::1],
+        int64,
+        int64,
+        types.Array(types.int32, 2, "C"),
+        int64,
+        int64,
+        int64,
+        int64,
+        float64[::1],
+        float64[::1],
+    )
+
+    @njit(signature, nogil=True, cache=True, boundscheck=False)
+    def window_mean(
+        address: Any,
+        start: int,
+        stop: int,
+        network: Any,
+        low: int,
+        high: int,
+        near: int,
+        strip: int,
+        value: Any,
+        shares: Any,
+    ) -> None:
+        n = address.shape[0]
+        table = np.empty((n, strip), name)
+        total = np.empty(strip, np.float64)
+        lowest = np.empty(strip, name)
+        highest = np.empty(strip, name)
+        inside = np.empty(strip, np.int32)
+        first = np.empty(strip, np.int32)
+        counts = np.empty(n, np.int64)
+        for at in range(start, stop, strip):
+            w = min(strip, stop - at)
+            for i in range(n):
+                _copy(table[i], carray(_pointer(address[i]), (at + w,), kind)[at:])
+            if w < strip:
+                table[:, w:] = 0
+            for c in range(network.shape[0]):
+                _exchange(table[network[c, 0]], table[network[c, 1]])
+            kept = high - low
+            total[:] = 0.0
+            for i in range(low, high):
+                _add(total, table[i])
+            first[:] = low
+            _average(total, table, first, kept)
+            if near == 0:
+                for k in range(strip):
+                    lowest[k] = table[low, k]
+                    highest[k] = table[high - 1, k]
+            else:
+                kept = near
+                first[:] = 0
+                for j in range(n - near):
+                    _pass_on(first, table[j], table[j + near], total)
+                total[:] = 0.0
+                for i in range(n):
+                    if n - near <= i < near:  # in every window
+                        _add(total, table[i])
+                    else:
+                        _add_inside(total, table[i], first, i, near)
+                _average(total, table, first, kept)
+                for k in range(strip):
+                    lowest[k] = table[first[k], k]
+                    highest[k] = table[first[k] + near - 1, k]
+            for k in range(w):
+                value[at + k] = total[k]
+            # Who was kept: the rows are read once more, from the cache.
+            inside[:] = 0
+            for i in range(n):
+                counts[i] = _hits(inside, carray(_pointer(address[i]), (at + w,), kind)[at:], lowest, highest)
+            tied = False
+            for k in range(w):
+                tied |= inside[k] != kept
+            if not tied:
+                for i in range(n):
+                    shares[i] += counts[i] / float64(kept)
+                continue
+            for i in range(n):
+                row = carray(_pointer(address[i]), (at + w,), kind)
+                count = 0
+                for k in range(w):
+                    hit = (row[at + k] >= lowest[k]) & (row[at + k] <= highest[k])
+                    count += np.int32(hit & (inside[k] == kept))
+                shares[i] += count / float64(kept)
+            for k in range(w):
+                if inside[k] == kept:
+                    continue
+                least, most = lowest[k], highest[k]
+                at_least, at_most, between = 0, 0, 0
+                for i in range(n):
+                    v = carray(_pointer(address[i]), (at + w,), kind)[at + k]
+                    at_least += v == least
+                    at_most += v == most
+                    between += (v > least) & (v < most)
+                # Of the values kept that are not between the edges, how many stand at which edge.
+                kept_least = 0
+                bottom = low if near == 0 else first[k]
+                for i in range(bottom, bottom + kept):
+                    kept_least += table[i, k] == least
+                kept_most = kept - between - kept_least
+                for i in range(n):
+                    v = carray(_pointer(address[i]), (at + w,), kind)[at + k]
+                    if v == least:
+                        shares[i] += kept_least / (float64(at_least) * kept)
+                    elif v == most:
+                        shares[i] += kept_most / (float64(at_most) * kept)
+                    elif v > least and v < most:
+                        shares[i] += 1 / float64(kept)
+
+    return window_mean
+
+
+window_mean_float32 = _make(float32, np.dtype(np.float32))
+window_mean_float64 = _make(float64, np.dtype(np.float64))
