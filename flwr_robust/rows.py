@@ -196,7 +196,8 @@ class Rows:
         segments = []
         shapes = [[layer.numel() for layer in row] for row in ([*rows] if reference is None else [*rows, reference])]
         if any(shape != shapes[0] for shape in shapes):
-            raise ConfigurationError(f"rows: all rows must have the same layers; got sizes {shapes}")
+            odd = next(i for i, shape in enumerate(shapes) if shape != shapes[0])
+            raise ConfigurationError(f"rows: all rows must have the same layers; row {odd} differs from row 0")
         for index in range(len(rows[0]) if rows else 0):
             pieces = tuple(row[index].detach().reshape(-1) for row in rows)
             start = None if reference is None else reference[index].detach().reshape(-1)

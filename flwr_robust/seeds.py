@@ -7,6 +7,7 @@ the same keys give the same draw on every engine and in whatever order clients r
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def derive(seed: int, *keys: int | str) -> int:
     >>> derive(0, "batch", 1, 2) == derive(0, "batch", 2, 1)
     False
     """
-    plain = [key if isinstance(key, str) else int(key) for key in (seed, *keys)]
+    plain = [key if isinstance(key, str) else operator.index(key) for key in (seed, *keys)]
     text = repr(tuple(plain)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 

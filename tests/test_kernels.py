@@ -76,6 +76,13 @@ def test_kept_shares_by_hand():
     assert shares.tolist() == [0.5, 1.0, 1.25, 0.25]
 
 
+def test_kept_shares_of_ties_are_float64():
+    # Three tied rows share one place.
+    block = torch.tensor([[0.0], [0.0], [0.0], [5.0]], dtype=torch.float64)
+    shares = kept_shares(block, torch.tensor([[0.0], [5.0]], dtype=torch.float64))
+    assert shares.tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], rel=1e-14)
+
+
 # -- Gram matrix and distances -------------------------------------------------------------------
 
 

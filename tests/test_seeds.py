@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from flwr_robust.seeds import derive, numpy_generator, torch_generator
@@ -74,3 +75,8 @@ def test_draws_of_different_keys_are_not_correlated():
 
 def test_equal_keys_of_other_types_give_the_same_seed():
     assert derive(np.int64(3), "batch", np.int32(1)) == derive(3, "batch", 1)
+
+
+def test_fractions_are_no_keys():
+    with pytest.raises(TypeError):
+        derive(0, "batch", 0.25)

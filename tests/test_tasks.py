@@ -118,6 +118,14 @@ def test_image_npz(npz, stored, shape):
     np.testing.assert_allclose(seen, expected / 127.5 - 1, atol=1e-6)
 
 
+def test_numbers_of_the_other_byte_order(npz):
+    content = arrays()
+    task = load_task(npz(**{key: content[key].astype(content[key].dtype.newbyteorder(">")) for key in content}))
+    np.testing.assert_array_equal(task.x_train, content["x_train"])
+    assert task.x_train.dtype == torch.float32
+    assert task.y_test.tolist() == [0, 1, 2, 0, 1, 2]
+
+
 def test_labels_of_other_types_and_shapes(npz):
     task = load_task(npz(y_train=(np.arange(12) % 4).astype(np.float64)[:, None], y_test=np.full(6, 4, np.uint8)))
     assert task.y_train.shape == (12,)
@@ -171,8 +179,6 @@ def test_other_wrong_npz_contents_are_refused(npz, changes):
         load_task(npz(**changes))
 
 
-# numpy leaves the file of a broken archive to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("content", [b"", b"no archive at all", b"PK\x03\x04 broken", b"\x93NUMPY"])
 def test_a_file_that_is_no_npz_is_refused(tmp_path, content):
     path = tmp_path / "some.npz"

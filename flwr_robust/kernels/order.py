@@ -100,6 +100,6 @@ def kept_shares(block: Tensor, kept: Tensor) -> Tensor:
     if bool((shares.sum(0) != kept.shape[0]).any()):  # ties at an edge
         for edge in (lowest, highest):
             tied = block == edge
-            share = (kept == edge).sum(0) / tied.sum(0)
+            share = (kept == edge).sum(0, dtype=block.dtype) / tied.sum(0)
             shares = torch.where(tied, share, shares)
     return (shares.sum(1) / kept.shape[0]).cpu()

@@ -1,4 +1,4 @@
-"""Pre-preaggregators, one per file; listing this folder finds them."""
+"""Pre-aggregators, one per file; listing this folder finds them."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -40,7 +40,7 @@ class Clip(PreAggregator):
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""
         norms = rows.squared_norms.sqrt()
-        factors = (self.c / norms).clamp(max=1).nan_to_num(nan=1.0)
+        factors = (self.c / norms).clamp(max=1)  # a row of zeros: c / 0 is infinite, and stays as it is
         return torch.diag(factors), {"clipped": (norms > self.c).nonzero().flatten().tolist()}, state
 
 

@@ -124,7 +124,7 @@ def _images(name: str, x_train: object, y_train: object, x_test: object, y_test:
 
 def _from_npz(path: Path, name: str) -> Task:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS if key in file}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
