@@ -52,10 +52,13 @@ class _Segment:
     extra: Tensor | None  # (m, w)
     width: int
 
-    def block(self, start: int, stop: int) -> Tensor:
+    def block(self, start: int, stop: int, store: Tensor | None = None) -> Tensor:
+        """Return columns start .. stop - 1, float64, in ``store`` where one of enough elements is given."""
         device = self.pieces[0].device
         held, added = len(self.pieces), 0 if self.extra is None else len(self.extra)
-        block = torch.empty(held + added, stop - start, dtype=torch.float64, device=device)
+        if store is None:
+            store = torch.empty((held + added) * (stop - start), dtype=torch.float64, device=device)
+        block = store[: (held + added) * (stop - start)].view(held + added, stop - start)
         if isinstance(self.pieces, Tensor):
             block[:held] = self.pieces[:, start:stop]
         else:
@@ -230,22 +233,27 @@ class Rows:
             yield 0, self._whole
             return
         step = max(256, BLOCK_ELEMENTS // self.n)
+        # One store for all blocks: fresh memory for each costs as much as filling it.
+        store = torch.empty(step * self.n, dtype=torch.float64, device=self._segments[0].pieces[0].device)
         offset = 0
         for segment in self._segments:
             for start in range(0, segment.width, step):
                 stop = min(start + step, segment.width)
-                yield offset + start, segment.block(start, stop)
+                yield offset + start, segment.block(start, stop, store)
             offset += segment.width
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first column, Tensor (n, b) float64) over all columns; do not write into a block."""
+        """Yield (first column, Tensor (n, b) float64) over all columns.
+
+        Neither write into a block nor keep it: the next one may take its memory.
+        """
         for start, block in self._unmixed_blocks():
             yield start, block if self._mixing is None else self._mixing.to(block) @ block
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Return columns start .. stop - 1 of all rows, float64 (n, stop - start)."""
         parts = [
-            block[:, max(start - at, 0) : max(stop - at, 0)]
+            block[:, max(start - at, 0) : max(stop - at, 0)].clone()
             for at, block in self.blocks()
             if at < stop and at + block.shape[1] > start
         ]
@@ -328,9 +336,9 @@ class Rows:
     def squared_norms(self) -> Tensor:
         """Squared norms (n,) of the rows, float64."""
         if self._mixing is None:
-            total = torch.zeros((), dtype=torch.float64)
+            total = torch.zeros(self.n, dtype=torch.float64)
             for _, block in self._unmixed_blocks():
-                total = total + torch.linalg.vector_norm(block, dim=1).square().cpu()
+                total += torch.linalg.vector_norm(block, dim=1).square().cpu()
             return total
         origin = self._points[self.n]
         return (self._points.diagonal() - 2 * origin + origin[self.n])[: self.n].clamp(min=0)
@@ -352,13 +360,21 @@ class Rows:
     def mix_exactly(self, weights: Tensor) -> Tensor:
         """Return what `mix` does, in float64."""
         unmixed = weights if self._mixing is None else weights @ self._mixing
-        parts = [unmixed.to(block.device) @ block for _, block in self._unmixed_blocks()]
-        return torch.cat(parts)
+        rows = self if self._origin is None else self._origin
+        used = unmixed != 0
+        if int(used.sum()) <= rows.n // 2:
+            rows, unmixed = (rows.subset(used), unmixed[used]) if bool(used.any()) else (rows, unmixed)
+        value = torch.empty(self.d, dtype=torch.float64, device=rows._segments[0].pieces[0].device)
+        unmixed = unmixed.to(value.device)
+        for start, block in rows._unmixed_blocks():
+            torch.mv(block.T, unmixed, out=value[start : start + block.shape[1]])
+        return value
 
     def cast(self, value: Tensor) -> Tensor:
         """Round a float64 value to the rows' type, saturating instead of overflowing."""
-        if self.dtype == torch.float64:
-            return value
+        rounded = value.to(self.dtype)
+        if bool(torch.isfinite(rounded.sum())) or self.dtype == torch.float64:
+            return rounded
         limits = torch.finfo(self.dtype)
         return value.clamp(limits.min, limits.max).to(self.dtype)
 

@@ -92,6 +92,11 @@ class Rule(Component, ABC):
     is its field ``f`` where it has one.
     """
 
+    @property
+    def needs_trust(self) -> bool:
+        """Say whether the rule compares with a row of the server's own (`Rows.trusted`)."""
+        return False
+
     def check(self, n: int, *, asked: int | None = None) -> str | None:
         """Say why n rows do not fit this rule.
 
@@ -241,12 +246,22 @@ class Pipeline(Rule):
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:
         """Say which stage n rows do not fit, and why."""
-        asked = n if asked is None else asked
+        left, asked = n, n if asked is None else asked
         for stage in self.stages:
-            if sentence := stage.check(n):
+            if sentence := stage.check(left):
                 return sentence
-            n, asked = stage.rows_out(n), stage.rows_out(asked)
-        return self.rule.check(n, asked=asked)
+            left, asked = stage.rows_out(left), stage.rows_out(asked)
+        sentence = self.rule.check(left, asked=asked)
+        if sentence is None or left == n:
+            return sentence
+        enough = next((m for m in range(n + 1, 100 * n + 1000) if self.check(m) is None), None)
+        advice = "" if enough is None else f": ask at least {enough} clients"
+        return f"{self.stages[-1].name} leaves {left} of {n} rows, and {sentence.partition(':')[0]}{advice}"
+
+    @property
+    def needs_trust(self) -> bool:
+        """Say whether the final rule compares with a row of the server's own."""
+        return self.rule.needs_trust
 
     def check_layout(self, layout: Sequence[Layer]) -> str | None:
         """Say why the final rule does not fit."""
@@ -263,6 +278,8 @@ class Pipeline(Rule):
     def reduced(self, k: int, asked: int) -> Rule:
         """Reduce every stage and the rule."""
         stages = tuple(stage.reduced(k) for stage in self.stages)
+        for stage in self.stages:
+            asked = stage.rows_out(asked)
         return Pipeline(stages, self.rule.reduced(k, asked))
 
     def init(self) -> State:
@@ -277,7 +294,9 @@ class Pipeline(Rule):
         for index, stage in enumerate(self.stages):
             matrix, seen, after = stage.matrix(mixed, _part(state, index))
             following.append(after)
+            asked = stage.rows_out(mixed.asked)
             mixed, mixing = mixed.mixed(matrix), matrix @ mixing
+            mixed.asked = max(asked, mixed.n)
             stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
         aggregate, after = self.rule.combine(mixed, _part(state, len(self.stages)))
         following.append(after)

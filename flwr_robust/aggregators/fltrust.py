@@ -38,6 +38,11 @@ class FLTrust(Rule):
         """Any number of rows may be left out as long as one remains."""
         return n - 1
 
+    @property
+    def needs_trust(self) -> bool:
+        """It does."""
+        return True
+
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Score the rows, then average."""
         if rows.trusted is None:

@@ -43,6 +43,11 @@ class Monna(Rule):
     def __post_init__(self) -> None:
         check_integer("monna", "f", self.f, 0)
 
+    @property
+    def needs_trust(self) -> bool:
+        """It does."""
+        return True
+
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the neighbours of the trusted row."""
         if rows.trusted is None:

@@ -42,6 +42,7 @@ log = logging.getLogger("flwr")
 
 _BUFFERS = ("running_mean", "running_var")
 
+TrustedFunction = Callable[[int, ArrayRecord], Sequence[NDArray[Any]]]
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
 
 
@@ -67,6 +68,7 @@ class Options(FedAvgOptions, total=False):
     server_learning_rate: float
     buffers: str
     seed: int
+    trusted_fn: TrustedFunction | None
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,9 @@ class RobustStrategy(FedAvg):
         ``median`` or ``keep``: what becomes of arrays that are not learnt.
     seed : int
         Source of the client samples.
+    trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
+        Returns, for the model that was sent, what an honest client would have answered: the server's own message, for rules
+        that compare with one (monna, fltrust). One array per array of the model.
     **options
         FedAvg's options. Where the minima of nodes are not given, they are the smallest number that fits the rule.
 
@@ -156,6 +161,7 @@ class RobustStrategy(FedAvg):
         server_learning_rate: float = 1.0,
         buffers: str = "median",
         seed: int = 0,
+        trusted_fn: TrustedFunction | None = None,
         **options: Unpack[FedAvgOptions],
     ) -> None:
         owner = "strategy"
@@ -176,6 +182,11 @@ class RobustStrategy(FedAvg):
         self.server_learning_rate = server_learning_rate
         self.buffers = buffers
         self.seed = seed
+        self.trusted_fn = trusted_fn
+        if self.rule.needs_trust and trusted_fn is None:
+            raise ConfigurationError(
+                f"{self.rule}: it compares replies with an update of the server's own; pass trusted_fn, or choose another rule"
+            )
         self.state: State = self.rule.init()
         self.history: list[RoundRecord] = []
         self.partitions: dict[int, int] = {}
@@ -281,13 +292,16 @@ class RobustStrategy(FedAvg):
         outcome, sentence, result = Outcome.INFEASIBLE, "no reply was admitted", None
         if admitted:
             try:
-                result, self.state = self.rule(self._rows(admitted, sent), self.state)
-                outcome, sentence = result.outcome, ""
-                record = encode_record(self._step(sent, admitted, result))
+                result, self.state = self.rule(self._rows(server_round, admitted, sent), self.state)
+                outcome = result.outcome
+                if outcome is Outcome.INFEASIBLE:
+                    sentence = f"{self.rule.name} kept no reply"
+                else:
+                    sentence, record = "", encode_record(self._step(sent, admitted, result))
             except InfeasibleError as error:
                 sentence = str(error)
             metrics = self.train_metrics_aggr_fn([r.content for r in admitted], self.weighted_by_key)
-        if result is None:
+        if outcome is Outcome.INFEASIBLE:
             log.warning("aggregate_train: round %s leaves the model as it is: %s", server_round, sentence)
         self.history.append(
             RoundRecord(
@@ -325,7 +339,7 @@ class RobustStrategy(FedAvg):
         named = list(sent.arrays.items())
         return [Layer(name, values.shape) for name, values in (named[i] for i in self._learnt(sent))]
 
-    def _rows(self, admitted: Sequence[Admitted], sent: SentModel) -> Rows:
+    def _rows(self, server_round: int, admitted: Sequence[Admitted], sent: SentModel) -> Rows:
         models, learnt = list(sent.arrays.values()), self._learnt(sent)
         reference = [as_tensor(models[i]) for i in learnt] if self.message == "parameters" else None
         return Rows.from_layers(
@@ -334,7 +348,18 @@ class RobustStrategy(FedAvg):
             layout=self._layout(sent),
             counts=[reply.num_examples for reply in admitted],
             asked=len(self._asked),
+            trusted=None if self.trusted_fn is None else self._trusted(server_round, sent),
         )
+
+    def _trusted(self, server_round: int, sent: SentModel) -> torch.Tensor:
+        """Return the server's own update, one row."""
+        assert self.trusted_fn is not None
+        arrays, models = list(self.trusted_fn(server_round, sent.record)), list(sent.arrays.values())
+        if [np.shape(a) for a in arrays] != [m.shape for m in models]:
+            raise ConfigurationError("strategy: trusted_fn must return one array per array of the model, of its shape")
+        start = 1.0 if self.message == "parameters" else 0.0
+        parts = [arrays[i].astype(np.float64) - start * models[i].astype(np.float64) for i in self._learnt(sent)]
+        return torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
 
     def _step(self, sent: SentModel, admitted: Sequence[Admitted], result: Aggregate) -> dict[str, NDArray[Any]]:
         sign = -1 if self.message in ("gradient", "momentum") else 1

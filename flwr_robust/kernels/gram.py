@@ -8,6 +8,7 @@ are close to each other and far from c (two colluders, say); those few pairs are
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,6 +20,9 @@ Blocks = Callable[[], Iterable[tuple[int, Tensor]]]
 
 # Below this share of G_ii + G_jj the difference G_ii + G_jj - 2 G_ij has lost over 6 of its 16 digits.
 _CANCELLED = 1e-6
+
+# Rows of a tile of the Gram matrix: only tiles on and below the diagonal are computed, and smaller ones multiply slower.
+_TILE = 24
 
 
 def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -> Tensor:
@@ -39,14 +43,20 @@ def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -
         G of the points x_1, ..., x_n, 0, each minus x_centre. The origin is the last point.
     """
     gram = torch.zeros(n + 1, n + 1, dtype=torch.float64)
+    store: Tensor | None = None
+    tiles = 1 + n // _TILE
+    edges = [n * i // tiles for i in range(tiles + 1)]
     for _, block in blocks:
+        if store is None or store.numel() < block.numel():
+            store = torch.empty(block.numel(), dtype=torch.float64, device=block.device)
         row = block[centre]
-        points = block - row
-        gram[:n, :n] += (points @ points.T).cpu()
-        gram[:n, n] -= (points @ row).cpu()
+        points = torch.sub(block, row, out=store[: block.numel()].view_as(block))
+        for top, bottom in itertools.pairwise(edges):  # the lower triangle, tile row by tile row
+            gram[top:bottom, :bottom] += (points[top:bottom] @ points[:bottom].T).cpu()
+        gram[n, :n] -= (points @ row).cpu()
         gram[n, n] += (row @ row).cpu()
-    gram[n, :n] = gram[:n, n]
-    return (gram + gram.T) / 2
+    lower = gram.tril()
+    return lower + lower.T - torch.diag(lower.diagonal())
 
 
 def squared_distances(gram: Tensor, blocks: Blocks) -> Tensor:
