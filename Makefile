@@ -4,6 +4,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -39,8 +40,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The libraries compared with have an environment of their own: byzpy pins an old torch. Without it they are left out.
+$(PEERS)/.ready: Makefile
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check byzfl byzpy geom-median
+	@touch $@
+
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	-$(MAKE) $(PEERS)/.ready PYTHON=$(PYTHON)
+	$(BIN)/python -m benchmarks --peers $(PEERS)/bin/python
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache

@@ -6,39 +6,85 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from benchmarks import engines
+from benchmarks import engines, rules
 from flwr_robust.files import write_atomically
 
-BENCHMARKS = {"engines": engines}
+BENCHMARKS: dict[str, ModuleType] = {"engines": engines, "rules": rules}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}; all by default.")] = None,
     results: Annotated[Path, typer.Option(help="Folder for the figures, one JSON per benchmark.")] = RESULTS,
+    peers: Annotated[Path | None, typer.Option(help="rules: Python that has byzfl, byzpy and geom_median.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="rules: numbers of threads; 1 and 2 by default.")] = None,
+    sizes: Annotated[list[str] | None, typer.Option(help="rules: sizes such as 20x1000000.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--rules", help="rules: which rules; all by default.")] = None,
+    repeats: Annotated[int, typer.Option(help="rules: rounds.", min=1)] = 5,
+    limit: Annotated[float, typer.Option(help="rules: seconds after which a slow call is not repeated.")] = 20.0,
+    quick: Annotated[bool, typer.Option(help="rules: two small sizes, one thread, into rules-quick.json.")] = False,
 ) -> None:
-    """Run benchmarks, contestants in turn, and write their figures with the machine they ran on."""
+    """Run benchmarks, contestants in turn, and write their figures with the machine they ran on.
+
+    Options that take several values are repeated: --threads 1 --threads 2.
+    """
     for name in names or BENCHMARKS:
         if name not in BENCHMARKS:
-            typer.secho(f"error: unknown benchmark '{name}'; allowed: {', '.join(BENCHMARKS)}", fg="red", err=True)
-            raise typer.Exit(2)
+            _refuse("benchmark", name, list(BENCHMARKS))
+    for rule in only or []:
+        if rule not in rules.RULES:
+            _refuse("rule", rule, list(rules.RULES))
+    chosen = [_size(text) for text in sizes or []] or list(rules.QUICK_SIZES if quick else rules.SIZES)
+    options: dict[str, Any] = {
+        "peers": peers,
+        "threads": threads or ([1] if quick else [1, 2]),
+        "sizes": chosen,
+        "rules": only or list(rules.RULES),
+        "repeats": repeats,
+        "limit": limit,
+    }
+    for name in names or BENCHMARKS:
+        module = BENCHMARKS[name]
         document = {
-            **BENCHMARKS[name].measure(),
+            **module.measure(**(options if module is rules else {})),
             "machine": {"cpus": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
             "versions": {p: importlib.metadata.version(p) for p in ("flwr", "numpy", "ray", "torch")},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         results.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(document, indent=1).encode()
-        write_atomically(results / f"{name}.json", lambda file, text=text: file.write(text))  # type: ignore[misc]
-        Console().print(BENCHMARKS[name].table(document))
+        stem = f"{name}-quick" if quick and module is rules else name
+        _write(results / f"{stem}.json", json.dumps(document, indent=1).encode())
+        if module is rules:
+            _write(results / f"{stem}.md", rules.markdown(document).encode())
+            write_atomically(results / f"{stem}.png", rules.plot(document))
+        # A file has no width; the tables are wider than the 80 columns it would get.
+        Console(width=None if sys.stdout.isatty() else 160).print(module.table(document))
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
+def _refuse(what: str, found: str, allowed: list[str]) -> None:
+    typer.secho(f"error: unknown {what} '{found}'; allowed: {', '.join(allowed)}", fg="red", err=True)
+    raise typer.Exit(2)
+
+
+def _size(text: str) -> tuple[int, int]:
+    n, _, d = text.replace("_", "").partition("x")
+    if not (n.isdecimal() and d.isdecimal() and int(n) >= 5 and int(d) >= 1):
+        typer.secho(f"error: a size is n x d with n >= 5, such as 20x1000000; got '{text}'", fg="red", err=True)
+        raise typer.Exit(2)
+    return int(n), int(d)
 
 
 def _processor() -> str:

@@ -1,7 +1,7 @@
 """The worker of `benchmarks.peers` for this project's rules and for Flower's built-in strategies.
 
-Through Flower, both sides get what users have: reply Messages whose ArrayRecords hold the serialised arrays of a model in
-ten parts. Making the Messages is not timed, `aggregate_train` is. Run as ``python -m benchmarks.ours``.
+Through Flower, both sides get what users have: reply Messages whose ArrayRecords hold the serialised arrays of a model
+in ten parts. Making the Messages is not timed, `aggregate_train` is. Run as ``python -m benchmarks.ours``.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def _flower(rule: str, x: Tensor, f: int) -> Call | None:
 def _ours_in_flower(rule: str, x: Tensor, f: int) -> Call | None:
     if rule == "gram":
         return None
-    return _round(RobustStrategy(defence(rule, x.shape[1], f)), x)
+    n, d = x.shape
+    # As many nodes as there are, whatever minimum the strategy would set; a strategy short of nodes waits for them.
+    return _round(RobustStrategy(defence(rule, d, f), min_train_nodes=n, min_available_nodes=n), x)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A worker that times aggregation rules: one process, one line of JSON in, one line of JSON out.
 
-Run as a script it needs torch, byzfl, byzpy and geom_median and nothing of this project: their environment is their own,
-because byzpy pins an old torch. `benchmarks.ours` serves the same commands under this project's interpreter, so that
-both sides are measured by the same code.
+Run as a script it needs torch, byzfl, byzpy and geom_median and nothing of this project: they have an environment of
+their own, because byzpy pins an old torch. `benchmarks.ours` serves the same commands under this project's interpreter,
+so that both sides are measured by the same code.
 
     {"do": "make", "n": 20, "d": 1000000, "f": 4, "seed": 0}       make the rows, the same numbers in every worker
     {"do": "run", "contestant": "byzfl", "rule": "krum", "f": 4,   time one rule
@@ -21,6 +21,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import resource
 import statistics
 import sys
 import time
@@ -153,7 +154,7 @@ def _settled(call: Call) -> float:
     return statistics.median(times)
 
 
-def serve(contestants: Mapping[str, Prepare], references: Mapping[str, Callable[[Tensor], Any]] = {}) -> None:  # noqa: B006
+def serve(contestants: Mapping[str, Prepare], references: Mapping[str, Callable[[Tensor], Any]] = {}) -> None:
     """Answer commands until the input ends.
 
     Parameters
@@ -168,13 +169,16 @@ def serve(contestants: Mapping[str, Prepare], references: Mapping[str, Callable[
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    if limit := int(os.environ.get("BENCHMARK_MEMORY", "0")):
+        # A call that wants more fails by itself, before the machine runs out.
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     x = torch.zeros(1, 1)
     warm: set[tuple[str, str, tuple[int, ...]]] = set()
     for line in sys.stdin:
         command = json.loads(line)
         try:
             if command["do"] == "hello":
-                answer = {"versions": {name: _version(name) for name in command["packages"]}}
+                answer: dict[str, Any] = {"versions": {name: _version(name) for name in command["packages"]}}
             elif command["do"] == "make":
                 x = torch.zeros(1, 1)  # the old rows go before the new ones come
                 x = _rows(command["n"], command["d"], command["f"], command["seed"])
@@ -227,4 +231,4 @@ def _version(package: str) -> str | None:
 
 
 if __name__ == "__main__":
-    serve(CONTESTANTS)
+    serve(CONTESTANTS, {})

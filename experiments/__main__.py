@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -79,6 +80,9 @@ def run(
         summary = run_study(loaded, results / loaded.name, engine=engine, workers=workers)
     except FlwrRobustError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        typer.secho("stopped; finished cells are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     console.print(f"{summary.finished} cells run, {summary.skipped} found finished, in {results / loaded.name}")
     for name, reason in summary.failed.items():
         typer.secho(f"failed: {name}: {reason}", fg="red", err=True)
@@ -91,9 +95,18 @@ def report(study: StudyName, results: Results = Path("results"), data: Data = ""
     """Print a study's tables and write its report: one HTML file, and the plots as PNG files."""
     try:
         loaded = _load(study, data, overrides)
-        _report(loaded, results, f"python -m experiments run {study}")
+        _report(loaded, results, _command(study, results, data, overrides))
     except FlwrRobustError as error:
         _fail(error)
+
+
+def _command(study: str, results: Path, data: str, overrides: list[str] | None) -> str:
+    """Return the command that runs what is reported on."""
+    words = ["python", "-m", "experiments", "run", study]
+    words += ["--results", str(results)] if results != Path("results") else []
+    words += ["--data", data] if data else []
+    words += [word for override in overrides or [] for word in ("--set", override)]
+    return shlex.join(words)
 
 
 def _report(study: Study, results: Path, command: str) -> None:
@@ -131,7 +144,7 @@ def demo(results: Results = Path("results"), workers: Workers = None) -> None:
             f"{config.partition}, {document['seconds']:.1f} s: "
             f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
         )
-        _report(study, results, "python -m experiments run demo")
+        _report(study, results, _command("demo", results, "", None))
     except FlwrRobustError as error:
         _fail(error)
 

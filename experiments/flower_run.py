@@ -6,6 +6,7 @@ one `FlowerRuns` and end with it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -26,6 +27,9 @@ __all__ = ["APP", "FlowerRunError", "FlowerRuns"]
 
 APP = Path(__file__).resolve().parent.parent
 """The folder that holds the Flower app."""
+
+
+_PORTS = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
 
 
 class FlowerRunError(FlwrRobustError, RuntimeError):
@@ -64,8 +68,7 @@ class FlowerRuns:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             # Ports of its own: the default ones may lead to somebody else's SuperLink.
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
-            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
+            **dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True)),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONWARNINGS": "ignore::FutureWarning",
         }
@@ -91,7 +94,8 @@ class FlowerRuns:
                 continue
         _, alive = psutil.wait_procs(list(family.values()), timeout=5)
         for process in alive:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         self._folder.cleanup()
 
     def _owns(self, process: psutil.Process) -> bool:
@@ -137,11 +141,12 @@ class FlowerRuns:
             return document
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

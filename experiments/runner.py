@@ -95,7 +95,14 @@ def run_study(
     FlwrRobustError
         Before anything runs, if data are missing or cannot be split as a cell asks.
     """
-    results.mkdir(parents=True, exist_ok=True)
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        write_atomically(results / ".writable", lambda file: None)
+        (results / ".writable").unlink()
+    except OSError as error:
+        raise FlwrRobustError(
+            f"results folder {results} cannot be written to ({error.strerror}); name another"
+        ) from None
     waiting = [cell for cell in study.cells if not _path(results, cell).is_file()]
     splits = {(c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed): c for c in waiting}
     for cell in splits.values():
@@ -190,7 +197,11 @@ def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
         path = _path(results, cell)
         if path.is_file():
             try:
-                documents.append(json.loads(path.read_text()))
-            except ValueError:
-                raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again") from None
+                document = json.loads(path.read_text())
+                sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document
+            except (ValueError, OSError):
+                sound = False
+            if not sound:
+                raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again")
+            documents.append(document)
     return documents

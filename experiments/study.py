@@ -121,16 +121,36 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
     known = {"title", "question", "config", "axes", "report"}
     if unknown := set(document) - known:
         raise UnknownNameError(f"table of study {path}", min(unknown), known)
+    for table in sorted(known & set(document) - {"title", "question"}):
+        if not isinstance(document[table], dict):
+            raise ConfigurationError(f"study {path}: [{table}] must be a table; got {document[table]!r}")
     axes = document.get("axes", {})
     if not axes or not all(isinstance(values, list) and values for values in axes.values()):
         raise ConfigurationError(f"study {path}: [axes] must hold at least one list of at least one value")
     report = document.get("report", {})
     shown = {"rows": report.get("rows", next(iter(axes))), "columns": report.get("columns", [*axes][-1])}
+    if unknown := set(report) - {"rows", "columns", "baseline"}:
+        raise UnknownNameError(f"key of [report] in study {path}", min(unknown), ("rows", "columns", "baseline"))
     for axis in shown.values():
-        if axis not in axes:
-            raise UnknownNameError(f"axis of study {path}", axis, axes)
+        if not isinstance(axis, str) or axis not in axes:
+            raise UnknownNameError(f"axis of study {path}", str(axis), axes)
+    if shown["rows"] == shown["columns"] and len(axes) > 1:
+        raise ConfigurationError(f"study {path}: rows and columns must be two axes; got {shown['rows']} for both")
     common = {**document.get("config", {}), **(overrides or {})}
     points = {axis: [_point(axis, value) for value in values] for axis, values in axes.items()}
+    for axis, found in points.items():
+        names = [label for label, _ in found]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"study {path}: the labels of axis {axis} must differ; got {', '.join(names)}")
+        taken = {key.replace("_", "-") for _, keys in found for key in keys}
+        if fixed := taken & {key.replace("_", "-") for key in overrides or {}}:
+            raise ConfigurationError(
+                f"study {path.stem}: {min(fixed)} cannot be set, the study varies it along its axis {axis}; copy the "
+                f"study and change the axis"
+            )
+    baseline = report.get("baseline", "")
+    if baseline and baseline not in (rows := [label for label, _ in points[shown["rows"]]]):
+        raise UnknownNameError(f"baseline of study {path}", str(baseline), rows)
     cells = []
     for combination in itertools.product(*points.values()):
         labels = {axis: label for axis, (label, _) in zip(points, combination, strict=True)}
@@ -150,7 +170,7 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         tuple(cells),
         shown["rows"],
         shown["columns"],
-        str(report.get("baseline", "")),
+        str(baseline),
     )
 
 

@@ -93,7 +93,8 @@ class RunConfig:
     device : str
         ``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.
     output : str
-        File for the run's result as JSON; empty: none.
+        File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute: the
+        app runs in the folder where Flower's SuperLink was started.
     save_model : str
         File for the final model as .npz; empty: none.
     """
@@ -194,9 +195,9 @@ class RunConfig:
             raise ConfigurationError(sentence)
         for name in ("output", "save_model"):
             path = getattr(self, name)
-            if path and not Path(path).absolute().parent.is_dir():
+            if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
                 raise ConfigurationError(
-                    f"{owner}: {name.replace('_', '-')} must lie in a folder that exists; got {path}"
+                    f"{owner}: {name.replace('_', '-')} must be a file in a folder that exists; got {path}"
                 )
 
     @property
@@ -212,7 +213,12 @@ class RunConfig:
     @cached_property
     def attack_object(self) -> LabelAttack | None:
         """The attack, parsed; None for ``none``."""
-        return None if self.attack == "none" else data_attacks.parse(self.attack)
+        if self.attack == "none":
+            return None
+        name = self.attack.partition("(")[0].strip()
+        if name.isidentifier() and name not in data_attacks.members():
+            raise UnknownNameError("attack", name, ["none", *data_attacks.members()])
+        return data_attacks.parse(self.attack)
 
     def attacks(self, client: int) -> bool:
         """Say whether a client is an attacker: the last ``attackers`` are."""
@@ -242,7 +248,13 @@ class RunConfig:
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:
         """The indices of every client's training samples, ascending."""
-        return partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
+        samples = partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
+        if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
+            raise ConfigurationError(
+                f"configuration: partition={self.partition!r} leaves clients {empty} without samples; take fewer clients "
+                f"or another partition"
+            )
+        return samples
 
 
 def pick_device(device: str) -> torch.device:

@@ -106,6 +106,13 @@ def check_integer(owner: str, field: str, value: object, minimum: int) -> None:
         raise ConfigurationError(f"{owner}: {field} must be an integer >= {minimum}; got {field}={value!r}")
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond float64
+        return False
+
+
 def check_number(
     owner: str,
     field: str,
@@ -144,7 +151,7 @@ def check_number(
     inside = (
         isinstance(value, int | float)
         and not isinstance(value, bool)
-        and math.isfinite(value)
+        and _finite(value)
         and (above is None or value > above)
         and (minimum is None or value >= minimum)
         and (below is None or value < below)

@@ -252,12 +252,15 @@ class Rows:
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Return columns start .. stop - 1 of all rows, float64 (n, stop - start)."""
-        parts = [
-            block[:, max(start - at, 0) : max(stop - at, 0)].clone()
-            for at, block in self.blocks()
-            if at < stop and at + block.shape[1] > start
-        ]
-        return torch.cat(parts, dim=1)
+        rows = self if self._origin is None else self._origin
+        parts, at = [], 0
+        for segment in rows._segments:
+            first, last = max(start - at, 0), min(stop - at, segment.width)
+            if first < last:
+                parts.append(segment.block(first, last))
+            at += segment.width
+        columns = torch.cat(parts, dim=1)
+        return columns if self._mixing is None else self._mixing.to(columns) @ columns
 
     # -- what the coordinate rules need -----------------------------------------------------------
 
@@ -269,7 +272,7 @@ class Rows:
         low, high : int
             0 <= low < high <= n; rank 0 is the smallest value.
         near : int, optional
-            When given, the ``near`` values nearest to the average of the ranks are averaged instead; ties to the smaller.
+            When given, the ``near`` values nearest to the average of the ranks are averaged; ties to the smaller.
 
         Returns
         -------
@@ -314,14 +317,15 @@ class Rows:
 
     @cached_property
     def faulty(self) -> Tensor:
-        """Rows with a NaN, an Inf, or a norm beyond float64: bool (n,)."""
+        """Rows with a NaN, an Inf, or a norm so large that sums of its square leave float64: bool (n,)."""
         pieces = [piece for s in self._segments if s.extra is None for piece in s.pieces]
         if self._origin is None and pieces and all(p.element_size() <= 4 for p in pieces):
             # A NaN or Inf makes the sum of its piece no number; anything else that does is looked at below.
             sums = torch.stack([piece.sum().cpu() for piece in pieces])
             if len(pieces) == self.n * len(self._segments) and bool(torch.isfinite(sums).all()):
                 return torch.zeros(self.n, dtype=torch.bool)
-        return ~torch.isfinite(self.squared_norms)
+        limit = torch.finfo(torch.float64).max / (8 * self.n * (self.n + 1))
+        return ~(self.squared_norms < limit)
 
     @property
     def gram(self) -> Tensor:

@@ -64,7 +64,8 @@ class Aggregate:
         The aggregated update, in the rows' type.
     weights : Tensor (n,), float64
         For rules whose value is a combination of rows: its coefficients. For coordinate rules: the share of the
-        coordinates for which each row was kept, summing to one.
+        coordinates for which each row was kept, summing to one. Behind a pre-aggregator both are multiplied by its
+        matrix, so that a row that was shortened has less.
     outcome : Outcome
         How it ended.
     stats : mapping

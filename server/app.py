@@ -51,7 +51,10 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, context: Context) -> None:
     config = RunConfig.from_mapping(context.run_config)
     torch.set_num_threads(config.threads)
+    if not isinstance(grid, InProcessGrid):
+        _check_paths(config)
     learner = config.learner()
+    _ = config.samples  # for its errors
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = RobustStrategy(
         config.rule,
@@ -109,6 +112,16 @@ def _run(grid: Grid, context: Context) -> None:
         }
         text = json.dumps(document, indent=1).encode()
         write_atomically(Path(config.output), lambda file: file.write(text))
+
+
+def _check_paths(config: RunConfig) -> None:
+    """Raise for relative paths: this process runs in whatever folder the SuperLink was started in."""
+    paths = {"data": config.data, "output": config.output, "save-model": config.save_model}
+    if config.task.endswith(".npz"):
+        paths["task"] = config.task
+    for key, path in paths.items():
+        if path and not Path(path).expanduser().is_absolute():
+            raise ConfigurationError(f"configuration: {key} must be an absolute path under flwr run; got {path}")
 
 
 def _digest(arrays: ArrayRecord) -> str:

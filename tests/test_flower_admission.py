@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError
 from flwr_robust.flower import InProcessGrid, Reason, Refusal
-from flwr_robust.flower.admission import SentModel, admit, robust_metrics
+from flwr_robust.flower.admission import SentModel, admit, robust_metrics, short
 from tests.flower_helpers import FIRST, MALFORMED, content, header, npy, record
 
 MODEL = {
@@ -393,3 +393,14 @@ def test_a_model_of_ordinary_numbers_can_be_sent(dtype):
     sent = SentModel(record(model))
     assert list(sent.arrays) == list(model)
     assert sent.arrays["w"].dtype == dtype
+
+
+def test_what_a_client_writes_does_not_command_a_terminal():
+    text = "\x1b[2J\x1b[31mALL CLIENTS OK\u202e " + "x" * 5000
+    assert short(text).startswith("?[2J?[31mALL CLIENTS OK? xxx")
+    assert len(short(text)) == 200
+
+
+def test_a_model_that_is_not_finite_is_refused_before_it_is_sent():
+    with pytest.raises(ConfigurationError, match="'w' must be finite"):
+        SentModel(record({"w": np.array([1, np.nan], np.float32)}))

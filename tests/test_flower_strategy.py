@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import numpy as np
@@ -443,7 +444,31 @@ def test_a_model_with_nothing_to_learn_is_an_error_before_anything_is_sent():
     assert seen == []
 
 
+def trusted(server_round, record):
+    """The server's own answer: the model, moved by one."""
+    return [value + 1 for value in values(record).values()]
+
+
 NAMED = {
+    "Bulyan": {"f": 0},
+    "CAF": {"f": 1},
+    "CGE": {"f": 1},
+    "ClipMean": {},
+    "ClippedClustering": {},
+    "Clustering": {},
+    "DnC": {"f": 1},
+    "FLAME": {},
+    "FLTrust": {"trusted_fn": trusted},
+    "FoolsGold": {},
+    "GeneralisedKrum": {"f": 1, "p": 3},
+    "Meamed": {"f": 1},
+    "MinimumDiameter": {"f": 1},
+    "Monna": {"f": 1, "trusted_fn": trusted},
+    "NormBound": {"c": 1.0},
+    "Phocas": {"f": 1},
+    "SMEA": {"f": 1},
+    "SignGuard": {},
+    "SignMajority": {},
     "CenteredClipping": {"tau": 1.0, "f": 1},
     "FABA": {"f": 1},
     "GeometricMedian": {"f": 1},
@@ -454,6 +479,9 @@ NAMED = {
     "MultiKrum": {"f": 1},
     "TrimmedMean": {"f": 1},
 }
+
+
+SHORTENING = {"CenteredClipping", "ClipMean", "ClippedClustering", "FLAME", "FLTrust", "NormBound", "SignGuard"}
 
 
 def named(name, **options):
@@ -500,13 +528,15 @@ def test_every_named_strategy_runs(name):
     for seen in strategy.history:
         assert len(seen.weights) == len(seen.admitted) == 7
         assert min(seen.weights) >= 0
-        if name != "CenteredClipping":  # the last value has a share there
+        # Rules that shorten rows give away less than the whole; centered clipping leaves a share to the last value.
+        assert 0 < sum(seen.weights) <= 1 + 1e-9
+        if name not in SHORTENING:
             assert sum(seen.weights) == pytest.approx(1)
     # Two rounds of a rule without memory are twice one round, for the moves do not depend on the model.
     once, _ = drive(named(name, min_train_nodes=7, **SILENT), app, model, 7)
     for key in model:
         assert found[key].any()
-        if name != "CenteredClipping":
+        if name not in ("CenteredClipping", "ClippedClustering", "SignGuard"):  # SignGuard draws anew each round
             np.testing.assert_allclose(found[key], 2 * once[key], rtol=1e-4, atol=1e-6)
 
 
@@ -1055,3 +1085,65 @@ def test_a_head_that_the_model_lacks_is_an_error_before_anything_is_sent():
         ConfigurationError, match=r"head must name a matrix of the model \(fc.weight\); got head='classifier"
     ):
         strategy.configure_train(1, arrays, ConfigRecord(), grid)
+
+
+@pytest.mark.parametrize("size", [1e30, 1e154, 1e200, 1e307])
+@pytest.mark.parametrize(
+    "rule", ["faba(f=1)", "geometric_median(f=1)", "krum(f=1)", "clip(c=1.0) | faba(f=1)", "median"]
+)
+def test_a_huge_finite_row_neither_stops_nor_spoils_a_float64_model(rule, size):
+    model = {"w": np.zeros(4)}
+    moves = [1.0, 1.1, 0.9, 1.05, size]
+    app = client_app(lambda i, held, config, context: {"w": held["w"] + moves[i]})
+    strategy = RobustStrategy(rule, min_train_nodes=5, min_available_nodes=5, **SILENT)
+    found, _ = drive(strategy, app, model, 5, rounds=3)
+    assert np.isfinite(found["w"]).all()
+    assert 0.5 < found["w"].max() < 6
+    # Undefended, the same row takes the model with it.
+    mean, _ = drive(RobustStrategy("mean()", **SILENT), app, model, 5)
+    assert not np.isfinite(mean["w"]).all() or abs(mean["w"]).max() > 1e20 or size > 1e150
+
+
+def test_a_value_that_is_not_finite_leaves_model_and_state(monkeypatch):
+    strategy = RobustStrategy("centered_clipping(tau=1.0)", **SILENT)
+    app = client_app(lambda i, held, config, context: {"w": held["w"] + 1})
+    monkeypatch.setattr("flwr_robust.rows.Rows.cast", lambda self, value: value * float("nan"))
+    found, _ = drive(strategy, app, {"w": f32(1, 2)}, 3)
+    assert found["w"].tolist() == [1, 2]
+    assert strategy.history[0].outcome is Outcome.INFEASIBLE
+    assert "not finite" in strategy.history[0].sentence
+    assert strategy.state == {}
+
+
+def test_a_users_metrics_function_that_stumbles_gives_way_to_medians(caplog):
+    def odd(contents, key):
+        raise TypeError("'float' object is not \x1b[31miterable")
+
+    strategy = RobustStrategy("median", train_metrics_aggr_fn=odd, **SILENT)
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    drive(strategy, client_app(lambda i, held, config, context: held), {"w": f32(1)}, 3)
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert "medians are shown instead" in caplog.text
+    assert "\x1b" not in caplog.text
+
+
+def test_rules_that_compare_with_the_servers_own_update_need_one():
+    with pytest.raises(ConfigurationError, match="pass trusted_fn"):
+        flower.FLTrust()
+    # The trusted update is (1, 1): the client that goes the other way has no weight.
+    app = client_app(lambda i, held, config, context: {"w": held["w"] + (-5 if i == 2 else 1)})
+    strategy = flower.FLTrust(trusted_fn=trusted, **SILENT)
+    found, _ = drive(strategy, app, {"w": f32(0, 0)}, 3)
+    np.testing.assert_allclose(found["w"], [1, 1], atol=1e-6)
+    assert strategy.history[0].weights[2] == 0
+    bad = flower.FLTrust(trusted_fn=lambda at, record: [np.zeros(3)], **SILENT)
+    with pytest.raises(ConfigurationError, match="one array per array of the model"):
+        drive(bad, app, {"w": f32(0, 0)}, 3)
+
+
+def test_a_rule_that_keeps_nobody_leaves_the_model():
+    app = client_app(lambda i, held, config, context: {"w": held["w"] - 1})
+    strategy = flower.FLTrust(trusted_fn=trusted, **SILENT)  # everybody goes against the server's own update
+    found, _ = drive(strategy, app, {"w": f32(3, 3)}, 3)
+    assert found["w"].tolist() == [3, 3]
+    assert (strategy.history[0].outcome, strategy.history[0].sentence) == (Outcome.INFEASIBLE, "fltrust kept no reply")

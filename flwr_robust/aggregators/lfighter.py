@@ -70,6 +70,10 @@ class LFighter(Rule):
 
     head: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.head, str | None):
+            raise ConfigurationError(f"lfighter: head must be the name of an array; got head={self.head!r}")
+
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2."""
         return 2, "n >= 2"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower.records import PayloadError, decode, records_of
 
-__all__ = ["Admitted", "Reason", "Refusal", "SentModel", "admit", "robust_metrics"]
+__all__ = ["Admitted", "Reason", "Refusal", "SentModel", "admit", "robust_metrics", "short"]
 
 
 class Reason(Enum):
@@ -109,6 +109,8 @@ class SentModel:
                 raise ConfigurationError(
                     f"model: array '{name}' must hold float16/32/64, integers or booleans; got {dtype.str}"
                 )
+            if dtype.kind == "f" and not np.isfinite(self.arrays[name]).all():
+                raise ConfigurationError(f"model: array '{name}' must be finite; it holds NaN or Inf")
         if not any(values.dtype.kind == "f" and values.size for values in self.arrays.values()):
             raise ConfigurationError("model: it must hold at least one floating-point array; got none")
 
@@ -144,7 +146,7 @@ def admit(
     for message in replies:
         node = message.metadata.src_node_id
         if message.has_error():
-            refused.append(Refusal(node, Reason.ERROR, _short(message.error.reason or "")))
+            refused.append(Refusal(node, Reason.ERROR, short(message.error.reason or "")))
             continue
         if node not in waiting:
             reason = Reason.DUPLICATE if node in asked else Reason.NOT_ASKED
@@ -154,7 +156,7 @@ def admit(
         try:
             verdict = _judge(node, message.content, weighted_by_key, sent)
         except Exception as error:  # what a client sends never stops a round, not even by a way nobody thought of
-            verdict = Refusal(node, Reason.UNREADABLE, _short(f"{type(error).__name__}: {error}"))
+            verdict = Refusal(node, Reason.UNREADABLE, short(f"{type(error).__name__}: {error}"))
         if isinstance(verdict, Admitted):
             admitted.append(verdict)
         else:
@@ -170,8 +172,10 @@ def _finite(value: object) -> bool:
         return False
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:200]
+def short(text: str) -> str:
+    """Return what a client wrote as one line of at most 200 characters that a terminal does not obey."""
+    line = " ".join(text[:2000].split())
+    return "".join(character if character.isprintable() else "?" for character in line)[:200]
 
 
 def _judge(node: int, content: RecordDict, key: str, sent: SentModel | None) -> Admitted | Refusal:
@@ -181,11 +185,11 @@ def _judge(node: int, content: RecordDict, key: str, sent: SentModel | None) -> 
     num_examples = metrics[0].get(key)
     if isinstance(num_examples, list | None) or not _finite(num_examples) or num_examples <= 0:
         return Refusal(
-            node, Reason.NUM_EXAMPLES, _short(f"got {key}={num_examples!r}") if _finite(num_examples) else "not finite"
+            node, Reason.NUM_EXAMPLES, short(f"got {key}={num_examples!r}") if _finite(num_examples) else "not finite"
         )
     for name, value in metrics[0].items():
         if not all(_finite(v) for v in (value if isinstance(value, list) else [value])):
-            return Refusal(node, Reason.METRICS, f"{_short(name)} is not finite")
+            return Refusal(node, Reason.METRICS, f"{short(name)} is not finite")
     arrays: tuple[NDArray[Any], ...] = ()
     if sent is not None:
         found = _arrays(node, records[0], sent)
@@ -200,13 +204,13 @@ def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> tuple[NDArray[An
     if set(record) != set(sent.arrays):
         missing = sorted(set(sent.arrays) - set(record))
         extra = sorted(set(record) - set(sent.arrays))
-        return Refusal(node, Reason.NAMES, _short(f"missing {missing}, not sent {extra}"))
+        return Refusal(node, Reason.NAMES, short(f"missing {missing}, not sent {extra}"))
     arrays = []
     for name, expected in sent.arrays.items():
         try:
             values = decode(record[name])
         except PayloadError as error:
-            return Refusal(node, Reason.PAYLOAD, f"{name}: {_short(str(error))}")
+            return Refusal(node, Reason.PAYLOAD, f"{name}: {short(str(error))}")
         if values.shape != expected.shape:
             return Refusal(node, Reason.SHAPE, f"{name}: got {values.shape}, sent {expected.shape}")
         if values.dtype != expected.dtype:

@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.flower.admission import short
 from flwr_robust.flower.records import copy_content
 
 try:  # where Flower keeps its own records has moved between releases
@@ -140,7 +141,7 @@ class InProcessGrid(Grid):
                 raise TypeError(f"a ClientApp must return a Message; got {type(reply).__name__}")
         except Exception as error:  # as Flower does: a client's failure is a reply, and its state stays as it was
             context.state = before
-            log.error("ClientApp of node %s raised %s: %s", context.node_id, type(error).__name__, error)
+            log.error("ClientApp of node %s raised %s", context.node_id, short(f"{type(error).__name__}: {error}"))
             reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         if reply.has_content():
             reply.content = copy_content(reply.content)

@@ -7,7 +7,9 @@ which partition a node holds before it samples.
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,10 +20,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower.admission import short
 from flwr_robust.flower.records import decode, encode_record, fill, records_of
 
 __all__ = ["discover", "serve"]
+
+log = logging.getLogger("flwr")
 
 ClientFunction = Callable[[Context], NumPyClient]
 
@@ -34,14 +38,16 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
     Parameters
     ----------
     client_fn : callable (Context) -> NumPyClient
-        Called for every message, as by Flower; keep what must last in ``context.state``.
+        Called for every message, as by Flower; keep what must last in ``context.state``. One that ends in
+        ``.to_client()`` will do, too.
     **options
         Passed to ClientApp, e.g. ``mods``.
 
     Returns
     -------
     ClientApp
-        Replies hold the arrays under the names and in the order they were sent, and the metrics ``num-examples`` and
+        Replies hold the arrays under the names, in the order and with the floating-point types they were sent, and the
+        metrics ``num-examples`` and
         ``partition-id`` beside those that ``fit`` returns. Text, bytes and booleans among these go into a ConfigRecord.
     """
     app = ClientApp(**options)
@@ -49,16 +55,17 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         names, arrays, config = _read(message)
-        updated, num_examples, metrics = client_fn(context).fit(arrays, config)
+        types = [array.dtype for array in arrays]
+        updated, num_examples, metrics = _numpy_client(client_fn, context).fit(arrays, config)
         if len(updated) != len(names):
             raise ValueError(f"fit must return as many arrays as it was given, {len(names)}; got {len(updated)}")
-        record = encode_record(dict(zip(names, map(np.asarray, updated), strict=True)))
+        record = encode_record(dict(zip(names, map(_like, updated, types), strict=True)))
         return _reply(message, context, num_examples, metrics, record)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         _, arrays, config = _read(message)
-        loss, num_examples, metrics = client_fn(context).evaluate(arrays, config)
+        loss, num_examples, metrics = _numpy_client(client_fn, context).evaluate(arrays, config)
         return _reply(message, context, num_examples, {"loss": float(loss), **metrics})
 
     @app.query("identity")
@@ -70,6 +77,18 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
         return Message(RecordDict({"metrics": record, "config": facts}), reply_to=message)
 
     return app
+
+
+def _numpy_client(client_fn: ClientFunction, context: Context) -> NumPyClient:
+    client = client_fn(context)
+    inner: NumPyClient = getattr(client, "numpy_client", client)  # what .to_client() wraps
+    return inner
+
+
+def _like(values: Any, sent: np.dtype[Any]) -> NDArray[Any]:
+    """Return an array; numpy's float64 for a float32 model becomes float32 again."""
+    array = np.asarray(values)
+    return array.astype(sent) if array.dtype.kind == sent.kind == "f" else array
 
 
 def _read(message: Message) -> tuple[list[str], list[NDArray[Any]], dict[str, Any]]:
@@ -106,43 +125,36 @@ def _reply(
 def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, tuple[int, str]]:
     """Ask nodes served by `serve` which partition they hold and which GPUs they see.
 
+    A node that is silent, or claims a number outside 0 .. n - 1 or one that another node claims, too, cannot stop a
+    run: it is given one of the numbers left, in the order of node ids, and a warning is logged.
+
     Parameters
     ----------
     grid : Grid
         Where the nodes are.
     nodes : iterable of int
-        Their ids.
+        Their ids; n of them.
     timeout : float
         Seconds to wait.
 
     Returns
     -------
     dict of int to (int, str)
-        For every node its partition, and its CUDA_VISIBLE_DEVICES ("all" where that is not set).
-
-    Raises
-    ------
-    ConfigurationError
-        If a node does not answer, or two hold the same partition.
+        For every node its partition, each of 0 .. n - 1 once, and its CUDA_VISIBLE_DEVICES ("all" where it is not set).
     """
-    asked = list(nodes)
-    messages = [Message(RecordDict(), node, _QUERY) for node in asked]
-    found: dict[int, tuple[int, str]] = {}
-    for reply in grid.send_and_receive(messages, timeout=timeout):
-        if not reply.has_content():
-            continue
-        metrics, facts = reply.content.get("metrics"), reply.content.get("config")
+    asked = sorted(nodes)
+    claims: dict[int, tuple[int, str]] = {}
+    for reply in grid.send_and_receive([Message(RecordDict(), node, _QUERY) for node in asked], timeout=timeout):
+        metrics, facts = (reply.content.get(name) if reply.has_content() else None for name in ("metrics", "config"))
         if isinstance(metrics, MetricRecord) and isinstance(facts, ConfigRecord):
             partition = metrics.get("partition-id")
-            if isinstance(partition, int) and partition >= 0:
-                found[reply.metadata.src_node_id] = partition, str(facts.get("visible-gpus", "all"))
-    silent = [node for node in asked if node not in found]
-    if silent:
-        raise ConfigurationError(
-            f"nodes {silent} did not say which partition they hold; set partition-id in their node config and serve "
-            f"their client with flwr_robust.flower.serve"
-        )
-    held = [partition for partition, _ in found.values()]
-    if len(set(held)) < len(held):
-        raise ConfigurationError(f"two nodes hold the same partition: {sorted(held)}; give each its own partition-id")
+            if isinstance(partition, int) and 0 <= partition < len(asked):
+                claims[reply.metadata.src_node_id] = partition, short(str(facts.get("visible-gpus", "all")))
+    count = Counter(partition for partition, _ in claims.values())
+    found = {node: claim for node, claim in claims.items() if node in asked and count[claim[0]] == 1}
+    left = sorted(set(range(len(asked))) - {partition for partition, _ in found.values()})
+    for node in asked:
+        if node not in found:
+            found[node] = left.pop(0), claims.get(node, (0, "all"))[1]
+            log.warning("node %s has no partition-id of its own; it is counted as %s", node, found[node][0])
     return found

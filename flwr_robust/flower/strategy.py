@@ -18,19 +18,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 from numpy.typing import NDArray
-from typing_extensions import Unpack
 
 from flwr_robust.config import MESSAGES
 from flwr_robust.errors import ConfigurationError, InfeasibleError, check_choice, check_integer, check_number
-from flwr_robust.flower.admission import Admitted, Refusal, SentModel, admit, robust_metrics
+from flwr_robust.flower.admission import Admitted, Refusal, SentModel, admit, robust_metrics, short
 from flwr_robust.flower.records import as_tensor, encode_record
 from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import Aggregate, Outcome, Rule, State, parse
@@ -125,10 +125,11 @@ class RobustStrategy(FedAvg):
     seed : int
         Source of the client samples.
     trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
-        Returns, for the model that was sent, what an honest client would have answered: the server's own message, for rules
-        that compare with one (monna, fltrust). One array per array of the model.
+        Returns, for the model that was sent, what an honest client would have answered: the server's own message, for
+        rules that compare with one (monna, fltrust). One array per array of the model.
     **options
-        FedAvg's options. Where the minima of nodes are not given, they are the smallest number that fits the rule.
+        FedAvg's options. Where the minima of nodes are not given, they are the smallest number that fits the rule. A
+        refused reply lowers n but not the declared f, so have f clients more than that.
 
     Attributes
     ----------
@@ -185,7 +186,7 @@ class RobustStrategy(FedAvg):
         self.trusted_fn = trusted_fn
         if self.rule.needs_trust and trusted_fn is None:
             raise ConfigurationError(
-                f"{self.rule}: it compares replies with an update of the server's own; pass trusted_fn, or choose another rule"
+                f"{self.rule}: it compares replies with an update of the server's own; pass trusted_fn"
             )
         self.state: State = self.rule.init()
         self.history: list[RoundRecord] = []
@@ -292,15 +293,17 @@ class RobustStrategy(FedAvg):
         outcome, sentence, result = Outcome.INFEASIBLE, "no reply was admitted", None
         if admitted:
             try:
-                result, self.state = self.rule(self._rows(server_round, admitted, sent), self.state)
-                outcome = result.outcome
+                result, state = self.rule(self._rows(server_round, admitted, sent), self.state)
+                outcome, sentence = result.outcome, ""
                 if outcome is Outcome.INFEASIBLE:
                     sentence = f"{self.rule.name} kept no reply"
+                elif not bool(torch.isfinite(result.value).all()):  # no known rows do this; the model must not pay
+                    outcome, sentence = Outcome.INFEASIBLE, f"{self.rule.name} gave a value that is not finite"
                 else:
-                    sentence, record = "", encode_record(self._step(sent, admitted, result))
+                    self.state, record = state, encode_record(self._step(sent, admitted, result))
             except InfeasibleError as error:
                 sentence = str(error)
-            metrics = self.train_metrics_aggr_fn([r.content for r in admitted], self.weighted_by_key)
+            metrics = self._metrics(self.train_metrics_aggr_fn, admitted)
         if outcome is Outcome.INFEASIBLE:
             log.warning("aggregate_train: round %s leaves the model as it is: %s", server_round, sentence)
         self.history.append(
@@ -325,7 +328,16 @@ class RobustStrategy(FedAvg):
         admitted, _ = self._admit("aggregate_evaluate", replies, None)
         if not admitted:
             return None
-        return self.evaluate_metrics_aggr_fn([reply.content for reply in admitted], self.weighted_by_key)
+        return self._metrics(self.evaluate_metrics_aggr_fn, admitted)
+
+    def _metrics(self, aggregate: MetricsFunction, admitted: Sequence[Admitted]) -> MetricRecord:
+        """Aggregate metrics by the user's function; one that stumbles over what a client sent gives way to medians."""
+        contents = [reply.content for reply in admitted]
+        try:
+            return aggregate(contents, self.weighted_by_key)
+        except Exception as error:
+            log.warning("metrics: %s; medians are shown instead", short(f"{type(error).__name__}: {error}"))
+            return robust_metrics(contents, self.weighted_by_key)
 
     def _learnt(self, sent: SentModel) -> list[int]:
         """Positions of the arrays that are learnt: floating point, not empty, and no BatchNorm statistics."""

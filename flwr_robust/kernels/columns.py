@@ -1,10 +1,10 @@
 """Window means of sorted columns, compiled: the rows are read where they lie, a cache-sized strip at a time.
 
 A strip of every row is copied into one small table, sorted by the pruned network of `order` (one vectorised minimum and
-maximum per comparator), and the values kept of each column are averaged in float64. Nothing of the size of the data is made.
-Order statistics commute with the offset of a column, so rows relative to a reference are sorted as they are and the
-reference is subtracted from the result. numba compiles it once and keeps it on disk; where numba is missing, `available` is
-False and callers take torch's operations instead.
+maximum per comparator), and the values kept of each column are averaged in float64. Nothing of the size of the data
+is made. Order statistics commute with the offset of a column, so rows relative to a reference are sorted as they are
+and the reference is subtracted from the result. numba compiles it once and keeps it on disk; where numba is missing,
+`available` is False and callers take torch's operations instead.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def window_mean(
     low, high : int
         0 <= low < high <= n.
     near : int, optional
-        When given, the ``near`` values nearest to the average of the ranks are averaged instead; ties to the smaller.
+        When given, the ``near`` values nearest to the average of the ranks are averaged; ties to the smaller.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def _exchange(a: Any, b: Any) -> None:
         b[k] = y if x < y else x
 
 
-# Each of these walks over two or three stretches of memory: small enough for the compiler to see that they do not overlap.
+# Each of these walks over two or three stretches of memory, so that the compiler can see that they do not overlap.
 
 
 @njit(fastmath=_FAST, inline="always")
@@ -51,7 +51,7 @@ def _add(total: Any, line: Any) -> None:
 
 @njit(inline="always")
 def _average(total: Any, table: Any, first: Any, count: int) -> None:
-    """Divide the sums of ``count`` values from rank ``first`` on; a sum that overflowed is formed anew, divided first."""
+    """Divide the sums of ``count`` values from rank ``first`` on; one that overflowed is formed anew, divided first."""
     for k in range(total.shape[0]):
         if abs(total[k]) < _HUGE:
             total[k] /= count

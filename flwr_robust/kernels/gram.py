@@ -21,7 +21,7 @@ Blocks = Callable[[], Iterable[tuple[int, Tensor]]]
 # Below this share of G_ii + G_jj the difference G_ii + G_jj - 2 G_ij has lost over 6 of its 16 digits.
 _CANCELLED = 1e-6
 
-# Rows of a tile of the Gram matrix: only tiles on and below the diagonal are computed, and smaller ones multiply slower.
+# Rows of a tile of the Gram matrix: only tiles on and below the diagonal are computed; smaller ones multiply slower.
 _TILE = 24
 
 
