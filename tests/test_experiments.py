@@ -167,6 +167,17 @@ WRONG = [
     ("[axes]\nsedd = [0]\n", ConfigurationError, "cell sedd=0.*configuration key 'sedd'.*seed"),
     ('[axes]\nseed = [0]\n[report]\nrows = "rule"\n', UnknownNameError, "axis of study.*'rule'.*seed"),
     ("[axes\n", ConfigurationError, "no TOML"),
+    ("axes = 3\n", ConfigurationError, r"\[axes\] must be a table"),
+    ("config = 3\n[axes]\nseed = [0]\n", ConfigurationError, r"\[config\] must be a table"),
+    ('[axes]\nseed = [0]\n[report]\ncolums = "seed"\n', UnknownNameError, "key of .report.*'colums'.*columns"),
+    ('[axes]\nseed = [0]\n[report]\nrows = ["seed"]\n', UnknownNameError, "axis of study"),
+    ('[axes]\nseed = [0]\n[report]\nbaseline = "1"\n', UnknownNameError, "baseline of study.*'1'.*allowed: 0"),
+    ('[axes]\nseed = [0]\nalpha = [1.0]\n[report]\nrows = "seed"\ncolumns = "seed"\n', ConfigurationError, "two axes"),
+    (
+        '[axes]\nsize = [{ label = "a", clients = 4 }, { label = "a", clients = 6 }]\n',
+        ConfigurationError,
+        "labels of axis size must differ",
+    ),
 ]
 
 
@@ -193,6 +204,7 @@ BAD_CALLS = [
     (["run", "demo", "--set", "attackers=11"], "clients=10"),
     (["run", "demo", "--set", "task=mnits"], "unknown task 'mnits'"),
     (["run", "demo", "--set", "task=mnist", "--data", "/no/such/folder"], "/no/such/folder does not exist"),
+    (["run", "demo", "--set", "partition=iid"], "partition cannot be set, the study varies it"),
     (["report", "demo"], "holds no result"),
 ]
 
@@ -206,9 +218,23 @@ def test_bad_calls_say_one_sentence_and_fail(arguments, words, tmp_path):
     assert len([line for line in done.output.splitlines() if line.startswith("error: ")]) == 1
 
 
-def test_damaged_result_is_named(small, tmp_path):
+def test_a_results_folder_that_cannot_be_is_one_sentence(small, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = invoke("run", small, "--results", tmp_path / "file")
+    assert done.exit_code == 2
+    assert "cannot be written to (Not a directory); name another" in done.output.replace("\n", " ")
+
+
+def test_the_report_names_the_command_that_gives_it(small, tmp_path):
+    assert invoke("run", small, "--results", tmp_path, "--workers", 1, "--set", "rounds=2").exit_code == 0
+    assert invoke("report", small, "--results", tmp_path, "--set", "rounds=2").exit_code == 0
+    assert f"run {small} --results {tmp_path} --set rounds=2" in (tmp_path / "small" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"schema": 2}'])
+def test_damaged_result_is_named(small, tmp_path, text):
     study = load_study(small)
-    (tmp_path / f"{study.cells[0].name}.json").write_text("{")
+    (tmp_path / f"{study.cells[0].name}.json").write_text(text)
     with pytest.raises(FlwrRobustError, match="cannot be read; delete it"):
         read_results(study, tmp_path)
 
