@@ -93,8 +93,8 @@ class RunConfig:
     device : str
         ``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.
     output : str
-        File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute: the
-        app runs in the folder where Flower's SuperLink was started.
+        File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute,
+        because the app runs in the folder where Flower's SuperLink was started.
     save_model : str
         File for the final model as .npz; empty: none.
     """
@@ -251,8 +251,8 @@ class RunConfig:
         samples = partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
         if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
             raise ConfigurationError(
-                f"configuration: partition={self.partition!r} leaves clients {empty} without samples; take fewer clients "
-                f"or another partition"
+                f"configuration: partition={self.partition!r} leaves clients {empty} without samples; take fewer "
+                f"clients or another partition"
             )
         return samples
 

@@ -94,3 +94,9 @@ def test_device_with_a_gpu(monkeypatch):
         ray = types.SimpleNamespace(is_initialized=lambda: True, get_gpu_ids=lambda gpus=gpus: gpus)
         monkeypatch.setitem(sys.modules, "ray", ray)
         assert pick_device("auto").type == kind
+
+
+def test_clients_without_samples_are_an_error_before_round_1():
+    config = RunConfig(clients=100, partition="dirichlet(beta=0.01, minimum=0)")
+    with pytest.raises(ConfigurationError, match=r"leaves clients \[.*\] without samples"):
+        _ = config.samples

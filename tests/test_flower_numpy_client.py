@@ -265,6 +265,7 @@ def partitions(grid, nodes=None):
 
 def test_a_node_that_does_not_answer_gets_what_is_left(caplog):
     grid = served(2)
+    caplog.set_level(logging.WARNING, logger="flwr")
     logging.getLogger("flwr").addHandler(caplog.handler)
     assert partitions(grid, [FIRST + 1, 77, 78]) == {FIRST + 1: 1, 77: 0, 78: 2}
     logging.getLogger("flwr").removeHandler(caplog.handler)

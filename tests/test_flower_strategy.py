@@ -1120,6 +1120,7 @@ def test_a_users_metrics_function_that_stumbles_gives_way_to_medians(caplog):
         raise TypeError("'float' object is not \x1b[31miterable")
 
     strategy = RobustStrategy("median", train_metrics_aggr_fn=odd, **SILENT)
+    caplog.set_level(logging.WARNING, logger="flwr")
     logging.getLogger("flwr").addHandler(caplog.handler)
     drive(strategy, client_app(lambda i, held, config, context: held), {"w": f32(1)}, 3)
     logging.getLogger("flwr").removeHandler(caplog.handler)
