@@ -15,7 +15,8 @@ How to read the figures:
 - f = n // 5, for Bulyan at most (n - 3) // 4. The last f rows are shifted. `DIFFERENCES` says where a contestant's
   definition is another one: then the work differs a little, too.
 - A contestant whose first call takes longer than the limit is not called again, and that call is its figure; past
-  three times the limit, or for want of memory, it is ended and has none. What is left out says why.
+  three times the limit, or for want of memory, it is ended and has none. What is left out says why. Its rounds end
+  when its calls add up to the limit.
 """
 
 from __future__ import annotations
@@ -69,11 +70,11 @@ _GRAM_RULES = ("krum", "multi_krum", "geometric_median", "nnm | krum")
 DIFFERENCES = {
     "median": {
         "byzpy": "torch.median: for even n the lower of the two middle values, ours their mean",
-        "byzfl, numpy": "byzfl on numpy arrays: from 2^24 values on its torch path fails, as torch.quantile does",
+        "byzfl, numpy": "byzfl on numpy arrays: another path than torch.quantile, often faster",
     },
     "meamed": {
         "byzpy": "around torch.median, the lower of two middle values",
-        "byzfl, numpy": "byzfl on numpy arrays: from 2^24 values on its torch path fails, as torch.quantile does",
+        "byzfl, numpy": "byzfl on numpy arrays: another path than torch.quantile, often faster",
     },
     "krum": {"byzfl": "n - f - 1 neighbours, ours n - f - 2", "byzpy": "n - f - 1 neighbours, ours n - f - 2"},
     "multi_krum": {
@@ -284,7 +285,9 @@ def measure(
                         if "error" in made:
                             raise RuntimeError(f"the rows of {_title(count, n, d)} could not be made: {made['error']}")
                     for rule in rules:
-                        progress.update(task, advance=1, description=f"{rule} ({n}, {d:,}), {count} threads")
+                        progress.update(task, advance=1, description=f"{rule}, {_title(count, n, d)}")
+                        if not progress.console.is_terminal:  # where no bar is drawn, a line says how far it is
+                            print(f"{rule}, {_title(count, n, d)}", file=sys.stderr, flush=True)
                         entries += _compare(workers, rule, n, d, count, repeats, limit)
             finally:
                 for worker in set(workers.values()):
@@ -336,6 +339,8 @@ def _compare(
         order = list(running)
         for contestant in order if turn % 2 == 0 else reversed(order):
             entry, command, answers = running[contestant]
+            if sum(a["seconds"] for a in answers) > limit:
+                continue  # slow calls have fewer rounds; "all_seconds" says how many
             try:
                 answer = workers[contestant].ask(command, 3 * limit)
             except _GoneError as gone:
