@@ -350,7 +350,10 @@ class Rows:
     @cached_property
     def squared_distances(self) -> Tensor:
         """Squared distances (n, n) between rows, float64, exact to float64 rounding of the data."""
-        return squared_distances(self.gram, self.blocks)
+        alike = None
+        if self._mixing is not None:  # rows mixed alike are equal, and need not be read to know it
+            alike = (self._mixing[:, None] == self._mixing[None, :]).all(-1)
+        return squared_distances(self.gram, self.blocks, alike)
 
     def mix(self, weights: Tensor) -> Tensor:
         """Return sum_i weights[i] row_i, shape (d,), in the rows' type.

@@ -59,7 +59,7 @@ def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -
     return lower + lower.T - torch.diag(lower.diagonal())
 
 
-def squared_distances(gram: Tensor, blocks: Blocks) -> Tensor:
+def squared_distances(gram: Tensor, blocks: Blocks, alike: Tensor | None = None) -> Tensor:
     """Turn a Gram matrix into squared distances, subtracting directly where digits cancel.
 
     Parameters
@@ -68,6 +68,8 @@ def squared_distances(gram: Tensor, blocks: Blocks) -> Tensor:
         Centred Gram matrix of the rows.
     blocks : callable returning an iterable of (int, Tensor (n, b) float64)
         The same rows; read only when a pair cancels.
+    alike : Tensor (n, n) of bool, optional
+        Pairs known to be equal.
 
     Returns
     -------
@@ -78,6 +80,9 @@ def squared_distances(gram: Tensor, blocks: Blocks) -> Tensor:
     sums = diagonal[:, None] + diagonal[None, :]
     distances = (sums - 2 * gram).clamp_(min=0)
     distances.fill_diagonal_(0)
+    if alike is not None:
+        distances.masked_fill_(alike, 0)
+        sums = sums.masked_fill(alike, 0)  # no digits to save there
     left, right = torch.nonzero((distances < _CANCELLED * sums).triu(1), as_tuple=True)
     if len(left):
         exact = torch.zeros(len(left), dtype=torch.float64)
