@@ -204,7 +204,8 @@ class Rows:
         for index in range(len(rows[0]) if rows else 0):
             pieces = tuple(row[index].detach().reshape(-1) for row in rows)
             start = None if reference is None else reference[index].detach().reshape(-1)
-            segments.append(_Segment(pieces, start, None, pieces[0].numel()))
+            if pieces[0].numel():  # a layer of nothing has no columns
+                segments.append(_Segment(pieces, start, None, pieces[0].numel()))
         return cls(
             segments,
             len(rows),
@@ -282,9 +283,10 @@ class Rows:
             The share that each row has in the values kept, mean over columns; rows tied at an edge share equally.
         """
         parts, shares = [], torch.zeros(self.n, dtype=torch.float64)
-        if self._origin is None and all(s.extra is None and columns.fits(list(s.pieces)) for s in self._segments):
-            for s in self._segments:
-                value, kept_by = columns.window_mean(list(s.pieces), low, high, near)
+        pieces = [list(s.pieces) for s in self._segments] if self._origin is None else []
+        if pieces and all(s.extra is None and columns.fits(p) for s, p in zip(self._segments, pieces, strict=True)):
+            for s, held in zip(self._segments, pieces, strict=True):
+                value, kept_by = columns.window_mean(held, low, high, near)
                 part = torch.from_numpy(value)
                 parts.append(part if s.reference is None else part.sub_(s.reference))
                 shares += torch.from_numpy(kept_by)

@@ -287,3 +287,10 @@ def test_layers_of_other_sizes_are_refused(width):
 def test_rows_check_what_belongs_to_them(make):
     with pytest.raises(ConfigurationError):
         make()
+
+
+def test_a_layer_of_nothing_has_no_columns():
+    given = [[torch.full((2,), float(i)), torch.zeros(0), torch.full((1,), float(-i))] for i in range(3)]
+    value, shares = Rows.from_layers(given).window_mean(1, 2)
+    assert value.tolist() == [1, 1, -1]
+    assert shares.tolist() == [0, 1, 0]
