@@ -205,8 +205,11 @@ class PreAggregator(Component, ABC):
     """A step that mixes rows before a rule sees them."""
 
     def check(self, n: int) -> str | None:
-        """Say why n rows do not fit, or return None."""
-        return None
+        """Say why n rows do not fit, or return None: a step that declares f needs n >= 2f + 1."""
+        f = getattr(self, "f", None)
+        if f is None or n >= 2 * f + 1:
+            return None
+        return f"{self.name} needs n >= 2f + 1; got n={n}, f={f}: ask at least {2 * f + 1} clients or lower f"
 
     def rows_out(self, n: int) -> int:
         """Return how many rows come out of n."""

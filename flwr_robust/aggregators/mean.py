@@ -13,6 +13,7 @@ Condition: n >= 1.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,7 @@ from flwr_robust.errors import ConfigurationError, check_flag, check_number
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["Mean", "clamped_shares"]
+__all__ = ["Mean", "clamped_shares", "weighted_needs"]
 
 
 def clamped_shares(rows: Rows, clamp: float) -> Tensor:
@@ -37,6 +38,11 @@ def clamped_shares(rows: Rows, clamp: float) -> Tensor:
         )
     counts = rows.counts.clamp(max=clamp * float(rows.counts.quantile(0.5)))
     return counts / counts.sum()
+
+
+def weighted_needs(f: int, clamp: float) -> tuple[int, str]:
+    """Return the smallest n at which f rows that lie about their counts weigh less than half, and the condition."""
+    return math.floor((1 + clamp) * f) + 1, f"n > (1 + clamp) f with clamp={clamp:g}"
 
 
 @aggregators.register("mean")

@@ -16,13 +16,12 @@ faulty rows if none lies about its number.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.mean import clamped_shares
+from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
 from flwr_robust.aggregators.trimmed_mean import trim
 from flwr_robust.errors import check_flag, check_integer, check_number
 from flwr_robust.rows import Rows
@@ -75,7 +74,7 @@ class Median(Rule):
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 1; weighted, n > (1 + clamp) f."""
         if self.weighted and self.f:
-            return math.floor((1 + self.clamp) * self.f) + 1, f"n > (1 + clamp) f with clamp={self.clamp:g}"
+            return weighted_needs(self.f, self.clamp)
         return super().needs(asked)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

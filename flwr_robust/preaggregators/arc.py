@@ -42,13 +42,6 @@ class ARC(PreAggregator):
     def __post_init__(self) -> None:
         check_integer("arc", "f", self.f, 0)
 
-    def check(self, n: int) -> str | None:
-        """Need n >= 2f + 1."""
-        smallest = 2 * self.f + 1
-        if n >= smallest:
-            return None
-        return f"arc needs n >= 2f + 1; got n={n}, f={self.f}: ask at least {smallest} clients or lower f"
-
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""
         norms = rows.squared_norms.sqrt()

@@ -44,13 +44,6 @@ class NNM(PreAggregator):
     def __post_init__(self) -> None:
         check_integer("nnm", "f", self.f, 0)
 
-    def check(self, n: int) -> str | None:
-        """Need n >= 2f + 1."""
-        smallest = 2 * self.f + 1
-        if n >= smallest:
-            return None
-        return f"nnm needs n >= 2f + 1; got n={n}, f={self.f}: ask at least {smallest} clients or lower f"
-
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Average neighbours."""
         size = rows.n - self.f
