@@ -129,7 +129,7 @@ def run_study(
             f"--ray-address runs cells of the engines in-process and fast; got --engine {engine}: leave one of them out"
         )
     make_folder(results)
-    waiting = [cell for cell in study.cells if not _path(results, cell).is_file()]
+    waiting = [cell for cell in study.cells if _found(results, cell) is None]
     splits = {
         (c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed, c.config.attack): c
         for c in waiting
@@ -302,16 +302,22 @@ def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
     FlwrRobustError
         If a result file cannot be read; the sentence names it.
     """
-    documents = []
-    for cell in study.cells:
-        path = _path(results, cell)
-        if path.is_file():
-            try:
-                document = json.loads(path.read_text())
-                sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document
-            except (ValueError, OSError):
-                sound = False
-            if not sound:
-                raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again")
-            documents.append(document)
-    return documents
+    found = (_found(results, cell) for cell in study.cells)
+    return [document for document in found if document is not None]
+
+
+def _found(results: Path, cell: Cell) -> dict[str, Any] | None:
+    """Return a cell's result, or None if it has none; raise if the file holds no result of it."""
+    path = _path(results, cell)
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text())
+        sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document
+    except (ValueError, OSError):
+        sound = False
+    if not sound:
+        raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again")
+    if key := cell.differs(document["config"]):
+        raise FlwrRobustError(f"result {path} is of another {key}; delete it and run the study again")
+    return document

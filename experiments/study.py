@@ -58,8 +58,13 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """First 12 hexadecimal digits of the configuration's SHA-256; where data lie is left out."""
-        values = {key: value for key, value in self.config.to_mapping().items() if key not in PLACES}
+        """First 12 hexadecimal digits of the SHA-256 of what the configuration changes of the defaults.
+
+        So a key that is added to the run config leaves the names of older results as they are. Where data lie is left
+        out.
+        """
+        defaults = RunConfig().to_mapping()
+        values = {k: v for k, v in self.config.to_mapping().items() if k not in PLACES and v != defaults[k]}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -67,6 +72,11 @@ class Cell:
         """File name of the cell's result, without suffix."""
         words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_") for label in self.labels.values())
         return f"{words[:80]}-{self.digest}"
+
+    def differs(self, values: Mapping[str, object]) -> str | None:
+        """Return the first key, if any, in which a result's configuration is another than the cell's."""
+        own = self.config.to_mapping()
+        return next((k for k, v in values.items() if k in own and k not in PLACES and v != own[k]), None)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,20 @@ def test_digest_is_of_what_is_run_not_where(small):
     assert not {c.digest for c in here.cells} & {c.digest for c in longer.cells}
 
 
+def test_a_result_of_another_configuration_is_refused(small, tmp_path):
+    study, folder = load_study(small), tmp_path / "results"
+    run_study(study, folder, workers=2)
+    path = sorted(folder.glob("*.json"))[0]
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "config": {**document["config"], "alpha": 0.2}}))
+    for look in (read_results, run_study):
+        with pytest.raises(FlwrRobustError, match="is of another alpha; delete it"):
+            look(study, folder)
+    del document["config"]["alpha"]  # a key that is younger than the result
+    path.write_text(json.dumps(document))
+    assert len(read_results(study, folder)) == 8
+
+
 def test_cells_run_once_and_resume(small, tmp_path):
     study, folder = load_study(small), tmp_path / "results"
     first = run_study(study, folder, workers=2)
