@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -17,7 +17,13 @@ import typer
 from rich.console import Console
 
 from experiments.battery import choose
+from experiments.claims import judge
 from experiments.flower_run import FlowerRuns
+from experiments.groups import gather
+from experiments.page import write_page
+from experiments.paper import PAPERS, load_paper
+from experiments.recorded import read_recorded
+from experiments.recorded import record as keep
 from experiments.red_report import (
     compare,
     comparison_map,
@@ -28,7 +34,7 @@ from experiments.red_report import (
     red_tables,
 )
 from experiments.red_team import Setting, read_red_team, red_team
-from experiments.report import conclude, render_success, render_table, summarise, write_report
+from experiments.report import conclude, summarise, tables, write_report
 from experiments.runner import ENGINES, make_folder, read_results, run_in_process_cell, run_study
 from experiments.study import STUDIES, Study, load_study
 from experiments.subject import maker
@@ -63,6 +69,11 @@ def _fail(error: FlwrRobustError) -> NoReturn:
 
 
 def _load(study: str, data: str, overrides: list[str] | None) -> Study:
+    return load_study(study, _keys(data, overrides))
+
+
+def _keys(data: str, overrides: list[str] | None) -> dict[str, object]:
+    """Return the keys of the run config that options set."""
     keys: dict[str, object] = {"data": data} if data else {}
     for text in overrides or []:
         key, equals, value = text.partition("=")
@@ -72,7 +83,7 @@ def _load(study: str, data: str, overrides: list[str] | None) -> Study:
             keys[key] = json.loads(value)
         except ValueError:
             keys[key] = value
-    return load_study(study, keys)
+    return keys
 
 
 @app.command("list")
@@ -104,42 +115,122 @@ def run(
         typer.secho("stopped; finished cells are kept, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
     console.print(f"{summary.finished} cells run, {summary.skipped} found finished, in {results / loaded.name}")
-    for name, reason in summary.failed.items():
+    _exit_if_failed(summary.failed)
+
+
+def _exit_if_failed(failed: Mapping[str, str]) -> None:
+    for name, reason in failed.items():
         typer.secho(f"failed: {name}: {reason}", fg="red", err=True)
-    if summary.failed:
+    if failed:
         raise typer.Exit(1)
 
 
+Recorded = Annotated[
+    bool, typer.Option("--recorded", help="Show the results that come with the project, without running anything.")
+]
+
+
 @app.command()
-def report(study: StudyName, results: Results = Path("results"), data: Data = "", overrides: Overrides = None) -> None:
+def report(
+    study: StudyName,
+    results: Results = Path("results"),
+    data: Data = "",
+    overrides: Overrides = None,
+    recorded: Recorded = False,
+) -> None:
     """Print a study's tables and write its report: one HTML file, and the plots as PNG files."""
     try:
         loaded = _load(study, data, overrides)
-        _report(loaded, results, _command(study, results, data, overrides))
+        documents = read_recorded(loaded) if recorded else read_results(loaded, results / loaded.name)
+        _report(loaded, documents, results, _command("run", study, results, data, overrides))
     except FlwrRobustError as error:
         _fail(error)
 
 
-def _command(study: str, results: Path, data: str, overrides: list[str] | None) -> str:
+@app.command()
+def record(study: StudyName, results: Results = Path("results")) -> None:
+    """Keep a study's finished cells with the project, in experiments/recorded: the results that --recorded shows."""
+    try:
+        loaded = _load(study, "", None)
+        if not (documents := read_results(loaded, results / loaded.name)):
+            raise ConfigurationError(f"{results / loaded.name} holds no result of study {loaded.name}; run it first")
+        path = keep(loaded, documents)
+    except FlwrRobustError as error:
+        _fail(error)
+    console.print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help=f"One of {', '.join(sorted(p.stem for p in PAPERS.glob('*.toml')))}.")],
+    only: Annotated[list[str] | None, typer.Option("--study", help="One study of the paper; may be repeated.")] = None,
+    results: Results = Path("results"),
+    data: Data = "",
+    engine: Engine = "fast",
+    workers: Workers = None,
+    ray_address: RayAddress = "",
+    overrides: Overrides = None,
+    recorded: Recorded = False,
+) -> None:
+    """Reproduce a paper: run its studies, and show what they give beside what the paper reports.
+
+    Finished cells are kept; stop it at any time and call it again. Shorter: --set rounds=500.
+    """
+    try:
+        check_choice("reproduce", "--engine", engine, ENGINES)
+        loaded = load_paper(paper, _keys(data, overrides))
+        names = [study.name for study in loaded.studies]
+        for name in only or []:
+            check_choice("reproduce", "--study", name, names)
+        loaded = dataclasses.replace(loaded, studies=tuple(s for s in loaded.studies if s.name in (only or names)))
+        make_folder(results)
+        failed: dict[str, str] = {}
+        documents = {}
+        for study in loaded.studies:
+            folder = results / study.name
+            if not recorded:
+                failed |= run_study(study, folder, engine=engine, workers=workers, ray_address=ray_address).failed
+            documents[study.name] = read_recorded(study) if recorded else read_results(study, folder)
+        for study in loaded.studies:
+            console.rule(study.title, align="left")
+            if documents[study.name]:
+                make_folder(results / study.name)
+                command = _command("reproduce", paper, results, data, overrides, study.name)
+                _report(study, documents[study.name], results, command)
+            else:
+                console.print("[yellow]no cell has been run yet[/yellow]")
+        console.print(f"page: {write_page(loaded, documents, results)}", soft_wrap=True)
+    except FlwrRobustError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.secho("stopped; finished cells are kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    _exit_if_failed(failed)
+
+
+def _command(
+    name: str, subject: str, results: Path, data: str, overrides: list[str] | None, study: str | None = None
+) -> str:
     """Return the command that runs what is reported on."""
-    words = ["python", "-m", "experiments", "run", study]
+    words = ["python", "-m", "experiments", name, subject]
+    words += ["--study", study] if study else []
     words += ["--results", str(results)] if results != Path("results") else []
     words += ["--data", data] if data else []
     words += [word for override in overrides or [] for word in ("--set", override)]
     return shlex.join(words)
 
 
-def _report(study: Study, results: Path, command: str) -> None:
+def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str) -> None:
     folder = results / study.name
-    documents = read_results(study, folder)
     if not documents:
         raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
-    for title, section in summarise(study, documents).items():
-        console.print(render_table(study, title, section))
-        if table := render_success(study, title, section):
+    for section in summarise(study, documents):
+        for table in tables(study, section):
             console.print(table)
         if sentence := conclude(study, section):
             console.print(sentence, soft_wrap=False)
+    for verdict in judge(study, gather(study, documents)):
+        console.print(f"{verdict.text}: [bold]{verdict.word}[/bold]; {verdict.detail}")
     if len(documents) < len(study.cells):
         console.print(
             f"[yellow]{len(study.cells) - len(documents)} of {len(study.cells)} cells are not finished[/yellow]"
@@ -166,7 +257,8 @@ def demo(results: Results = Path("results"), workers: Workers = None) -> None:
             f"{config.partition}, {document['seconds']:.1f} s: "
             f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
         )
-        _report(study, results, _command("demo", results, "", None))
+        documents = read_results(study, results / study.name)
+        _report(study, documents, results, _command("run", "demo", results, "", None))
     except FlwrRobustError as error:
         _fail(error)
 

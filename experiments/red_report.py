@@ -14,8 +14,8 @@ from matplotlib import pyplot as plt
 from rich.table import Table
 
 from experiments.battery import HONEST_MEAN, NO_ATTACK, REVIEW
+from experiments.plots import as_png
 from experiments.red_team import RedTeam
-from experiments.report import as_png
 from flwr_robust.errors import ConfigurationError
 
 __all__ = ["compare", "comparison_map", "conclude_red_team", "footnotes", "heatmap", "into_page", "red_tables"]

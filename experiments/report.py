@@ -1,155 +1,232 @@
-"""Render a study's results: a table for the terminal, plots, one self-contained HTML file, one sentence."""
+"""Render a study's results: tables for the terminal and in Markdown, plots, one self-contained HTML file, sentences."""
 
 from __future__ import annotations
 
 import base64
-import io
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jinja2
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.study import Study
+from experiments.claims import judge
+from experiments.groups import Group, gather
+from experiments.plots import as_png, draw
+from experiments.study import REPETITION, Study
 from flwr_robust.files import write_atomically
 
-__all__ = ["Group", "Section", "as_png", "conclude", "render_success", "render_table", "summarise", "write_report"]
+__all__ = [
+    "Image",
+    "Section",
+    "Sheet",
+    "conclude",
+    "sheets",
+    "summarise",
+    "tables",
+    "write_images",
+    "write_report",
+]
 
-_REPETITION = "seed"
+_WIDE = 5  # columns from which on the terminal shows means alone
 
 
 @dataclass(frozen=True)
-class Group:
-    """Repetitions of one cell of the table.
+class Section:
+    """The table for one combination of labels on the axes that are neither rows nor columns.
 
     Attributes
     ----------
-    accuracies : tuple of float
-        Final test accuracy of each, in [0, 1].
-    curves : tuple of tuple of (round, accuracy)
-        One per repetition.
-    weights : tuple of float
-        Mean share of the model bought by the attackers, per repetition.
-    successes : tuple of float
-        Final success rate of the attack, in [0, 1], per repetition; empty where the attack defines none.
+    labels : mapping of str to str
+        The combination.
+    groups : mapping of (row, column) to Group
+        What stands in the table; with a contest, the group that won.
+    winners : mapping of (row, column) to str
+        With a contest: who won.
     """
 
-    accuracies: tuple[float, ...]
-    curves: tuple[tuple[tuple[int, float], ...], ...]
-    weights: tuple[float, ...]
-    successes: tuple[float, ...]
+    labels: Mapping[str, str]
+    groups: Mapping[tuple[str, str], Group]
+    winners: Mapping[tuple[str, str], str]
 
     @property
-    def mean(self) -> float:
-        """Mean accuracy over repetitions."""
-        return statistics.fmean(self.accuracies)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation over repetitions; NaN for a single one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else math.nan
-
-    @property
-    def success(self) -> str:
-        """The attack's success in percent."""
-        return _percent(self.successes)
-
-    def __str__(self) -> str:
-        """Write the accuracy in percent."""
-        return _percent(self.accuracies)
+    def title(self) -> str:
+        """The combination in words; empty where there is only one."""
+        return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
 
 
-def _percent(values: Sequence[float]) -> str:
-    """Write a mean in percent, with its spread where there is one; a dash for no values."""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.fmean(values):.1f}{spread}" if values else "-"
+@dataclass(frozen=True)
+class Sheet:
+    """A table of texts.
+
+    Attributes
+    ----------
+    caption : str
+        What it shows.
+    columns : tuple of str
+        Headings, the rows' own first.
+    rows : tuple of tuple of str
+        Cells, the row's name first.
+    best : frozenset of (row, column)
+        Places of the best of each column, by number; columns count without the rows' own.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    best: frozenset[tuple[int, int]] = frozenset()
 
 
-Section = Mapping[tuple[str, str], Group]
-"""Groups by (row, column)."""
+def summarise(study: Study, documents: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Put results into tables, repetitions together.
 
-
-def summarise(study: Study, documents: Sequence[Mapping[str, Any]]) -> dict[str, Section]:
-    """Group results by row and column, repetitions together; one section per combination of further axes."""
-    further = [axis for axis in study.axes if axis not in (study.rows, study.columns, _REPETITION)]
-    sections: dict[str, dict[tuple[str, str], list[Mapping[str, Any]]]] = {}
-    for document in documents:
-        labels = document["labels"]
-        title = ", ".join(f"{axis} {labels[axis]}" for axis in further)
-        place = labels[study.rows], labels[study.columns]
-        sections.setdefault(title, {}).setdefault(place, []).append(document)
-    return {title: {place: _group(found) for place, found in groups.items()} for title, groups in sections.items()}
-
-
-def _group(documents: Sequence[Mapping[str, Any]]) -> Group:
-    return Group(
-        tuple(d["final"]["accuracy"] for d in documents),
-        tuple(tuple((p["round"], p["accuracy"]) for p in d["curve"]) for d in documents),
-        tuple(d["attackers_weight"] for d in documents),
-        tuple(d["final"]["attack_success"] for d in documents if "attack_success" in d["final"]),
-    )
+    Parameters
+    ----------
+    study : Study
+        The study.
+    documents : sequence of mapping
+        Results of its finished cells.
+    """
+    axes = [axis for axis in study.axes if axis != REPETITION]
+    found: dict[tuple[str, ...], dict[tuple[str, str], dict[str, Group]]] = {}
+    for place, group in gather(study, documents).items():
+        labels = dict(zip(axes, place, strict=True))
+        section = found.setdefault(tuple(labels[axis] for axis in study.further), {})
+        rivals = section.setdefault((labels[study.rows], labels[study.columns]), {})
+        rivals[labels.get(study.report.contest, "")] = group
+    sections = []
+    for place, contests in found.items():
+        winners = {at: max(rivals, key=lambda name: rivals[name].mean) for at, rivals in contests.items()}
+        sections.append(
+            Section(
+                dict(zip(study.further, place, strict=True)),
+                {at: rivals[winners[at]] for at, rivals in contests.items()},
+                winners if study.report.contest else {},
+            )
+        )
+    return sections
 
 
 def _best(study: Study, section: Section, column: str) -> set[str]:
-    """Rows whose accuracy, as it is shown, no other exceeds."""
+    """Rows whose value, as it is shown, no other exceeds."""
     shown = {
-        row: round(100 * section[row, column].mean, 1) for row in study.axes[study.rows] if (row, column) in section
+        row: round(100 * section.groups[row, column].mean, 1)
+        for row in study.axes[study.rows]
+        if (row, column) in section.groups
     }
     return {row for row, value in shown.items() if value == max(shown.values())}
 
 
-def render_table(study: Study, title: str, section: Section) -> Table:
-    """Return the table of final accuracies in percent, best of each column in bold."""
-
-    def cell(row: str, column: str) -> str:
-        text = str(section.get((row, column), "-"))
-        return f"[bold]{text}[/bold]" if row in _best(study, section, column) else text
-
-    return _table(study, "final test accuracy, %", title, cell)
+Cell = Callable[[str, str], str]
 
 
-def render_success(study: Study, title: str, section: Section) -> Table | None:
-    """Return the table of the attacks' success in percent, or None where no attack defines it."""
-    if not any(group.successes for group in section.values()):
-        return None
-    return _table(
-        study,
-        "success of the attack, %",
+def _sheet(study: Study, section: Section, caption: str, cell: Cell, best: bool = False) -> Sheet:
+    rows, columns = study.axes[study.rows], study.axes[study.columns]
+    title = f"{caption} ({section.title})" if section.title else caption
+    return Sheet(
         title,
-        lambda row, column: section[row, column].success if (row, column) in section else "-",
+        (study.rows, *columns),
+        tuple((row, *(cell(row, column) for column in columns)) for row in rows),
+        frozenset((rows.index(row), at) for at, column in enumerate(columns) for row in _best(study, section, column))
+        if best
+        else frozenset(),
     )
 
 
-def _table(study: Study, heading: str, title: str, cell: Callable[[str, str], str]) -> Table:
-    table = Table(title=f"{heading}{f' ({title})' if title else ''}", title_justify="left")
-    table.add_column(study.rows, no_wrap=True)
-    for column in study.axes[study.columns]:
-        table.add_column(column, justify="right")
-    for row in study.axes[study.rows]:
-        table.add_row(row, *(cell(row, column) for column in study.axes[study.columns]))
-    return table
+def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[Sheet]:
+    """Yield a section's tables: what was measured, what a paper reports, their difference, drops, the attack's success.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    section : Section
+        One of its sections.
+    spreads : bool
+        Whether standard deviations are shown.
+    """
+    groups = section.groups
+    what = f"{'best' if study.report.take == 'best' else 'final'} test {study.report.metric.replace('_', ' ')}, %"
+
+    def of(write: Callable[[Group], str]) -> Cell:
+        return lambda row, column: write(groups[row, column]) if (row, column) in groups else "-"
+
+    def measured(row: str, column: str) -> str:
+        group = groups.get((row, column))
+        if group is None:
+            return "-"
+        text = str(group) if spreads else f"{100 * group.mean:.1f}"
+        return f"{text} {section.winners[row, column]}" if section.winners else text
+
+    yield _sheet(study, section, f"{what}{f'; best {study.report.contest}' if section.winners else ''}", measured, True)
+
+    def reported(row: str, column: str) -> float | None:
+        return study.reported_at({**section.labels, study.rows: row, study.columns: column})
+
+    def printed(row: str, column: str) -> str:
+        value = reported(row, column)
+        return "-" if value is None else f"{value:.1f}"
+
+    def difference(row: str, column: str) -> str:
+        value = reported(row, column)
+        if value is None or (row, column) not in groups:
+            return "-"
+        return f"{100 * groups[row, column].mean - value:+.1f}"
+
+    if any(reported(row, column) is not None for row in study.axes[study.rows] for column in study.axes[study.columns]):
+        source = next(r.source for r in study.reported if r.where.items() <= section.labels.items())
+        yield _sheet(study, section, f"reported, %: {source}", printed)
+        yield _sheet(study, section, "measured minus reported", difference)
+    against = study.report.against
+    if against:
+
+        def drop(row: str, column: str) -> str:
+            if (row, column) not in groups or (row, against) not in groups or column == against:
+                return "-"
+            return f"{100 * (groups[row, against].mean - groups[row, column].mean):.1f}"
+
+        yield _sheet(study, section, f"drop from {against}, points", drop)
+    if any(group.successes for group in groups.values()):
+        yield _sheet(study, section, "success of the attack, %", of(lambda group: group.success))
+
+
+def tables(study: Study, section: Section) -> Iterator[Table]:
+    """Yield a section's tables for a terminal of a hundred columns.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    section : Section
+        One of its sections.
+    """
+    wide = len(study.axes[study.columns]) >= _WIDE
+    for sheet in sheets(study, section, spreads=not wide):
+        table = Table(title=sheet.caption, title_justify="left", padding=(0, 0) if wide else (0, 1))
+        table.add_column(sheet.columns[0], no_wrap=True)
+        for column in sheet.columns[1:]:
+            table.add_column(column, justify="right")
+        for number, (name, *cells) in enumerate(sheet.rows):
+            bold = [f"[bold]{text}[/bold]" if (number, at) in sheet.best else text for at, text in enumerate(cells)]
+            table.add_row(name, *bold)
+        yield table
 
 
 def conclude(study: Study, section: Section) -> str:
     """Say in one sentence how the baseline stands against the other rows, column by column."""
+    if not study.baseline:
+        return ""
     parts = []
     for column in study.axes[study.columns]:
-        base = section.get((study.baseline, column))
+        base = section.groups.get((study.baseline, column))
         others = {
-            row: section[row, column]
+            row: section.groups[row, column]
             for row in study.axes[study.rows]
-            if row != study.baseline and (row, column) in section
+            if row != study.baseline and (row, column) in section.groups
         }
         if base is None or not others:
             continue
@@ -163,68 +240,58 @@ def conclude(study: Study, section: Section) -> str:
     return sentence[:1].upper() + sentence[1:] + "." if parts else ""
 
 
-def _bars(study: Study, section: Section) -> Figure:
-    columns, rows = study.axes[study.columns], study.axes[study.rows]
-    figure, axis = plt.subplots(figsize=(1.8 + 2.6 * len(columns), 3.8), layout="constrained")
-    width = 0.8 / len(rows)
-    for index, row in enumerate(rows):
-        at = [c + (index - (len(rows) - 1) / 2) * width for c in range(len(columns))]
-        groups = [section.get((row, column)) for column in columns]
-        heights = [math.nan if g is None else 100 * g.mean for g in groups]
-        errors = [0.0 if g is None or math.isnan(g.spread) else 100 * g.spread for g in groups]
-        axis.bar(at, heights, width * 0.92, yerr=errors, label=row, color=_colour(index), error_kw={"lw": 1})
-    axis.set_xticks(range(len(columns)), columns)
-    axis.set_xlabel(study.columns)
-    axis.set_ylabel("final test accuracy, %")
-    axis.set_ylim(0, 100)
-    axis.grid(axis="y", alpha=0.3)
-    axis.set_axisbelow(True)
-    figure.legend(loc="outside right center", frameon=False, title=study.rows)
-    return figure
-
-
-def _curves(study: Study, section: Section) -> Figure:
-    columns, rows = study.axes[study.columns], study.axes[study.rows]
-    figure, axes = plt.subplots(
-        1, len(columns), figsize=(1.8 + 3.0 * len(columns), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, column in zip(axes[0], columns, strict=True):
-        for index, row in enumerate(rows):
-            group = section.get((row, column))
-            if group is None:
-                continue
-            at = [point[0] for point in group.curves[0]]
-            values = [[100 * point[1] for point in curve] for curve in group.curves]
-            means = [statistics.fmean(v) for v in zip(*values, strict=True)]
-            axis.plot(at, means, color=_colour(index), label=row, lw=1.6)
-            low, high = ([f(v) for v in zip(*values, strict=True)] for f in (min, max))
-            axis.fill_between(at, low, high, color=_colour(index), alpha=0.18, lw=0)
-        axis.set_title(column, fontsize=10)
-        axis.set_xlabel("round")
-        axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("test accuracy, %")
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, title=study.rows)
-    return figure
-
-
-def _colour(index: int) -> Any:
-    # The first row, the baseline as a rule, is black; the others are told apart by a palette safe for colour blindness.
-    palette = ["#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f"]
-    return palette[index % len(palette)]
-
-
-def as_png(figure: Figure, dpi: int = 140) -> bytes:
-    """Return a figure as a PNG file, and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
-    plt.close(figure)
-    return buffer.getvalue()
-
-
 _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
     Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
 )
+
+
+@dataclass(frozen=True)
+class Image:
+    """A plot as a file.
+
+    Attributes
+    ----------
+    path : Path
+        The PNG file.
+    alt : str
+        What it shows.
+    """
+
+    path: Path
+    alt: str
+
+    @property
+    def data(self) -> str:
+        """Its bytes in base64."""
+        return base64.b64encode(self.path.read_bytes()).decode()
+
+
+def write_images(
+    study: Study, section: Section, number: int, documents: Sequence[Mapping[str, Any]], folder: Path
+) -> list[Image]:
+    """Write the plots of a section as PNG files.
+
+    Parameters
+    ----------
+    study : Study
+        The study.
+    section : Section
+        One of its sections.
+    number : int
+        Its number, from 0.
+    documents : sequence of mapping
+        The study's results.
+    folder : Path
+        Where the files go; made when missing.
+    """
+    own = [d for d in documents if section.labels.items() <= d["labels"].items()]
+    images = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, figure in draw(study, section.groups, own):
+        image = Image(folder / f"{kind}{f'-{number}' if number else ''}.png", f"{kind} {section.title}".strip())
+        write_atomically(image.path, partial(_put, as_png(figure)))
+        images.append(image)
+    return images
 
 
 def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path, command: str) -> Path:
@@ -247,34 +314,28 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
         The HTML file.
     """
     sections = []
-    for number, (title, section) in enumerate(summarise(study, documents).items()):
-        images = []
-        for kind, draw in (("final", _bars), ("curves", _curves)):
-            picture = as_png(draw(study, section))
-            name = f"{kind}{f'-{number}' if number else ''}.png"
-            write_atomically(folder / name, partial(_put, picture))
-            images.append({"alt": f"{kind} accuracy {title}", "data": base64.b64encode(picture).decode()})
-        rows = [
-            {"name": row, "cells": [_cell(study, section, row, column) for column in study.axes[study.columns]]}
-            for row in study.axes[study.rows]
-        ]
+    for number, section in enumerate(summarise(study, documents)):
+        bought = _sheet(
+            study,
+            section,
+            "Share of the model that the attackers bought: the weight the rule gave their messages, in percent, mean "
+            f"over the rounds of the attack and seeds. With equal weights they would have {_fair(documents)} %",
+            partial(_bought, section),
+        )
         sections.append(
             {
-                "title": title,
+                "title": section.title,
                 "sentence": conclude(study, section),
-                "rows": rows,
-                "images": images,
-                "succeeds": any(group.successes for group in section.values()),
+                "sheets": [*sheets(study, section), bought],
+                "images": write_images(study, section, number, documents, folder),
             }
         )
     last = max(documents, key=lambda d: str(d["finished"]))
-    fair = {f"{100 * d['real_f'] / d['config']['clients']:.1f}" for d in documents}
     page = _PAGE.render(
         study=study,
+        verdicts=judge(study, gather(study, documents)),
         sections=sections,
-        columns=study.axes[study.columns],
-        repetitions=len(study.axes.get(_REPETITION, ("",))),
-        fair=" or ".join(sorted(fair)),
+        repetitions=len(study.axes.get(REPETITION, ("",))),
         command=command,
         finished=len(documents),
         total=len(study.cells),
@@ -288,17 +349,15 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
     return path
 
 
+def _fair(documents: Sequence[Mapping[str, Any]]) -> str:
+    shares = {100 * d["real_f"] / d["config"]["clients"] for d in documents}
+    return " or ".join(f"{share:.1f}" for share in sorted(shares))
+
+
+def _bought(section: Section, row: str, column: str) -> str:
+    group = section.groups.get((row, column))
+    return "-" if group is None else f"{100 * statistics.fmean(group.weights):.1f}"
+
+
 def _put(content: bytes, file: BinaryIO) -> None:
     file.write(content)
-
-
-def _cell(study: Study, section: Section, row: str, column: str) -> dict[str, Any]:
-    group = section.get((row, column))
-    if group is None:
-        return {"text": "-", "best": False, "bought": "-", "success": "-"}
-    return {
-        "text": str(group),
-        "best": row in _best(study, section, column),
-        "bought": f"{100 * statistics.fmean(group.weights):.1f}",
-        "success": group.success,
-    }

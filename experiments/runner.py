@@ -312,7 +312,7 @@ def _found(results: Path, cell: Cell) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        document = json.loads(path.read_text())
+        document: dict[str, Any] = json.loads(path.read_text())
         sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document
     except (ValueError, OSError):
         sound = False

@@ -15,10 +15,7 @@ seed = [0, 1, 2]                       # cells that differ only by seed are repe
 where = { defence = "centered clipping", setting = "iid" }
 set = { defence = "centered_clipping(tau=0.1)" }
 
-[report]
-rows = "defence"                       # axes of the table
-columns = "setting"
-baseline = "mean()"                    # the row the others are compared with
+What [report], [[reported]] and [[claims]] hold stands in experiments/showing.py.
 """
 
 from __future__ import annotations
@@ -32,10 +29,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.showing import REPETITION, Claim, Report, Reported, read_claims, read_report, read_reported
 from flwr_robust.config import PLACES, RunConfig
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 
-__all__ = ["STUDIES", "Cell", "Study", "load_study"]
+__all__ = ["REPETITION", "STUDIES", "Cell", "Claim", "Study", "load_study"]
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 """Where the studies that come with the project lie."""
@@ -91,10 +89,12 @@ class Study:
         The labels along each axis, in order.
     cells : tuple of Cell
         All runs.
-    rows, columns : str
-        The axes of the table.
-    baseline : str
-        The row that the others are compared with.
+    report : Report
+        What tables and plots show.
+    reported : tuple of Reported
+        What a paper reports of the same.
+    claims : tuple of Claim
+        What it says of it.
     """
 
     name: str
@@ -102,9 +102,38 @@ class Study:
     question: str
     axes: Mapping[str, tuple[str, ...]]
     cells: tuple[Cell, ...]
-    rows: str
-    columns: str
-    baseline: str
+    report: Report
+    reported: tuple[Reported, ...] = ()
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def rows(self) -> str:
+        """The axis of the table's rows."""
+        return self.report.rows
+
+    @property
+    def columns(self) -> str:
+        """The axis of the table's columns."""
+        return self.report.columns
+
+    @property
+    def baseline(self) -> str:
+        """The row that the others are compared with; empty for none."""
+        return self.report.baseline
+
+    @property
+    def further(self) -> list[str]:
+        """The axes that are neither rows nor columns, contest nor repetitions: a table for each combination."""
+        shown = (self.rows, self.columns, self.report.contest, REPETITION)
+        return [axis for axis in self.axes if axis not in shown]
+
+    def reported_at(self, labels: Mapping[str, str]) -> float | None:
+        """Return what the paper reports for a place, in percent; None where it reports nothing."""
+        place = labels[self.rows], labels[self.columns]
+        for reported in self.reported:
+            if reported.where.items() <= labels.items() and place in reported.values:
+                return reported.values[place]
+        return None
 
 
 def load_study(source: str, overrides: Mapping[str, object] | None = None) -> Study:
@@ -130,24 +159,15 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         document = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"study {path}: it is no TOML file: {error}") from None
-    known = {"title", "question", "config", "axes", "exceptions", "report"}
+    known = {"title", "question", "config", "axes", "exceptions", "report", "reported", "claims"}
     if unknown := set(document) - known:
         raise UnknownNameError(f"table of study {path}", min(unknown), known)
-    for table in sorted(known & set(document) - {"title", "question", "exceptions"}):
+    for table in sorted({"config", "axes", "report"} & set(document)):
         if not isinstance(document[table], dict):
             raise ConfigurationError(f"study {path}: [{table}] must be a table; got {document[table]!r}")
     axes = document.get("axes", {})
     if not axes or not all(isinstance(values, list) and values for values in axes.values()):
         raise ConfigurationError(f"study {path}: [axes] must hold at least one list of at least one value")
-    report = document.get("report", {})
-    shown = {"rows": report.get("rows", next(iter(axes))), "columns": report.get("columns", [*axes][-1])}
-    if unknown := set(report) - {"rows", "columns", "baseline"}:
-        raise UnknownNameError(f"key of [report] in study {path}", min(unknown), ("rows", "columns", "baseline"))
-    for axis in shown.values():
-        if not isinstance(axis, str) or axis not in axes:
-            raise UnknownNameError(f"axis of study {path}", str(axis), axes)
-    if shown["rows"] == shown["columns"] and len(axes) > 1:
-        raise ConfigurationError(f"study {path}: rows and columns must be two axes; got {shown['rows']} for both")
     common = {**document.get("config", {}), **(overrides or {})}
     points = {axis: [_point(axis, value) for value in values] for axis, values in axes.items()}
     for axis, found in points.items():
@@ -160,9 +180,10 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
                 f"study {path.stem}: {min(fixed)} cannot be set, the study varies it along its axis {axis}; copy the "
                 f"study and change the axis"
             )
-    baseline = report.get("baseline", "")
-    if baseline and baseline not in (rows := [label for label, _ in points[shown["rows"]]]):
-        raise UnknownNameError(f"baseline of study {path}", str(baseline), rows)
+    labels_of = {axis: tuple(label for label, _ in values) for axis, values in points.items()}
+    report = read_report(str(path), document.get("report", {}), labels_of)
+    reported = read_reported(str(path), document.get("reported", []), labels_of, report)
+    claims = read_claims(str(path), document.get("claims", []), labels_of, report)
     exceptions = _exceptions(path, document.get("exceptions", []), points)
     cells = []
     for combination in itertools.product(*points.values()):
@@ -182,11 +203,11 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         path.stem,
         str(document.get("title", path.stem)),
         str(document.get("question", "")),
-        {axis: tuple(label for label, _ in values) for axis, values in points.items()},
+        labels_of,
         tuple(cells),
-        shown["rows"],
-        shown["columns"],
-        str(baseline),
+        report,
+        reported,
+        claims,
     )
 
 

@@ -136,6 +136,11 @@ def documents_of(study, accuracy, success=None):
                 **({} if success is None else {"attack_success": success(cell.labels)}),
             },
             "curve": [{"round": 0, "accuracy": 0.1}, {"round": 3, "accuracy": accuracy(cell.labels)}],
+            "best_accuracy": max(0.1, accuracy(cell.labels)),
+            "model_sha256": "0" * 64,
+            "outcomes": {"OK": 3},
+            "refused": [],
+            "mean_weights": [0.25] * 4,
             "attackers_weight": 0.1,
             "seconds": 1.0,
             "finished": "2026-01-01",
@@ -159,11 +164,11 @@ def test_the_sentence_follows_the_numbers(small):
         }
         return ahead[labels["defence"], labels["setting"]] + noise[labels["seed"]]
 
-    section = report.summarise(study, documents_of(study, accuracy))[""]
+    (section,) = report.summarise(study, documents_of(study, accuracy))
     sentence = report.conclude(study, section)
     assert "apart, mean() (81.0 ± 1.4 %) beats the best other rule, median() (61.0 ± 1.4 %)" in sentence
     assert "same, mean() (91.0 ± 1.4 %) is level with the best other rule, median() (91.5 ± 1.4 %)" in sentence
-    turned = report.summarise(study, documents_of(study, lambda labels: 1 - accuracy(labels)))[""]
+    (turned,) = report.summarise(study, documents_of(study, lambda labels: 1 - accuracy(labels)))
     assert "apart, mean() (19.0 ± 1.4 %) loses to" in report.conclude(study, turned)
 
 
@@ -183,7 +188,8 @@ def test_report_is_one_file_with_the_numbers(small, tmp_path):
 def test_table_marks_the_best(small):
     study = load_study(small)
     documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
-    table = report.render_table(study, "", report.summarise(study, documents)[""])
+    (section,) = report.summarise(study, documents)
+    (table,) = report.tables(study, section)
     assert list(table.columns[1].cells) == ["[bold]75.0 ± 0.0[/bold]", "50.0 ± 0.0"]
 
 
@@ -197,15 +203,16 @@ def test_the_attack_s_success_has_a_table_where_it_is_defined(small, tmp_path):
         return (0.3 if labels["defence"] == "mean()" else 0.0125) + 0.02 * int(labels["seed"])
 
     with_success, without = documents_of(study, accuracy, success), documents_of(study, accuracy)
-    table = report.render_success(study, "", report.summarise(study, with_success)[""])
+    _, table = report.tables(study, report.summarise(study, with_success)[0])
+    assert table.title == "success of the attack, %"
     assert list(table.columns[1].cells) == ["31.0 ± 1.4", "2.2 ± 1.4"]
-    assert report.render_success(study, "", report.summarise(study, without)[""]) is None
+    assert len(list(report.tables(study, report.summarise(study, without)[0]))) == 1
     page = report.write_report(study, with_success[1:], tmp_path, "run").read_text()
-    assert "Success of the attack in percent" in page
+    assert "success of the attack, %" in page
     assert "31.0 ± 1.4" in page
     assert "32.0" in page  # the cell of the mean that has one seed only
     page = report.write_report(study, without, tmp_path, "run").read_text()
-    assert "Success of the attack in percent" not in page
+    assert "success of the attack, %" not in page
 
 
 def test_a_backdoor_s_success_reaches_the_results_and_the_terminal(small, tmp_path):
@@ -238,7 +245,13 @@ WRONG = [
     ("axes = 3\n", ConfigurationError, r"\[axes\] must be a table"),
     ("config = 3\n[axes]\nseed = [0]\n", ConfigurationError, r"\[config\] must be a table"),
     ('[axes]\nseed = [0]\n[report]\ncolums = "seed"\n', UnknownNameError, "key of .report.*'colums'.*columns"),
-    ('[axes]\nseed = [0]\n[report]\nrows = ["seed"]\n', UnknownNameError, "axis of study"),
+    ('[axes]\nseed = [0]\n[report]\nrows = ["seed"]\n', ConfigurationError, "rows of .report. must be a text"),
+    ('[axes]\nseed = [0]\n[report]\nplots = "bars"\n', ConfigurationError, "plots of .report. must be a list of texts"),
+    ('[axes]\nseed = [0]\n[report]\nplots = ["pie"]\n', ConfigurationError, "plots must be one of bars.*'pie'"),
+    ('[axes]\nseed = [0]\n[report]\ntake = "mean"\n', ConfigurationError, "take must be one of best, final"),
+    ('[axes]\nseed = [0]\n[report]\nplots = ["winners"]\n', ConfigurationError, "winners and the axis contest"),
+    ('[axes]\nseed = [0]\n[report]\nplots = ["metrics"]\n', ConfigurationError, "metrics and the list metrics"),
+    ('[axes]\nseed = [0]\n[report]\nagainst = "2"\n', UnknownNameError, "against of study.*'2'.*allowed: 0"),
     ('[axes]\nseed = [0]\n[report]\nbaseline = "1"\n', UnknownNameError, "baseline of study.*'1'.*allowed: 0"),
     ('[axes]\nseed = [0]\nalpha = [1.0]\n[report]\nrows = "seed"\ncolumns = "seed"\n', ConfigurationError, "two axes"),
     (

@@ -1,0 +1,141 @@
+"""What a paper shows, as sentences that results make true or false.
+
+A study's `[[claims]]` are of three kinds:
+
+text = "non-iid: the mean first"       # order: everything in `higher` exceeds everything in `lower`
+where = { partition = "non-iid" }      # labels that hold for all; without it, at every combination of the other labels
+higher = ["mean"]                      # labels of the study's rows, or tables of labels: { defence = "mean" }
+lower = ["faba", "trimmed_mean"]
+by = 2.0                               # points of percent; 0 when left out
+
+text = "iid: all alike"                # closeness: the largest and the smallest differ by at most so much
+rows = ["faba", "trimmed_mean"]
+within = 0.5
+
+text = "what collapses in the paper collapses here"      # contrasts: wherever what is reported differs by more
+contrasts = 10.0                                         # than so much, what is measured does, too
+against = "none"                       # each row's other columns from this one, or
+pairs = [["Krum+", "Krum"]]            # the first row from the second, column by column
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.groups import Groups
+from experiments.study import REPETITION, Claim, Study
+
+__all__ = ["Verdict", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the results say of a claim.
+
+    Attributes
+    ----------
+    text : str
+        The claim.
+    holds : bool or None
+        None where results are missing.
+    detail : str
+        The figures that decide.
+    """
+
+    text: str
+    holds: bool | None
+    detail: str
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        return {True: "holds", False: "does not hold", None: "cannot be told yet"}[self.holds]
+
+
+def judge(study: Study, groups: Groups) -> list[Verdict]:
+    """Return the verdict on each of a study's claims."""
+    judges = {"order": _order, "closeness": _closeness, "contrasts": _contrasts}
+    return [judges[claim.kind](study, groups, claim) for claim in study.claims]
+
+
+def _percent(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
+    """Return a place's mean in percent."""
+    group = groups.get(tuple(labels[axis] for axis in study.axes if axis != REPETITION))
+    return None if group is None else 100 * group.mean
+
+
+def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
+    """Yield every combination of labels on the axes that a claim leaves open."""
+    open_axes = [axis for axis in study.axes if axis not in {*fixed, *taken, REPETITION}]
+    for labels in itertools.product(*(study.axes[axis] for axis in open_axes)):
+        yield {**fixed, **dict(zip(open_axes, labels, strict=True))}
+
+
+def _name(study: Study, labels: Mapping[str, str]) -> str:
+    return ", ".join(labels[axis] for axis in study.axes if axis in labels)
+
+
+def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    axes = {axis for item in (*claim.higher, *claim.lower) for axis in item}
+    margins = []
+    for place in _places(study, claim.where, axes):
+        for high, low in itertools.product(claim.higher, claim.lower):
+            places = {**place, **high}, {**place, **low}
+            upper, under = (_percent(study, groups, labels) for labels in places)
+            if upper is None or under is None:
+                return Verdict(claim.text, None, f"{_name(study, places[upper is not None])} is missing")
+            margins.append(
+                (upper - under, f"{_name(study, places[0])} {upper:.1f}, {_name(study, places[1])} {under:.1f}")
+            )
+    margin, words = min(margins)
+    bound = f", asked for {claim.by:.1f}" if claim.by else ""
+    return Verdict(claim.text, margin > claim.by, f"smallest margin {margin:+.1f}{bound}: {words}")
+
+
+def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    widest, words = -math.inf, ""
+    for place in _places(study, claim.where, {axis for item in claim.rows for axis in item}):
+        values = []
+        for item in claim.rows:
+            value = _percent(study, groups, {**place, **item})
+            if value is None:
+                return Verdict(claim.text, None, f"{_name(study, {**place, **item})} is missing")
+            values.append((value, _name(study, {**place, **item})))
+        (low, lowest), (high, highest) = min(values), max(values)
+        if high - low > widest:
+            widest, words = high - low, f"{highest} {high:.1f}, {lowest} {low:.1f}"
+    return Verdict(
+        claim.text, widest <= claim.within, f"widest range {widest:.1f}, asked for {claim.within:.1f}: {words}"
+    )
+
+
+def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    shown, missed = 0, []
+    for first, second in _contrasted(study, claim):
+        ours = [_percent(study, groups, labels) for labels in (first, second)]
+        theirs = [study.reported_at(labels) for labels in (first, second)]
+        if theirs[0] is None or theirs[1] is None or theirs[0] - theirs[1] <= claim.contrasts:
+            continue
+        if ours[0] is None or ours[1] is None:
+            return Verdict(claim.text, None, f"{_name(study, first if ours[0] is None else second)} is missing")
+        shown += 1
+        if ours[0] - ours[1] <= claim.contrasts:
+            missed.append(f"{_name(study, second)} ({theirs[0] - theirs[1]:.1f} there, {ours[0] - ours[1]:.1f} here)")
+    detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
+    return Verdict(claim.text, not missed, detail)
+
+
+def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    pairs: Sequence[tuple[str, str]] = claim.pairs
+    for place in _places(study, claim.where, {study.rows, study.columns}):
+        if claim.against:
+            for row, column in itertools.product(study.axes[study.rows], study.axes[study.columns]):
+                if column != claim.against:
+                    at = {**place, study.rows: row}
+                    yield {**at, study.columns: claim.against}, {**at, study.columns: column}
+        for (first, second), column in itertools.product(pairs, study.axes[study.columns]):
+            at = {**place, study.columns: column}
+            yield {**at, study.rows: first}, {**at, study.rows: second}

@@ -1,0 +1,87 @@
+"""A paper is a TOML file: what it is, the studies that reproduce it, and what is to be said of them.
+
+title = "..."
+citation = "..."
+summary = "..."                        # what it claims, in a sentence or two
+studies = ["peng2025_softmax"]         # in the order in which they are shown
+
+[[notes]]                              # deviations and findings
+about = "peng2025_softmax"             # a study; left out: the whole
+text = "..."
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.study import Study, load_study
+from flwr_robust.errors import ConfigurationError, UnknownNameError
+
+__all__ = ["PAPERS", "Paper", "load_paper"]
+
+PAPERS = Path(__file__).resolve().parent / "papers"
+"""Where the papers lie."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper and its studies.
+
+    Attributes
+    ----------
+    name, title, citation, summary : str
+        What it is called and what it claims.
+    studies : tuple of Study
+        What reproduces it.
+    notes : mapping of str to tuple of str
+        What is to be said, by the study's name; under the empty name of the whole.
+    """
+
+    name: str
+    title: str
+    citation: str
+    summary: str
+    studies: tuple[Study, ...]
+    notes: Mapping[str, tuple[str, ...]]
+
+
+def load_paper(name: str, overrides: Mapping[str, object] | None = None) -> Paper:
+    """Read a paper and its studies.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    overrides : mapping, optional
+        Keys of the run config that replace the studies' common ones.
+
+    Raises
+    ------
+    FlwrRobustError
+        If there is no such paper, or one of its studies is wrong.
+    """
+    path = PAPERS / f"{name}.toml"
+    if not path.is_file():
+        raise UnknownNameError("paper", name, sorted(found.stem for found in PAPERS.glob("*.toml")))
+    document: dict[str, Any] = tomllib.loads(path.read_text())
+    studies = tuple(load_study(study, overrides) for study in document["studies"])
+    notes: dict[str, list[str]] = {}
+    for note in document.get("notes", []):
+        about = note.get("about", "")
+        if about not in ("", *document["studies"]):
+            raise UnknownNameError(f"study of a note in paper {name}", about, document["studies"])
+        notes.setdefault(about, []).append(note["text"])
+    if not studies:
+        raise ConfigurationError(f"paper {name}: it names no study")
+    return Paper(
+        name,
+        document["title"],
+        document["citation"],
+        document["summary"],
+        studies,
+        {about: tuple(texts) for about, texts in notes.items()},
+    )

@@ -1,0 +1,252 @@
+"""How a study is shown: the tables [report], [[reported]] and [[claims]] of its file.
+
+[report]
+rows = "defence"                       # axes of the table; the first and the last axis when left out
+columns = "setting"
+baseline = "mean()"                    # the row the others are compared with
+metric = "accuracy"                    # what is looked at: a number of the curve
+take = "final"                         # at the end of the run, or "best": the largest of the curve
+against = "none"                       # a column; every other is also shown as its drop from that one
+plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
+contest = "defence"
+metrics = ["xi", "A"]
+
+[[reported]]                           # what the paper reports, in percent
+source = "Table I"
+where = { attack = "static flip" }     # labels on further axes, where there are any
+values = { "mean()" = [91.0, nan] }    # by row, one per column; nan: nothing is reported
+
+[[claims]]                             # see experiments/claims.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
+
+__all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
+
+PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
+"""What can be drawn of a study."""
+
+REPETITION = "seed"
+"""The axis along which cells are repetitions."""
+
+Axes = Mapping[str, Sequence[str]]
+"""The labels along each axis."""
+
+_TAKES = ("final", "best")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study's tables and plots show; the fields are those of [report]."""
+
+    rows: str
+    columns: str
+    baseline: str = ""
+    metric: str = "accuracy"
+    take: str = "final"
+    against: str = ""
+    plots: tuple[str, ...] = ("bars", "curves")
+    contest: str = ""
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Numbers of a paper.
+
+    Attributes
+    ----------
+    source : str
+        Where they stand in it.
+    where : mapping of str to str
+        Labels on the axes that are neither rows nor columns.
+    values : mapping of (row, column) to float
+        In percent.
+    """
+
+    source: str
+    where: Mapping[str, str]
+    values: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that results make true or false; see `experiments.claims`.
+
+    Attributes
+    ----------
+    text : str
+        The sentence.
+    kind : str
+        ``order``, ``closeness`` or ``contrasts``.
+    where : mapping of str to str
+        Labels that hold for all of it.
+    higher, lower, rows : tuple of mapping of str to str
+        Labels of what is compared.
+    by, within, contrasts : float
+        Points of percent.
+    against : str
+        A column.
+    pairs : tuple of (row, row)
+        Rows compared with each other.
+    """
+
+    text: str
+    kind: str
+    where: Mapping[str, str]
+    higher: tuple[Mapping[str, str], ...] = ()
+    lower: tuple[Mapping[str, str], ...] = ()
+    rows: tuple[Mapping[str, str], ...] = ()
+    by: float = 0.0
+    within: float = 0.0
+    contrasts: float = 0.0
+    against: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+_CLAIM_KEYS = {
+    "order": {"higher", "lower", "by"},
+    "closeness": {"rows", "within"},
+    "contrasts": {"contrasts", "against", "pairs"},
+}
+
+
+def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
+    """Read [report].
+
+    Parameters
+    ----------
+    study : str
+        What errors call the study.
+    table : mapping
+        The table.
+    axes : mapping of str to sequence of str
+        The study's axes.
+
+    Raises
+    ------
+    FlwrRobustError
+        If a key, axis or label does not exist.
+    """
+    keys = [field.name for field in fields(Report)]
+    if unknown := set(table) - set(keys):
+        raise UnknownNameError(f"key of [report] in study {study}", min(unknown), keys)
+    values: dict[str, Any] = {"rows": next(iter(axes)), "columns": [*axes][-1]}
+    for key, value in table.items():
+        several = key in ("plots", "metrics")
+        words = value if several and isinstance(value, list) else [value]
+        if several != isinstance(value, list) or not all(isinstance(word, str) for word in words):
+            kind = "a list of texts" if several else "a text"
+            raise ConfigurationError(f"study {study}: {key} of [report] must be {kind}; got {value!r}")
+        values[key] = tuple(words) if several else value
+    report = Report(**values)
+    for axis in filter(None, (report.rows, report.columns, report.contest)):
+        _axis(study, "axis", axis, axes)
+    if report.rows == report.columns and len(axes) > 1:
+        raise ConfigurationError(f"study {study}: rows and columns must be two axes; got {report.rows} for both")
+    if report.baseline:
+        _label(f"baseline of study {study}", report.baseline, axes[report.rows])
+    if report.against:
+        _label(f"against of study {study}", report.against, axes[report.columns])
+    check_choice(f"study {study}", "take", report.take, _TAKES)
+    for plot in report.plots:
+        check_choice(f"study {study}", "plots", plot, PLOTS)
+    if ("winners" in report.plots) != bool(report.contest):
+        raise ConfigurationError(f"study {study}: the plot winners and the axis contest need each other; name both")
+    if ("metrics" in report.plots) != bool(report.metrics):
+        raise ConfigurationError(f"study {study}: the plot metrics and the list metrics need each other; name both")
+    return report
+
+
+def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Reported, ...]:
+    """Read [[reported]]; parameters and errors as for `read_report`."""
+    further = [axis for axis in axes if axis not in (report.rows, report.columns, report.contest, REPETITION)]
+    found = []
+    for table in _tables(study, "reported", tables, {"source", "where", "values"}, {"source", "values"}):
+        where = table.get("where", {})
+        _labels(study, "reported", where, {axis: axes[axis] for axis in further})
+        if missing := [axis for axis in further if axis not in where]:
+            raise ConfigurationError(f"study {study}: where of [[reported]] must say the {missing[0]}; got {where}")
+        values = {}
+        for row, numbers in table["values"].items():
+            _label(f"row of [[reported]] in study {study}", row, axes[report.rows])
+            if not isinstance(numbers, list) or len(numbers) != len(axes[report.columns]):
+                raise ConfigurationError(
+                    f"study {study}: [[reported]] must hold one number per {report.columns}, "
+                    f"{len(axes[report.columns])}; got {row} = {numbers}"
+                )
+            values.update({(row, column): float(x) for column, x in zip(axes[report.columns], numbers, strict=True)})
+        found.append(Reported(str(table["source"]), where, {k: v for k, v in values.items() if not math.isnan(v)}))
+    return tuple(found)
+
+
+def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Claim, ...]:
+    """Read [[claims]]; parameters and errors as for `read_report`."""
+    every = {"text", "where", *(key for keys in _CLAIM_KEYS.values() for key in keys)}
+    found = []
+    for table in _tables(study, "claims", tables, every, {"text"}):
+        own = set(table) - {"text", "where"}
+        kind = next((kind for kind, keys in _CLAIM_KEYS.items() if own and own <= keys), None)
+        if kind is None or not _complete(kind, own):
+            raise ConfigurationError(
+                f"study {study}: a claim must hold higher and lower, or rows and within, or contrasts with against or "
+                f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
+            )
+        where = table.get("where", {})
+        _labels(study, "claims", where, axes)
+        values = {key: table[key] for key in own}
+        for key in own & {"higher", "lower", "rows"}:
+            items = [item if isinstance(item, dict) else {report.rows: str(item)} for item in table[key]]
+            for item in items:
+                _labels(study, "claims", item, axes)
+            values[key] = tuple(items)
+        if "pairs" in own:
+            values["pairs"] = tuple(tuple(pair) for pair in table["pairs"])
+            for row in (row for pair in values["pairs"] for row in pair):
+                _label(f"row of [[claims]] in study {study}", row, axes[report.rows])
+        if "against" in own:
+            _label(f"against of [[claims]] in study {study}", table["against"], axes[report.columns])
+        found.append(Claim(str(table["text"]), kind, where, **values))
+    return tuple(found)
+
+
+def _complete(kind: str, own: set[str]) -> bool:
+    if kind == "contrasts":
+        return "contrasts" in own and len(own) > 1
+    return own >= ({"higher", "lower"} if kind == "order" else {"rows", "within"})
+
+
+def _tables(study: str, name: str, tables: Any, allowed: set[str], needed: set[str]) -> list[dict[str, Any]]:
+    for table in tables if isinstance(tables, list) else [tables]:
+        if not isinstance(table, dict) or not needed <= set(table):
+            raise ConfigurationError(
+                f"study {study}: each of [[{name}]] must be a table with {', '.join(sorted(needed))}; got {table}"
+            )
+        if unknown := set(table) - allowed:
+            raise UnknownNameError(f"key of [[{name}]] in study {study}", min(unknown), sorted(allowed))
+    return list(tables)
+
+
+def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:
+    if not isinstance(labels, dict):
+        raise ConfigurationError(f"study {study}: labels in [[{name}]] must be a table; got {labels!r}")
+    for axis, label in labels.items():
+        _axis(study, f"axis of [[{name}]]", axis, axes)
+        _label(f"label on axis {axis} in [[{name}]] of study {study}", label, axes[axis])
+
+
+def _axis(study: str, what: str, axis: Any, axes: Axes) -> None:
+    if not isinstance(axis, str) or axis not in axes:
+        raise UnknownNameError(f"{what} of study {study}", str(axis), axes)
+
+
+def _label(what: str, label: Any, labels: Sequence[str]) -> None:
+    if label not in labels:
+        raise UnknownNameError(what, str(label), labels)

@@ -1,0 +1,287 @@
+"""What papers report beside what is measured: claims, recorded results, the pages of papers."""
+
+import json
+import math
+
+import pytest
+from test_experiments import documents_of, invoke
+
+from experiments import report
+from experiments.claims import judge
+from experiments.groups import gather
+from experiments.page import write_page
+from experiments.paper import PAPERS, Paper, load_paper
+from experiments.recorded import RECORDED, read_recorded, record
+from experiments.runner import read_results, run_study
+from experiments.study import STUDIES, load_study
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
+
+STUDY = """
+title = "Two rules, two attacks"
+question = "Which?"
+[config]
+task = "digits"
+clients = 4
+rounds = 3
+evaluate-every = 2
+[axes]
+defence = ["mean()", "median()"]
+attack = [{ label = "none", attack = "none" }, { label = "flip", attack = "label_flip()", attackers = 1 }]
+setting = [{ label = "same", partition = "iid" }, { label = "apart", partition = "by_label" }]
+seed = [0, 1]
+[report]
+rows = "defence"
+columns = "attack"
+baseline = "mean()"
+"""
+MEASURED = {  # defence, attack, setting: percent
+    ("mean()", "none", "same"): 90.0,
+    ("mean()", "flip", "same"): 70.0,
+    ("median()", "none", "same"): 89.0,
+    ("median()", "flip", "same"): 88.0,
+    ("mean()", "none", "apart"): 85.0,
+    ("mean()", "flip", "apart"): 80.0,
+    ("median()", "none", "apart"): 60.0,
+    ("median()", "flip", "apart"): 50.0,
+}
+REPORTED = """
+[[reported]]
+source = "Table 1"
+where = { setting = "same" }
+values = { "mean()" = [91.5, 60.0], "median()" = [nan, 88.5] }
+"""
+
+
+@pytest.fixture
+def make(tmp_path):
+    def load(more="", study=STUDY):
+        path = tmp_path / "study.toml"
+        path.write_text(study + more)
+        return load_study(str(path))
+
+    return load
+
+
+def measured(study, figures=MEASURED):
+    def accuracy(labels):
+        value = figures[labels["defence"], labels["attack"], labels["setting"]]
+        return value / 100 + (0.01 if labels["seed"] == "1" else -0.01)
+
+    return documents_of(study, accuracy)
+
+
+def verdict(make, claim, figures=MEASURED, missing=0):
+    study = make(f'{REPORTED}\n[[claims]]\ntext = "So it is"\n{claim}\n')
+    documents = measured(study, figures)
+    (found,) = judge(study, gather(study, documents[missing:]))
+    assert found.text == "So it is"
+    return found
+
+
+CLAIMS = [
+    # order, with the row's label alone, at every combination of what is left open
+    ('where = { setting = "apart" }\nhigher = ["mean()"]\nlower = ["median()"]', True, "+25.0"),
+    (
+        'higher = ["mean()"]\nlower = ["median()"]',
+        False,
+        "smallest margin -18.0: mean(), flip, same 70.0, median(), flip, same 88.0",
+    ),
+    ('where = { setting = "apart" }\nhigher = ["mean()"]\nlower = ["median()"]\nby = 25.5', False, "asked for 25.5"),
+    # order of places that differ in more than the row
+    (
+        'where = { setting = "same" }\nhigher = [{ defence = "median()", attack = "flip" }]\n'
+        'lower = [{ defence = "mean()", attack = "flip" }]\nby = 17.9',
+        True,
+        "smallest margin +18.0, asked for 17.9: median(), flip, same 88.0, mean(), flip, same 70.0",
+    ),
+    # closeness
+    ('where = { attack = "none", setting = "same" }\nrows = ["mean()", "median()"]\nwithin = 1.001', True, "range 1.0"),
+    ('where = { attack = "none" }\nrows = ["mean()", "median()"]\nwithin = 1.001', False, "range 25.0, asked for 1.0"),
+    # contrasts: there 31.5 for the mean, nothing for the median, whose number is not reported
+    ('contrasts = 10.0\nagainst = "none"\nwhere = { setting = "same" }', True, "1 of 1"),
+    ('contrasts = 25.0\nagainst = "none"\nwhere = { setting = "same" }', False, "(31.5 there, 20.0 here)"),
+    ('contrasts = 10.0\npairs = [["median()", "mean()"]]\nwhere = { setting = "same" }', True, "1 of 1"),
+    ('contrasts = 40.0\nagainst = "none"', True, "0 of 0"),
+]
+
+
+@pytest.mark.parametrize(("claim", "holds", "words"), CLAIMS)
+def test_claims_are_judged_by_the_numbers(make, claim, holds, words):
+    found = verdict(make, claim)
+    assert found.holds is holds, found
+    assert words in found.detail
+    assert found.word == ("holds" if holds else "does not hold")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        'higher = ["mean()"]\nlower = ["median()"]',
+        'rows = ["mean()", "median()"]\nwithin = 1.0',
+        'contrasts = 1.0\nagainst = "none"',
+    ],
+)
+def test_a_claim_without_all_its_results_cannot_be_told(make, claim):
+    found = verdict(make, claim, missing=14)
+    assert found.holds is None
+    assert "is missing" in found.detail
+    assert found.word == "cannot be told yet"
+
+
+WRONG = [
+    ('[[claims]]\ntext = "a"\n', ConfigurationError, "a claim must hold higher and lower, or rows and within"),
+    ('[[claims]]\nrows = ["mean()"]\nwithin = 1.0\n', ConfigurationError, "must be a table with text"),
+    ('[[claims]]\ntext = "a"\nhigher = ["mean()"]\n', ConfigurationError, "got higher in 'a'"),
+    ('[[claims]]\ntext = "a"\nhigher = ["mean()"]\nwithin = 1\n', ConfigurationError, "got higher, within"),
+    ('[[claims]]\ntext = "a"\nhigher = ["krum()"]\nlower = ["mean()"]\n', UnknownNameError, "label on axis defence"),
+    ('[[claims]]\ntext = "a"\nrows = ["mean()"]\nwithin = 1\nbye = 3\n', UnknownNameError, r"'bye'; allowed:.*by"),
+    ('[[claims]]\ntext = "a"\ncontrasts = 3.0\n', ConfigurationError, "contrasts with against or pairs"),
+    ('[[claims]]\ntext = "a"\ncontrasts = 3.0\nagainst = "nil"\n', UnknownNameError, "against of .*'nil'"),
+    ('[[claims]]\ntext = "a"\ncontrasts = 3.0\npairs = [["a", "b"]]\n', UnknownNameError, "row of .*'a'"),
+    ('[[reported]]\nsource = "T"\nvalues = { "mean()" = [1.0, 2.0] }\n', ConfigurationError, "must say the setting"),
+    (
+        '[[reported]]\nsource = "T"\nwhere = { setting = "same" }\nvalues = { "mean()" = [1.0] }\n',
+        ConfigurationError,
+        r"one number per attack, 2; got mean\(\) = \[1.0\]",
+    ),
+    ('[[reported]]\nsource = "T"\nwhere = { setting = "sane" }\nvalues = {}\n', UnknownNameError, "'sane'.*same"),
+    ('[[reported]]\nsource = "T"\nwhere = { attack = "none" }\nvalues = {}\n', UnknownNameError, "axis .*'attack'"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "words"), WRONG)
+def test_wrong_claims_and_numbers_are_one_sentence(make, text, kind, words):
+    with pytest.raises(kind, match=words):
+        make(text)
+
+
+def test_reported_numbers_stand_beside_the_measured(make):
+    study = make(REPORTED)
+    same, apart = report.summarise(study, measured(study))
+    shown = {sheet.caption.partition(" (")[0]: sheet.rows for sheet in report.sheets(study, same)}
+    assert shown["reported, %: Table 1"] == (("mean()", "91.5", "60.0"), ("median()", "-", "88.5"))
+    assert shown["measured minus reported"] == (("mean()", "-1.5", "+10.0"), ("median()", "-", "-0.5"))
+    assert len(list(report.sheets(study, apart))) == 1
+
+
+def test_drops_are_from_the_column_named(make):
+    study = make(study=STUDY.replace('baseline = "mean()"', 'against = "none"'))
+    same, _ = report.summarise(study, measured(study))
+    _, drops = report.sheets(study, same)
+    assert drops.rows == (("mean()", "-", "20.0"), ("median()", "-", "1.0"))
+    assert report.conclude(study, same) == ""
+
+
+def test_the_best_of_a_curve_is_not_its_end(make):
+    best = make(study=STUDY + 'take = "best"\n')
+    documents = measured(best, dict.fromkeys(MEASURED, 5.0))  # it begins at 10 %
+    assert {round(100 * group.mean, 6) for group in gather(best, documents).values()} == {10.0}
+    final = make()
+    assert {round(100 * group.mean, 6) for group in gather(final, documents).values()} == {5.0}
+
+
+def test_a_contest_names_the_winner(make):
+    study = make(
+        study=STUDY.replace('rows = "defence"', 'rows = "setting"').replace(
+            'baseline = "mean()"', 'contest = "defence"'
+        )
+        + 'plots = ["winners"]\n'
+    )
+    (section,) = report.summarise(study, measured(study))
+    sheet = next(report.sheets(study, section, spreads=False))
+    assert sheet.rows == (("same", "90.0 mean()", "88.0 median()"), ("apart", "85.0 mean()", "80.0 mean()"))
+
+
+def test_recorded_results_say_what_the_results_say(make, tmp_path):
+    study = make()
+    run_study(study, tmp_path / "results", workers=2, engine="fast")
+    documents = read_results(study, tmp_path / "results")
+    folder = tmp_path / "recorded"
+    record(study, documents[:3], folder)
+    record(study, documents[2:], folder)  # what is there stays
+    found = read_recorded(study, folder)
+    assert len(found) == len(study.cells)
+    for new, old in zip(found, documents, strict=True):
+        for key in ("labels", "config", "config_digest", "declared_f", "real_f", "engine", "model_sha256", "outcomes"):
+            assert new[key] == old[key], key
+        for a, b in zip(new["curve"], old["curve"], strict=True):
+            assert a == pytest.approx(b, rel=1e-5)
+        assert new["final"] == pytest.approx(old["final"], rel=1e-5)
+        assert new["attackers_weight"] == pytest.approx(old["attackers_weight"], rel=1e-5)
+        assert new["machine"] == old["machine"]
+    again = record(study, found, folder).read_text()
+    assert read_recorded(study, folder) == found
+    assert max(map(len, again.splitlines())) < 2000
+    assert list(read_recorded(make(study=STUDY.replace("rounds = 3", "rounds = 4")), folder)) == []
+
+
+def test_damaged_records_are_named(make, tmp_path):
+    study = make()
+    path = record(study, measured(study), tmp_path)
+    sound = path.read_text()
+    for text in ("{", "[]", '{"cells": [{}]}', sound.replace('"clients": 4', '"clients": 5')):
+        path.write_text(text)
+        with pytest.raises(FlwrRobustError, match="cannot be read"):
+            read_recorded(study, tmp_path)
+
+
+def test_a_page_holds_tables_claims_and_notes(make, tmp_path):
+    study = make(f'{REPORTED}\n[[claims]]\ntext = "It falls | far"\ncontrasts = 10.0\nagainst = "none"\n')
+    paper = Paper("p", "Title", "Somebody: Something.", "It claims.", (study,), {"": ("Whole.",), "study": ("Part.",)})
+    path = write_page(paper, {"study": measured(study)}, tmp_path)
+    text = path.read_text()
+    for words in ("# Title", "It falls \\| far", "| holds | 1 of 1 |", "| mean() | -1.5 | +10.0 |", "Whole.", "Part."):
+        assert words in text, words
+    images = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
+    assert len(images) == 4
+    assert all((tmp_path / image).read_bytes().startswith(b"\x89PNG") for image in images)
+    empty = write_page(paper, {"study": []}, tmp_path).read_text()
+    assert "No cell has been run yet." in empty
+
+
+def test_every_paper_of_the_project_is_sound():
+    named = set()
+    for path in PAPERS.glob("*.toml"):
+        paper = load_paper(path.stem)
+        assert paper.title
+        assert paper.citation
+        assert paper.summary
+        named |= {study.name for study in paper.studies}
+        for study in paper.studies:
+            assert study.claims or study.reported, study.name
+    assert named <= {path.stem for path in STUDIES.glob("*.toml")}
+
+
+def test_every_record_of_the_project_fits_its_study():
+    for path in RECORDED.glob("*.json"):
+        study = load_study(path.stem)
+        lines = json.loads(path.read_text())["cells"]
+        found = read_recorded(study)
+        assert len(found) == len(lines) > 0, f"{path.name} holds cells that are none of the study's"
+        assert all(math.isfinite(d["final"]["accuracy"]) for d in found)
+
+
+def test_reproduce_shows_what_is_recorded_and_runs_what_is_not(tmp_path):
+    done = invoke("reproduce", "peng2025", "--recorded", "--study", "peng2025_softmax", "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert "One class per worker: the mean is first" in done.output
+    assert max(map(len, done.output.splitlines()[:-2])) <= 100
+    assert (tmp_path / "peng2025.md").is_file()
+    assert not list((tmp_path / "peng2025_softmax").glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "peng"], "unknown paper 'peng'"),
+        (["reproduce", "peng2025", "--study", "demo"], "--study must be one of"),
+        (["reproduce", "peng2025", "--engine", "slow"], "--engine must be one of"),
+        (["record", "demo"], "holds no result"),
+        (["report", "demo", "--recorded"], "holds no result"),
+    ],
+)
+def test_bad_calls_say_one_sentence(arguments, words, tmp_path):
+    done = invoke(*arguments, "--results", tmp_path)
+    assert done.exit_code == 2
+    assert words in done.output.replace("\n", " ")
+    assert "Traceback" not in done.output
