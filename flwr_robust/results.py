@@ -43,6 +43,8 @@ class RoundResult:
         How the aggregation ended.
     missing : sequence of (int or None)
         The partitions of those who were asked and did not answer.
+    strength : float or None
+        What the attackers chose, where their attack on messages has a strength.
     """
 
     round: int
@@ -51,6 +53,7 @@ class RoundResult:
     refused: Sequence[tuple[int | None, str]]
     outcome: Outcome
     missing: Sequence[int | None] = ()
+    strength: float | None = None
 
 
 def evaluator(
@@ -131,6 +134,9 @@ def document(
         ],
         "missing": [
             {"round": result.round, "partition": partition} for result in history for partition in result.missing
+        ],
+        "strengths": [
+            {"round": result.round, "strength": result.strength} for result in history if result.strength is not None
         ],
         "seconds": seconds,
         "median_round_seconds": statistics.median(spans) if spans else 0.0,

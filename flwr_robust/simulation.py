@@ -13,14 +13,18 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flwr_robust.adversary import Adversary, written
 from flwr_robust.config import RunConfig, pick_device
 from flwr_robust.errors import ConfigurationError
+from flwr_robust.fault import Fault
+from flwr_robust.message_attack import Knowledge, MessageAttack
 from flwr_robust.momentum import momentum_step
 from flwr_robust.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.rounds import Poison, batch_generator, draw_batch, moved, sample_clients, server_step, settle
@@ -37,8 +41,6 @@ def unbatched(config: RunConfig) -> str | None:
         return f"{config.rule} compares with an update of the server's own"
     if config.audit:
         return "an audit log tells of messages"
-    if config.attack_object is not None and config.data_attack is None:
-        return f"{config.attack_object} is done to Flower's messages"
     shape, classes = config.data_set.shape, config.data_set.classes
     with torch.device("meta"):
         model = MODELS[config.model](shape, classes)
@@ -93,6 +95,19 @@ def simulate(config: RunConfig) -> dict[str, Any]:
     return found
 
 
+_SILENT = ""  # what stands for the reason where a client did not answer at all
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """What became of a round's messages: whose were written over, what they were, and whom the server does not hear."""
+
+    places: Sequence[int]
+    honest: Tensor
+    unheard: dict[int, str] = field(default_factory=dict)  # why, by client
+    strength: float | None = None
+
+
 class _Federation:
     """The server's model, and all clients side by side."""
 
@@ -117,6 +132,13 @@ class _Federation:
         self._grouped = Grouped(self.learner)
         self._gradients = torch.empty(config.sampled, self._sent.numel(), device=device)
         self._into = self._grouped.layers(self._gradients)
+        attack = config.attack_object
+        self._adversary: Adversary | None = None
+        if isinstance(attack, MessageAttack | Fault):
+            known, granted = config.known or None, Knowledge.of(config.knowledge)
+            self._adversary = Adversary(
+                attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
+            )
 
     def arrays(self) -> Arrays:
         """Return the model's arrays by name."""
@@ -130,22 +152,85 @@ class _Federation:
         for parameter, part in zip(self._shared, self._sent.split_with_sizes(self._sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
         messages = self._messages(server_round, asked)
-        rows = self._rows(messages, asked)
-        refused: list[tuple[int | None, str]] = []
-        if bool(rows.faulty.any()):  # the server lets no such message in
-            sound = ~rows.faulty
-            refused = [(client, "NOT_FINITE") for client, whole in zip(asked, sound.tolist(), strict=True) if not whole]
-            asked = [client for client, whole in zip(asked, sound.tolist(), strict=True) if whole]
-            if not asked:
-                return RoundResult(server_round, (), (), refused, Outcome.INFEASIBLE)
-            rows = self._rows(messages[sound], asked)
-        settled = settle(config.rule, rows, self._state)
-        self._state, result = settled.state, settled.result
-        if result is not None and settled.outcome is not Outcome.INFEASIBLE:
-            self._flat[:] = moved(self._flat, server_step(config.message, config.server_learning_rate, result.value))
+        attacked = self._attacked(server_round, messages, asked)
+        unheard = attacked.unheard
+        rows = self._rows(messages, asked) if not unheard else None
+        if rows is None or bool(rows.faulty.any()):
+            found = self._rows(messages, asked) if rows is None else rows
+            for client, faulty in zip(asked, found.faulty.tolist(), strict=True):
+                if faulty:  # the server lets no such message in
+                    unheard.setdefault(client, "NOT_FINITE")
+            heard = [client not in unheard for client in asked]
+            rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
+        settled = None if rows is None else settle(config.rule, rows, self._state)
+        result = None if settled is None else settled.result
+        if settled is not None:
+            self._state = settled.state
+            if result is not None and settled.outcome is not Outcome.INFEASIBLE:
+                step = server_step(config.message, config.server_learning_rate, result.value)
+                self._flat[:] = moved(self._flat, step)
+        if messages is self._momentum:  # clients keep what they would have sent
+            self._momentum[attacked.places] = attacked.honest
         return RoundResult(
-            server_round, asked, () if result is None else result.weights.tolist(), refused, settled.outcome
+            server_round,
+            [client for client in asked if client not in unheard],
+            () if result is None else result.weights.tolist(),
+            [(client, reason) for client in asked if (reason := unheard.get(client))],
+            Outcome.INFEASIBLE if settled is None else settled.outcome,
+            [client for client in asked if unheard.get(client) == _SILENT],
+            attacked.strength,
         )
+
+    def _attacked(self, server_round: int, messages: Tensor, asked: Sequence[int]) -> _Attacked:
+        """Let attackers, of those asked, write over their messages, or fail."""
+        adversary, attackers = self._adversary, self.config.attackers_in(server_round)
+        places = [place for place, client in enumerate(asked) if client in attackers]
+        if adversary is None or not places:
+            return _Attacked([], messages[:0])
+        if isinstance(adversary.attack, Fault):
+            return self._failed(server_round, messages, asked, places)
+        rows = self._rows(messages, asked)
+        attacking = torch.zeros(len(asked), dtype=torch.bool)
+        attacking[places] = True
+        sound = ~rows.faulty  # others are not looked at, and stay as they are
+        own, honest = attacking & sound, ~attacking & sound
+        if not adversary.usable(int(own.sum()), int(honest.sum())):
+            return _Attacked([], messages[:0])
+        places = torch.nonzero(own).flatten().tolist()
+        values = adversary.craft(
+            server_round,
+            rows.subset(own),
+            rows.subset(honest) if bool(honest.any()) else None,
+            torch.nonzero(attacking[sound]).flatten().tolist(),
+            list(self.arrays().values()),
+            asked=len(asked),
+            unit=torch.finfo(messages.dtype).eps / 2,
+            rule_state=self._state,
+        )
+        kept = messages[places]
+        reference = self._flat if self.config.message == "parameters" else None
+        messages[places] = torch.from_numpy(written(values, self._flat.dtype, reference)).to(messages.device)
+        return _Attacked(places, kept, strength=adversary.strength)
+
+    def _failed(self, server_round: int, messages: Tensor, asked: Sequence[int], places: Sequence[int]) -> _Attacked:
+        """Let clients fail, each for itself."""
+        assert self._adversary is not None
+        attacked = _Attacked(places, messages[places])
+        own = attacked.honest.cpu().clone()  # faults keep it
+        names = {layer.name for layer in self.layout}
+        for place, row in zip(places, own, strict=True):
+            parts = zip(self.layout, row.split_with_sizes(self._sizes), strict=True)
+            layers = {layer.name: part.view(layer.shape) for layer, part in parts}
+            answer = self._adversary.answer(server_round, asked[place], layers)
+            if answer is None:
+                attacked.unheard[asked[place]] = _SILENT
+            elif isinstance(answer, str):
+                attacked.unheard[asked[place]] = "ERROR"
+            elif answer.keys() != names:
+                attacked.unheard[asked[place]] = "NAMES"
+            elif answer is not layers:
+                messages[place] = torch.cat([answer[layer.name].flatten() for layer in self.layout])
+        return attacked
 
     def _rows(self, messages: Tensor, clients: Sequence[int]) -> Rows:
         """Return the rows that the server makes of messages, layer by layer as they would come."""
@@ -164,7 +249,7 @@ class _Federation:
         """Return what the clients send, one per line."""
         config = self.config
         draws = [batch_generator(config, client, server_round) for client in asked]
-        attackers = config.attackers_in(server_round)
+        attackers = config.attackers_in(server_round) if config.data_attack else ()
         poisons = {
             place: Poison.of(config, client, server_round, attackers.index(client), self.learner.scores)
             for place, client in enumerate(asked)

@@ -80,6 +80,7 @@ def _run(grid: Grid, context: Context) -> None:
 
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=after_round)
     seconds = time.perf_counter() - started
+    chosen = {record.round: record.strength for record in grid.history} if isinstance(grid, AdversarialGrid) else {}
     history = [
         RoundResult(
             record.round,
@@ -88,6 +89,7 @@ def _run(grid: Grid, context: Context) -> None:
             [(strategy.partitions.get(refusal.node), refusal.reason.name) for refusal in record.refused],
             record.outcome,
             [strategy.partitions.get(node) for node in record.silent],
+            chosen.get(record.round),
         )
         for record in strategy.history
     ]

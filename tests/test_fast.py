@@ -13,7 +13,9 @@ from torch import nn
 from experiments.runner import read_results, run_fast_cell, run_study
 from experiments.study import load_study
 from flwr_robust import ConfigurationError, Rows
-from flwr_robust.config import RunConfig
+from flwr_robust.config import MESSAGES, RunConfig
+from flwr_robust.fault import faults
+from flwr_robust.message_attack import message_attacks
 from flwr_robust.rule import parse
 from flwr_robust.simulation import simulate, unbatched
 from flwr_robust.tasks import MODELS, Grouped, grouped
@@ -114,6 +116,114 @@ def test_messages_that_are_not_finite_are_refused_as_the_server_refuses_them(tmp
     assert len(quick["refused"]) == 7 * len(refused)
     assert {r["reason"] for r in quick["refused"]} == {"NOT_FINITE"}
     assert quick["outcomes"]["INFEASIBLE"] == (7 if name == "all" else 0)
+
+
+# -- attacks on messages, and faults -----------------------------------------------------------------
+
+# Every attack, those of several kinds more than once; in them, what attackers remember, draw and look at.
+ON_MESSAGES = {
+    "alie": ["alie()"],
+    "constant": ["constant(c=0.5)", "constant(c=1e39)"],
+    "crash": ["crash(p=0.5)", "crash(p=0.5, error=True)"],
+    "delay": ["delay(rounds=2)"],
+    "drop_layers": ["drop_layers()", "drop_layers(layers=['none'])"],
+    "fang_krum": ["fang_krum()"],
+    "fang_median": ["fang_median()"],
+    "fang_trimmed_mean": ["fang_trimmed_mean(known='own')"],
+    "gaussian": ["gaussian(sigma=0.1)"],
+    "inf": ["inf()"],
+    "ipm": ["ipm(epsilon=0.5)"],
+    "mimic": ["mimic(warmup=3)"],
+    "min_max": ["min_max()", "min_max(deviation='std')"],
+    "min_sum": ["min_sum(deviation='sign')"],
+    "model_based": ["model_based(size=0.5)", "model_based(size=0.5, movement='past')"],
+    "nan": ["nan()"],
+    "optimised": ["optimised(base='ipm(epsilon=1.0)', budget=5)"],
+    "pool": ["pool(pool=['krum(f=2)', 'median()'], similarity=0.01, budget=4)"],
+    "scale": ["scale(c=2.0)"],
+    "sign_flip": ["sign_flip(c=3.0)"],
+    "stale": ["stale(rounds=2)"],
+    "sybil": ["sybil(k=2, divide=True, base='mimic()')"],
+    "tailored": ["tailored(epsilon=[0.1, 1.0])", "tailored(epsilon='search', budget=4)"],
+    "zero": ["zero()"],
+}
+REWRITTEN = [text for texts in ON_MESSAGES.values() for text in texts]
+UNDER_ATTACK = {
+    "rounds": 5,
+    "evaluate_every": 1,
+    "clients": 8,
+    "attackers": 2,
+    "batch_size": 8,
+    "knowledge": "defence",
+    "defence": "trimmed_mean(f=2)",
+}
+
+
+def test_every_attack_on_messages_and_fault_is_among_them():
+    assert set(ON_MESSAGES) == {*message_attacks.members(), *faults.members()}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@pytest.mark.parametrize("attack", REWRITTEN)
+def test_an_attack_on_messages_is_the_grids_to_the_bit(tmp_path, attack, message):
+    keys = {**UNDER_ATTACK, "attack": attack, "message": message}
+    (slow, expected), (quick, found) = both(tmp_path, **keys)
+    assert untimed(quick) == untimed(slow)
+    assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
+    honest = simulate(RunConfig.from_mapping({**keys, "attack": "none", "attackers": 0, "device": "cpu"}))
+    assert (honest["model_sha256"] == quick["model_sha256"]) == (attack == "drop_layers(layers=['none'])")
+
+
+# Who attacks when, what they see, what they remember of rounds they were not in, and defences with a memory.
+ROUNDS_OF_ATTACK = {
+    "some rounds": {"attack": "mimic(warmup=2)", "attack_start": 3, "attack_stop": 5, "rounds": 8},
+    "redrawn": {"attack": "stale(rounds=1)", "redraw": True, "rounds": 8, "message": "momentum"},
+    "redrawn and remembering": {"attack": "sybil(k=2, base='mimic()')", "redraw": True, "attackers": 3},
+    "sampled": {"attack": "alie()", "attackers": 3, "fraction_train": 0.5, "rounds": 8, "defence": "median()"},
+    "sampled faults": {"attack": "delay()", "attackers": 3, "fraction_train": 0.5, "rounds": 8, "defence": "mean()"},
+    "sampled and redrawn": {
+        "attack": "model_based(size=1.0)",
+        "fraction_train": 0.5,
+        "redraw": True,
+        "defence": "mean(weighted=True)",
+        "partition": "dirichlet(beta=0.3)",
+    },
+    "a few are seen": {"attack": "min_max(known=3)", "knowledge": "partial", "known": 3},
+    "fewer are seen than asked": {"attack": "ipm(epsilon=2.0, known=2)", "knowledge": "partial", "known": 4},
+    "their own": {"attack": "alie(known='own')", "knowledge": "own"},
+    "nothing": {"attack": "gaussian(sigma=0.1)", "knowledge": "nothing", "redraw": True},
+    "a defence with a memory": {
+        "attack": "optimised(base='alie()', budget=4)",
+        "defence": "clip(c=1.0) | centered_clipping(tau=0.3)",
+    },
+    "weights": {"attack": "tailored(epsilon='search')", "defence": "mean(weighted=True)", "partition": "shards"},
+    "all of them silent": {"attack": "crash()", "attackers": 8, "defence": "mean()"},
+    "all of them wrong": {"attack": "nan()", "attackers": 8, "defence": "mean()"},
+    "too many": {"attack": "crash(error=True)", "attackers": 5},
+    "mlp": {"attack": "fang_krum()", "model": "mlp", "defence": "krum(f=2)", "batch_size": 7},
+    "parameters of an mlp": {"attack": "min_sum()", "model": "mlp", "message": "parameters", "local_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", ROUNDS_OF_ATTACK)
+def test_who_attacks_when_and_what_they_know_is_as_in_the_grid(tmp_path, name):
+    keys = {**UNDER_ATTACK, **ROUNDS_OF_ATTACK[name]}
+    (slow, expected), (quick, found) = both(tmp_path, **keys)
+    assert untimed(quick) == untimed(slow)
+    assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
+    stopped = {"all of them silent", "all of them wrong", "too many"}
+    assert quick["outcomes"]["OK"] == (0 if name in stopped else keys["rounds"])
+
+
+def test_what_attackers_chose_is_on_record(tmp_path):
+    keys = {**UNDER_ATTACK, "attack_start": 2, "attack_stop": 3}
+    slow, _ = run(tmp_path, **keys, attack="tailored(epsilon='search')")
+    quick = simulate(RunConfig.from_mapping({**keys, "attack": "tailored(epsilon='search')", "device": "cpu"}))
+    assert quick["strengths"] == slow["strengths"]
+    assert [entry["round"] for entry in quick["strengths"]] == [2, 3]
+    assert all(entry["strength"] > 0 for entry in quick["strengths"])
+    for attack in ("gaussian(sigma=1.0)", "crash()"):
+        assert simulate(RunConfig.from_mapping({**keys, "attack": attack}))["strengths"] == []
 
 
 # -- the parts ---------------------------------------------------------------------------------------
@@ -220,14 +330,6 @@ def test_what_is_not_batched_runs_in_process_and_says_so(monkeypatch):
 
 def test_rules_that_need_trust_are_not_batched():
     assert "update of the server's own" in unbatched(RunConfig(defence="fltrust()"))
-
-
-@pytest.mark.parametrize("attack", ["ipm(epsilon=0.5)", "crash()"])
-def test_attacks_on_messages_are_not_batched(attack):
-    config = RunConfig(attack=attack, attackers=1, rounds=2)
-    assert unbatched(config) == f"{attack} is done to Flower's messages"
-    document = run_fast_cell(config.to_mapping())
-    assert (document["engine"], document["fallback"]) == ("in-process", unbatched(config))
 
 
 def test_a_rule_that_the_model_does_not_fit_is_an_error_before_round_1():

@@ -36,7 +36,7 @@ FLOORS = [
     ["flwr_robust.tasks"],
     ["flwr_robust.config"],
     ["flwr_robust.audit"],
-    ["flwr_robust.rounds", "flwr_robust.results"],
+    ["flwr_robust.rounds", "flwr_robust.results", "flwr_robust.adversary"],
     ["flwr_robust.flower", "flwr_robust.simulation"],
     ["flwr_robust.cli"],
     ["clients", "server"],

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.adversary import Adversary, written
 from flwr_robust.attack import drawn_attackers
 from flwr_robust.config import MESSAGES
 from flwr_robust.errors import (
@@ -46,11 +46,10 @@ from flwr_robust.flower.records import (
     records_of,
 )
 from flwr_robust.flower.strategy import RobustStrategy
-from flwr_robust.message_attack import Knowledge, MessageAttack, View, check_grant, check_honest_left, message_attacks
+from flwr_robust.message_attack import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
 from flwr_robust.registry import JoinedRegistry, Registry
 from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import Rule, State, as_rule
-from flwr_robust.seeds import torch_generator
 
 __all__ = ["AdversarialGrid", "AttackRecord", "parse_attack"]
 
@@ -224,10 +223,12 @@ class AdversarialGrid(Grid):
                 f"{owner}: by='node' goes with ids that stay; got attackers={attackers}, redraw={redraw}"
             )
         self.history: list[AttackRecord] = []
-        self.state: State = self.attack.init() if isinstance(self.attack, MessageAttack) else {}
+        self._adversary = Adversary(
+            self.attack, message, knowledge=self.knowledge, known=known, rule=self.rule, seed=seed
+        )
         self.partitions: dict[int, int] = {}
         self._grid, self._attackers = grid, attackers if isinstance(attackers, int) else frozenset(attackers)
-        self._known, self._start, self._stop = known, start, stop
+        self._start, self._stop = start, stop
         self._redraw, self._message, self._by, self._seed = redraw, message, by, seed
         self._nodes: list[int] = []
         self._learnt: tuple[str, ...] = ()
@@ -235,6 +236,15 @@ class AdversarialGrid(Grid):
         self._rounds: list[_Round] = []
         self._rule_state: State = {} if self.rule is None else self.rule.init()
         self._follow = self.rule is not None and self._strategy is None and self.knowledge == Knowledge.DEFENCE
+
+    @property
+    def state(self) -> State:
+        """What the attack remembers."""
+        return self._adversary.state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._adversary.state = state
 
     # -- what a Grid does -------------------------------------------------------------------------
 
@@ -397,38 +407,28 @@ class AdversarialGrid(Grid):
         attacking = [reply.message.metadata.src_node_id in nodes for reply in read]
         own = list(itertools.compress(read, attacking))
         honest = [reply for reply in read if reply not in own]
-        if not own or (not honest and self.attack.knowledge >= Knowledge.PARTIAL):
+        if not self._adversary.usable(len(own), len(honest)):
             log.warning("AdversarialGrid: round %s is not attacked: no reply that could be used", server_round)
             self.history.append(AttackRecord(server_round, (), ()))
             return
-        sign = -1.0 if self._message in ("gradient", "momentum") else 1.0
-        view = View(
-            self.knowledge,
-            own=self._rows(model, own, asked),
-            honest=self._rows(model, honest, asked) if honest else None,
-            attackers=[index for index, attacks in enumerate(attacking) if attacks],
-            server_round=server_round,
-            n=asked,
-            known=self._known,
-            rule=self.rule,
+        values = self._adversary.craft(
+            server_round,
+            self._rows(model, own, asked),
+            self._rows(model, honest, asked) if honest else None,
+            [index for index, attacks in enumerate(attacking) if attacks],
+            model.arrays,
+            asked=asked,
+            unit=_unit(own),
             rule_state=self._rule_state if self._strategy is None else self._strategy.state,
-            model=lambda: sign * torch.cat([as_tensor(values).double().flatten() for values in model.arrays]),
-            precision=(_unit(own), _length(model) if self._message == "parameters" else 0.0),
         )
-        rng = torch_generator(self._seed, "attack", server_round)
-        crafted, self.state = self.attack.craft(view, self.state, rng)
-        values = np.empty((len(own), crafted.d))
-        for start, block in crafted.blocks():
-            values[:, start : start + block.shape[1]] = block.cpu().numpy()
         for reply, row in zip(own, values, strict=True):
             self._write(reply, row, model)
-        strength = self.state.get("strength")
         self.history.append(
             AttackRecord(
                 server_round,
                 tuple(reply.message.metadata.src_node_id for reply in own),
                 tuple(reply.position for reply in own),
-                None if strength is None else float(strength),
+                self._adversary.strength,
             )
         )
 
@@ -460,7 +460,7 @@ class AdversarialGrid(Grid):
         for name, sent, held in zip(model.names, model.arrays, reply.arrays, strict=True):
             values = row[offset : offset + held.size].reshape(held.shape)
             offset += held.size
-            arrays[name] = _saturated(values + sent if self._message == "parameters" else values, held.dtype)
+            arrays[name] = written(values, held.dtype, sent if self._message == "parameters" else None)
         _rewrite_arrays(reply.message, arrays)
 
     def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:
@@ -478,7 +478,6 @@ class AdversarialGrid(Grid):
         self, server_round: int, nodes: Sequence[int], asked: Mapping[int, Message], replies: Iterable[Message]
     ) -> list[Message]:
         """Let the nodes fail, each for itself."""
-        assert isinstance(self.attack, Fault)
         handed, failed = [], []
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -493,9 +492,7 @@ class AdversarialGrid(Grid):
                 continue
             position = self._position(node)
             failed.append((position, node))
-            rng = torch_generator(self._seed, "fault", server_round, position)
-            answer, following = self.attack.answer(layers, server_round, self._state_of(position), rng)
-            self._keep(position, following)
+            answer = self._adversary.answer(server_round, position, layers)
             if isinstance(answer, str):
                 error = Message(Error(_CRASHED, answer), reply_to=asked[node])
                 error.metadata.__dict__["_message_id"] = reply.metadata.message_id
@@ -509,16 +506,6 @@ class AdversarialGrid(Grid):
             AttackRecord(server_round, tuple(node for _, node in failed), tuple(place for place, _ in failed))
         )
         return handed
-
-    def _state_of(self, position: int) -> State:
-        """Return the state of one node's fault."""
-        prefix = f"{position}/"
-        return {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
-
-    def _keep(self, position: int, state: State) -> None:
-        prefix = f"{position}/"
-        others = {key: value for key, value in self.state.items() if not key.startswith(prefix)}
-        self.state = {**others, **{prefix + key: value for key, value in state.items()}}
 
 
 def parse_attack(text: str) -> MessageAttack | Fault:
@@ -595,17 +582,6 @@ def _num_examples(message: Message) -> float | None:
 def _unit(replies: Iterable[_Reply]) -> float:
     """Return the relative error of rounding to the coarsest type of the replies."""
     return max(float(np.finfo(values.dtype).eps) / 2 for reply in replies for values in reply.arrays)
-
-
-def _length(model: _Model) -> float:
-    return math.sqrt(sum(float(np.square(values, dtype=np.float64).sum()) for values in model.arrays))
-
-
-def _saturated(values: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Round to a type; what is finite stays so."""
-    limits = np.finfo(dtype)
-    kept = np.where(np.isfinite(values), values.clip(limits.min, limits.max), values)
-    return np.asarray(kept, dtype=dtype)
 
 
 def _rewrite_arrays(
