@@ -44,6 +44,12 @@ def bucketing(x, s, seed=0, draw=0):
     return np.array([[1 / len(bucket) if i in bucket else 0.0 for i in range(n)] for bucket in buckets])
 
 
+def resampling(x, s, seed=0, draw=0):
+    n, generator = len(x), torch_generator(seed, "resampling", draw)
+    orders = [torch.randperm(n, generator=generator).tolist() for _ in range(s)]
+    return np.array([[sum(order[j] == i for order in orders) / s for i in range(n)] for j in range(n)])
+
+
 # -- weighted order statistics -----------------------------------------------------------------------
 
 
@@ -251,5 +257,5 @@ RULES = {
     "smea": smea,
     "trimmed_mean": trimmed_mean,
 }
-MIXERS = {"arc": arc, "bucketing": bucketing, "nnm": nnm}
+MIXERS = {"arc": arc, "bucketing": bucketing, "nnm": nnm, "resampling": resampling}
 NEEDS_COUNTS = {"median", "trimmed_mean"}

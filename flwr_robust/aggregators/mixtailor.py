@@ -25,7 +25,7 @@ Members that are the same count as often as they are listed: where all fit, each
 
 Convention: a member gets this rule's f, unless its text names one. Each row that is not finite lowers the f of them
 all. A member with a state finds it as it left it when it was last drawn. When clients' data differ, the paper resamples
-first: ``bucketing(s=2) | mixtailor(f=2)``.
+first: ``resampling(s=2) | mixtailor(f=2)``.
 
 Condition: that of one member at least. Members that do not fit (Bulyan with n < 4f + 3, say; the paper asks it for
 n > 4f + 3) leave the pool: `MixTailor.leaving` says which and why, and a strategy says so before its first round.

@@ -1,0 +1,76 @@
+"""Resampling: as many means of s rows as there are rows, in which every row counts s times.
+
+    pi_1, ..., pi_s = random permutations of the rows
+    x'_j            = (1 / s) sum_k x_(pi_k(j)),   j = 1, ..., n
+
+s: how many rows are averaged. He, Karimireddy, Jaggi, "Byzantine-robust learning on heterogeneous datasets via
+resampling" (2020), the first version of the paper on `bucketing`. The variance that a rule mistakes for faults falls
+by up to s, and n stays as it is, so that the rules of small cohorts keep their conditions; MixTailor's authors take it
+where clients' data differ.
+
+Convention: permutations are drawn from (seed, number of calls so far); the count is the step's state. A row may enter
+the same mean more than once.
+
+Condition: none of its own. Each faulty row spoils up to s of the n means, so only a rule that declares s f is promised
+anything against f faulty rows; the authors declare f.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import check_integer
+from flwr_robust.rows import Rows
+from flwr_robust.rule import Case, PreAggregator, State, next_draw, preaggregators
+
+__all__ = ["Resampling"]
+
+
+@preaggregators.register("resampling")
+@dataclass(frozen=True)
+class Resampling(PreAggregator):
+    """Average s rows at a time, each row s times.
+
+    Attributes
+    ----------
+    s : int
+        Rows per mean; >= 1.
+    seed : int
+        Of the permutations.
+    """
+
+    s: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("resampling", "s", self.s, 1)
+        check_integer("resampling", "seed", self.seed, 0)
+
+    def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
+        """Draw the permutations."""
+        generator, following = next_draw(state, self.seed, "resampling")
+        drawn = torch.stack([torch.randperm(rows.n, generator=generator) for _ in range(self.s)], 1)
+        counts = torch.zeros(rows.n, rows.n, dtype=torch.float64)
+        counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))
+        return counts / self.s, {"rows": drawn.tolist()}, following
+
+
+_DRAWN = "means are drawn by position"
+
+CASES = (
+    Case("resampling(s=2) | krum(f=2)", n=11, lacks={"permutation": _DRAWN}),
+    Case(
+        "resampling(s=3, seed=7) | trimmed_mean(f=1)",
+        n=11,
+        lacks={
+            "permutation": _DRAWN,
+            "resilience": "each faulty row spoils up to s of the means",
+            "mix": "a coordinate rule is no combination of whole rows",
+        },
+    ),
+)
