@@ -55,7 +55,7 @@ def record(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path = 
     """
     path = folder / f"{study.name}.json"
     found = {str(d["config_digest"]): d for d in [*read_recorded(study, folder), *documents]}
-    ordered = [found[cell.digest] for cell in study.cells if cell.digest in found]
+    ordered = [found[digest] for digest in dict.fromkeys(c.digest for c in study.cells) if digest in found]
     places: list[Any] = []
     lines = []
     for document in ordered:

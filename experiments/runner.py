@@ -136,24 +136,29 @@ def run_study(
     }
     for cell in splits.values():
         _ = cell.config.samples  # loads the data and splits them, for the errors
+    alike: dict[str, list[Cell]] = {}  # cells of one configuration, run once
+    for cell in waiting:
+        alike.setdefault(cell.digest, []).append(cell)
+    first = [cells[0] for cells in alike.values()]
     failed: dict[str, str] = {}
     run = run_fast_cell if engine == "fast" else run_in_process_cell
     if engine == "ray":
-        runs = _on_ray(waiting)
+        runs = _on_ray(first)
     elif ray_address:
-        runs = _on_cluster(waiting, ray_address, run)
+        runs = _on_cluster(first, ray_address, run)
     else:
-        runs = _in_processes(waiting, workers or os.cpu_count() or 1, run)
+        runs = _in_processes(first, workers or os.cpu_count() or 1, run)
     with progress_bar(console) as progress:
         bar = progress.add_task(
             f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
         )
         for cell, outcome in runs:
-            if isinstance(outcome, BaseException):
-                failed[cell.name] = f"{type(outcome).__name__}: {outcome}"
-            else:
-                _write(results, study, cell, engine, outcome)
-            progress.advance(bar)
+            for same in alike[cell.digest]:
+                if isinstance(outcome, BaseException):
+                    failed[same.name] = f"{type(outcome).__name__}: {outcome}"
+                else:
+                    _write(results, study, same, engine, outcome)
+                progress.advance(bar)
     return Summary(len(waiting) - len(failed), len(study.cells) - len(waiting), failed)
 
 

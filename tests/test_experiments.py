@@ -95,6 +95,25 @@ def test_cells_run_once_and_resume(small, tmp_path):
     assert not list(folder.glob("*.part"))
 
 
+def test_cells_of_one_configuration_run_once(tmp_path, monkeypatch):
+    path = tmp_path / "small.toml"
+    path.write_text(
+        SMALL.replace('["mean()", "median()"]', '[{ label = "a", alpha = 0.2 }, { label = "b", alpha = 0.2 }]')
+    )
+    study, ran = load_study(str(path)), []
+
+    def some(cells, workers, run):
+        for cell in cells:
+            ran.append(cell)
+            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}]}
+
+    monkeypatch.setattr("experiments.runner._in_processes", some)
+    summary = run_study(study, tmp_path / "results")
+    assert (len(ran), summary.finished) == (4, 8)
+    found = read_results(study, tmp_path / "results")
+    assert [d["labels"] for d in found] == [dict(cell.labels) for cell in study.cells]
+
+
 def test_a_study_may_attack_messages(small, tmp_path):
     keys = {"rounds": 2, "attack": "optimised(base='ipm(epsilon=1.0)', budget=3)", "knowledge": "defence"}
     study = load_study(small, keys)
