@@ -98,7 +98,7 @@ def test_cells_run_once_and_resume(small, tmp_path):
 def test_cells_of_one_configuration_run_once(tmp_path, monkeypatch):
     path = tmp_path / "small.toml"
     path.write_text(
-        SMALL.replace('["mean()", "median()"]', '[{ label = "a", alpha = 0.2 }, { label = "b", alpha = 0.2 }]')
+        SMALL.replace('["mean()", "median()"]', '[{ label = "mean()", alpha = 0.2 }, { label = "b", alpha = 0.2 }]')
     )
     study, ran = load_study(str(path)), []
 
