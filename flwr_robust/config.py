@@ -110,6 +110,9 @@ class RunConfig:
         Rounds of training.
     evaluate_every : int
         Rounds between evaluations of the global model on the test samples.
+    diagnose : int
+        At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`), each client's gradient on
+        this many of its own samples, or all that it has; at least 2. 0: not at all. It changes nothing in the run.
     fraction_train : float
         Share of the clients sampled each round; the sample is drawn from the seed.
     seed : int
@@ -155,6 +158,7 @@ class RunConfig:
     weight_decay: float = 0.0
     rounds: int = 100
     evaluate_every: int = 10
+    diagnose: int = 0
     fraction_train: float = 1.0
     seed: int = 0
     threads: int = 1
@@ -207,6 +211,8 @@ class RunConfig:
         for name in ("attack_start", "local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
         check_integer(owner, "seed", self.seed, 0)
+        if self.diagnose != 0:  # a variance needs two samples
+            check_integer(owner, "diagnose", self.diagnose, 2)
         check_flag(owner, "redraw", self.redraw)
         check_flag(owner, "resume", self.resume)
         check_integer(owner, "checkpoint-every", self.checkpoint_every, 1)

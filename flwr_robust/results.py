@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from flwr_robust.audit import model_sha256
 from flwr_robust.config import RunConfig
 from flwr_robust.files import write_atomically
+from flwr_robust.probe import Probe
 from flwr_robust.rule import Outcome
 
 __all__ = ["Arrays", "RoundResult", "document", "evaluator", "write"]
@@ -62,12 +63,14 @@ def evaluator(
     """Return the evaluation of the global model on the test samples, every few rounds and after the last.
 
     It takes the round and a function that returns the model, which is called only in those rounds. Where the attack
-    wants something in particular, the share of its trial that it gets is reported beside.
+    wants something in particular, the share of its trial that it gets is reported beside, and where the run asks
+    for it, what `Probe` measures of the clients.
     """
     task = config.data_set
     learner = config.learner(device)
     x, y = task.inputs(task.x_test, device), task.y_test.to(device)
     trial = config.data_attack and config.data_attack.trial(x, y, task.span)
+    probe = Probe(config, learner) if config.diagnose else None
 
     def evaluate(server_round: int, model: Callable[[], Arrays]) -> dict[str, float] | None:
         if server_round % config.evaluate_every and server_round != config.rounds:
@@ -77,6 +80,8 @@ def evaluator(
         metrics = {"loss": loss, "accuracy": accuracy}
         if trial and len(trial[1]):
             metrics["attack_success"] = learner.evaluate(*trial)[1]
+        if probe is not None:
+            metrics.update(probe.measure(server_round).metrics)
         return metrics
 
     return evaluate
