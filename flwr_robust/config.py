@@ -211,8 +211,9 @@ class RunConfig:
         for name in ("attack_start", "local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
         check_integer(owner, "seed", self.seed, 0)
-        if self.diagnose != 0:  # a variance needs two samples
-            check_integer(owner, "diagnose", self.diagnose, 2)
+        check_integer(owner, "diagnose", self.diagnose, 0)
+        if self.diagnose == 1:
+            raise ConfigurationError(f"{owner}: diagnose must be 0 (off) or at least 2 samples; got diagnose=1")
         check_flag(owner, "redraw", self.redraw)
         check_flag(owner, "resume", self.resume)
         check_integer(owner, "checkpoint-every", self.checkpoint_every, 1)
