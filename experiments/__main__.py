@@ -18,10 +18,13 @@ from rich.console import Console
 
 from experiments.battery import choose
 from experiments.claims import judge
+from experiments.diagnose import diagnose, diagnosis_notes, diagnosis_tables
+from experiments.document_plots import metric_curves
 from experiments.flower_run import FlowerRuns
 from experiments.groups import gather
 from experiments.page import write_page
 from experiments.paper import PAPERS, load_paper
+from experiments.plots import as_png
 from experiments.recorded import read_recorded
 from experiments.recorded import record as keep
 from experiments.red_report import (
@@ -267,6 +270,63 @@ def _ray_config(study: Study) -> RunConfig:
     """Return the study's by-label cell of the mean, shortened to twenty rounds."""
     cell = next(c for c in study.cells if c.labels == {"defence": "mean()", "partition": "by_label", "seed": "0"})
     return RunConfig.from_mapping({**cell.config.to_mapping(), "rounds": 20, "evaluate-every": 20})
+
+
+@app.command("diagnose")
+def diagnose_command(
+    task: Annotated[
+        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, or the path of an .npz.")
+    ] = "digits",
+    data: Data = "",
+    model: Annotated[str, typer.Option(help="softmax, mlp or cnn.")] = "softmax",
+    partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "by_label",
+    attack: Annotated[str, typer.Option(help="What poisoned clients do to their data.")] = "label_flip()",
+    attackers: Annotated[int, typer.Option(help="How many clients are poisoned.")] = 1,
+    clients: Annotated[int, typer.Option(help="n.")] = 10,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the run that is measured.")] = 200,
+    samples: Annotated[int, typer.Option(min=2, help="Samples of each client that gradients are taken of.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Source of every draw.")] = 0,
+    defence: Annotated[list[str] | None, typer.Option(help="Rules to try at the last model; may be repeated.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Any other key, e.g. --set alpha=1.0.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A PNG file for xi and A over the rounds.")] = None,
+) -> None:
+    """Ask, before choosing a rule, whether a robust one is likely to help against poisoned labels.
+
+    A robust rule drops what lies far from the rest. Where honest clients hold
+    unlike data, they lie far from each other, and it drops them. Two
+    distances of gradients tell what is to be expected: xi, how far the most
+    unusual honest client is from the honest mean, and A, how far a poisoned
+    one is. The error that the plain mean is left with grows as delta A, delta
+    being the share of poisoned clients; that of a robust rule as rho xi, and
+    no rule has a rho below delta / (1 - 2 delta). So with A about xi, as with
+    one class per client, the mean is as good as any rule; with A several
+    times xi, as with like clients, a robust rule is better (Peng, Li, Vlaski,
+    Ling, JMLR 2025).
+
+    This trains by the plain mean for some rounds, prints both as they change,
+    tries rules on the clients' gradients at the last model, and ends with the
+    advice. Try --partition iid, then by_label.
+    """
+    try:
+        own = {"task": task, "model": model, "partition": partition, "clients": clients, "seed": seed}
+        poison = {"attack": attack, "attackers": attackers}
+        length = {"rounds": rounds, "evaluate-every": max(1, rounds // 10), "diagnose": samples}
+        config = RunConfig.from_mapping({**own, **poison, **length, **_keys(data, overrides)})
+        with console.status(f"{config.rounds} rounds of {config.clients} clients"):
+            found = diagnose(config, defence or ())
+        if plot is not None:
+            make_folder(plot.parent)
+            document = {"labels": {"partition": config.partition}, **found.document}
+            picture = as_png(metric_curves([document]))
+            write_atomically(plot, lambda file: file.write(picture))
+    except FlwrRobustError as error:
+        _fail(error)
+    for table in diagnosis_tables(found):
+        console.print(table)
+    *notes, advice = diagnosis_notes(found)
+    for note in notes:
+        console.print(note, markup=False)
+    console.print(advice, style="bold", markup=False)
 
 
 @app.command("red-team")

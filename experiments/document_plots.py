@@ -1,0 +1,285 @@
+"""Plots across the cells of a study: who wins where, and how measured quantities go with training.
+
+Pure functions of result documents, as `experiments.runner` writes them: of each, its ``labels`` (its place on every
+axis) and its ``curve`` are read. Documents that differ only by seed are repetitions.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from flwr_robust.errors import ConfigurationError, UnknownNameError
+
+__all__ = ["metric_curves", "winners_heatmap"]
+
+Document = Mapping[str, Any]
+
+_REPETITION = "seed"
+
+# Metrics of a curve: what an axis calls them, and the factor they are shown by.
+_METRICS = {
+    "accuracy": ("test accuracy, %", 100.0),
+    "attack_success": ("success of the attack, %", 100.0),
+    "loss": ("test loss, nats", 1.0),
+    "xi": (r"$\xi$: regular worker farthest from the mean", 1.0),
+    "A": (r"$A$: poisoned worker farthest from it", 1.0),
+    "sigma2": (r"$\sigma^2$: variance of a batch's gradient", 1.0),
+}
+_GRADIENTS = {"xi": "distance of gradients", "A": "distance of gradients", "sigma2": "squared distance of gradients"}
+# Told apart with any colour vision, and in print by their dashes.
+_LINES = [
+    ("#0072b2", "-"),
+    ("#d55e00", "--"),
+    ("#009e73", "-."),
+    ("#cc79a7", ":"),
+    ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+]
+
+
+def winners_heatmap(
+    documents: Sequence[Document],
+    rows: str = "beta",
+    columns: str = "p",
+    contest: str = "defence",
+    *,
+    metric: str = "accuracy",
+    baseline: str = "mean",
+) -> Figure:
+    """Draw which label of the contest is best at every place of two axes.
+
+    A cell's colour, and its first line, is the maximum over the curve of the best label, the mean over seeds; the
+    second line is that label. The third says how far the baseline is ahead (+) or behind the best other label, and the
+    cells that it wins are framed. A cell where not all labels have a result says how many have.
+
+    Parameters
+    ----------
+    documents : sequence of mapping
+        Results; those of unfinished cells may be missing.
+    rows, columns : str
+        The axes of the picture. Their labels appear in the order in which the documents bring them.
+    contest : str
+        The axis whose labels compete.
+    metric : str
+        A key of the curves' points, of which more is better.
+    baseline : str
+        The label whose lead is told; where it does not take part, no lead is.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no document, an axis does not exist, or there is a further axis that is not ``seed``.
+    """
+    _check_axes(documents, rows, columns, contest)
+    title, factor = _METRICS.get(metric, (metric, 1.0))
+    down, across, names = (_labels(documents, axis) for axis in (rows, columns, contest))
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for document in documents:
+        labels = document["labels"]
+        values = [value for _, value in _curve(document, metric)]
+        if values:
+            place = found.setdefault((labels[rows], labels[columns]), {})
+            place.setdefault(labels[contest], []).append(factor * max(values))
+    best = np.full((len(down), len(across)), np.nan)
+    texts: dict[tuple[int, int], str] = {}
+    framed = []
+    for i, row in enumerate(down):
+        for j, column in enumerate(across):
+            scores = {name: statistics.fmean(values) for name, values in found.get((row, column), {}).items()}
+            if not scores:
+                continue
+            winner = max(scores, key=lambda name: scores[name])  # ties fall to the first
+            best[i, j] = scores[winner]
+            lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
+            others = [score for name, score in scores.items() if name != baseline]
+            if baseline in scores and others:
+                lead = scores[baseline] - max(others)
+                lines.append(f"{baseline} {lead:+.1f}")
+                if lead >= 0:
+                    framed.append((i, j))
+            if len(scores) < len(names):
+                lines.append(f"{len(scores)} of {len(names)} done")
+            texts[i, j] = "\n".join(lines)
+    if not texts:
+        raise UnknownNameError("metric of the curves", metric, _known(documents))
+    figure, axis = plt.subplots(figsize=(2.2 + 1.45 * len(across), 1.5 + 0.85 * len(down)), layout="constrained")
+    image = axis.imshow(np.ma.masked_invalid(best), cmap="cividis", aspect="auto")
+    axis.set_facecolor("#e0e0e0")
+    lowest, highest = np.nanmin(best), np.nanmax(best)
+    for (i, j), text in texts.items():
+        dark = best[i, j] - lowest < 0.55 * (highest - lowest)
+        axis.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
+    for i, j in framed:
+        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=2.2, ec="#d55e00"))
+    axis.set_xticks(range(len(across)), across)
+    axis.set_yticks(range(len(down)), down)
+    axis.set_xlabel(columns)
+    axis.set_ylabel(rows)
+    figure.colorbar(image, ax=axis, label=f"best {title}")
+    seeds = _labels(documents, _REPETITION) if _REPETITION in documents[0]["labels"] else []
+    note = f"best {contest} by its maximum over training" + (
+        f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
+    )
+    if any(baseline in scores for scores in found.values()):
+        note += f"; third line: points by which {baseline} leads\nthe best other; framed where {baseline} wins"
+    axis.set_title(note, fontsize=9, loc="left")
+    return figure
+
+
+def metric_curves(
+    documents: Sequence[Document],
+    columns: str = "partition",
+    rows: str | None = None,
+    metrics: Sequence[str] = ("xi", "A"),
+) -> Figure:
+    """Draw measured quantities over the rounds, one panel per place.
+
+    Lines are means over seeds, bands reach from the smallest to the largest. Distances and variances of gradients
+    stand on a logarithmic axis, on which equal ratios, which matter for them, are equally high; other quantities on one
+    from 0.
+
+    Parameters
+    ----------
+    documents : sequence of mapping
+        Results.
+    columns : str
+        The axis along which panels stand side by side.
+    rows : str, optional
+        The axis along which they stand below each other.
+    metrics : sequence of str
+        Keys of the curves' points, a line each; they share the panels' vertical axis. Points without a key are left
+        out.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no document or metric, an axis does not exist, there is a further axis that is not ``seed``, or no
+        curve has one of the metrics.
+    """
+    if not metrics:
+        raise ConfigurationError("plot: metrics must name at least one key of the curves; got none")
+    _check_axes(documents, columns, *([] if rows is None else [rows]))
+    for metric in metrics:
+        if not any(_curve(document, metric) for document in documents):
+            raise UnknownNameError("metric of the curves", metric, _known(documents))
+    across, down = _labels(documents, columns), [""] if rows is None else _labels(documents, rows)
+    logarithmic = all(
+        metric in _GRADIENTS and all(value > 0 for document in documents for _, value in _curve(document, metric))
+        for metric in metrics
+    )
+    figure, axes = plt.subplots(
+        len(down),
+        len(across),
+        figsize=(1.0 + 2.9 * len(across), 1.2 + 2.2 * len(down)),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for i, row in enumerate(down):
+        for j, column in enumerate(across):
+            here = [
+                document
+                for document in documents
+                if document["labels"][columns] == column and (rows is None or document["labels"][rows] == row)
+            ]
+            _panel(axes[i][j], here, metrics)
+            if i == 0:
+                axes[i][j].set_title(f"{columns}: {column}", fontsize=10)
+            if i == len(down) - 1:
+                axes[i][j].set_xlabel("round")
+        axes[i][0].set_ylabel((f"{rows}: {row}\n" if rows else "") + _unit(metrics))
+    if logarithmic:
+        _use_logarithms(axes[0][0])
+    else:
+        axes[0][0].set_ylim(bottom=0)
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)})
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        frameon=False,
+        ncols=min(len(handles), len(across)),
+    )
+    return figure
+
+
+def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) -> None:
+    for index, metric in enumerate(metrics):
+        title, factor = _METRICS.get(metric, (metric, 1.0))
+        values: dict[int, list[float]] = {}
+        for document in documents:
+            for at, value in _curve(document, metric):
+                values.setdefault(at, []).append(factor * value)
+        if not values:
+            continue
+        rounds = sorted(values)
+        colour, dashes = _LINES[index % len(_LINES)]
+        means = [statistics.fmean(values[at]) for at in rounds]
+        axis.plot(rounds, means, color=colour, ls=dashes, lw=1.7, label=title)
+        low, high = ([f(values[at]) for at in rounds] for f in (min, max))
+        axis.fill_between(rounds, low, high, color=colour, alpha=0.2, lw=0)
+    axis.grid(alpha=0.3)
+
+
+def _use_logarithms(axis: Axes) -> None:
+    """Make the vertical axis logarithmic, with plain numbers beside it."""
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _unit(metrics: Sequence[str]) -> str:
+    """Return what the vertical axis shows, where the metrics have it in common."""
+    units = {_GRADIENTS.get(metric, _METRICS.get(metric, (metric, 1.0))[0]) for metric in metrics}
+    return units.pop() if len(units) == 1 else "value"
+
+
+def _curve(document: Document, metric: str) -> list[tuple[int, float]]:
+    """Return the points of a curve at which a metric is a number."""
+    points = ((int(point["round"]), point.get(metric)) for point in document["curve"])
+    return [(at, float(value)) for at, value in points if value is not None and math.isfinite(value)]
+
+
+def _known(documents: Sequence[Document]) -> list[str]:
+    return sorted({key for document in documents for point in document["curve"] for key in point} - {"round"})
+
+
+def _labels(documents: Sequence[Document], axis: str) -> list[str]:
+    """Return the labels along an axis, in the order in which they come."""
+    return list(dict.fromkeys(document["labels"][axis] for document in documents))
+
+
+def _check_axes(documents: Sequence[Document], *axes: str) -> None:
+    """Raise unless documents differ along these axes and by seed alone: others would be thrown together unseen."""
+    if not documents:
+        raise ConfigurationError("plot: documents must hold at least one result; got none: run the study first")
+    known = list(documents[0]["labels"])
+    for axis in axes:
+        if axis not in known:
+            raise UnknownNameError("axis of the results", axis, known)
+    if len(set(axes)) < len(axes):
+        raise ConfigurationError(f"plot: axes must differ; got {', '.join(axes)}")
+    for axis in known:
+        if axis not in axes and axis != _REPETITION and len(labels := _labels(documents, axis)) > 1:
+            raise ConfigurationError(
+                f"plot: results must not differ along axis {axis}, which the plot does not show; got "
+                f"{', '.join(labels)}: choose the results of one"
+            )
