@@ -70,7 +70,7 @@ def winners_heatmap(
     documents : sequence of mapping
         Results; those of unfinished cells may be missing.
     rows, columns : str
-        The axes of the picture. Their labels appear in the order in which the documents bring them.
+        The axes of the picture. Their labels appear in the order in which the documents bring them, numbers in theirs.
     contest : str
         The axis whose labels compete.
     metric : str
@@ -263,8 +263,12 @@ def _known(documents: Sequence[Document]) -> list[str]:
 
 
 def _labels(documents: Sequence[Document], axis: str) -> list[str]:
-    """Return the labels along an axis, in the order in which they come."""
-    return list(dict.fromkeys(document["labels"][axis] for document in documents))
+    """Return the labels along an axis in the order in which they come; numbers, of which some may be late, in theirs."""
+    labels = list(dict.fromkeys(document["labels"][axis] for document in documents))
+    try:
+        return sorted(labels, key=float, reverse=float(labels[0]) > float(labels[-1]))
+    except ValueError:
+        return labels
 
 
 def _check_axes(documents: Sequence[Document], *axes: str) -> None:
