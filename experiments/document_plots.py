@@ -263,7 +263,7 @@ def _known(documents: Sequence[Document]) -> list[str]:
 
 
 def _labels(documents: Sequence[Document], axis: str) -> list[str]:
-    """Return the labels along an axis in the order in which they come; numbers, of which some may be late, in theirs."""
+    """Return the labels along an axis as they come; numbers, of which some may come late, in their order."""
     labels = list(dict.fromkeys(document["labels"][axis] for document in documents))
     try:
         return sorted(labels, key=float, reverse=float(labels[0]) > float(labels[-1]))
