@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from flwr_robust.errors import ConfigurationError, UnknownNameError
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
 __all__ = ["metric_curves", "winners_heatmap"]
 
@@ -57,13 +57,14 @@ def winners_heatmap(
     contest: str = "defence",
     *,
     metric: str = "accuracy",
+    take: str = "best",
     baseline: str = "mean",
 ) -> Figure:
     """Draw which label of the contest is best at every place of two axes.
 
-    A cell's colour, and its first line, is the maximum over the curve of the best label, the mean over seeds; the
-    second line is that label. The third says how far the baseline is ahead (+) or behind the best other label, and the
-    cells that it wins are framed. A cell where not all labels have a result says how many have.
+    A cell's colour, and its first line, is the value of the best label, the mean over seeds; the second line is
+    that label. The third says how far the baseline is ahead (+) or behind the best other label, and the cells that
+    it wins are framed. A cell where not all labels have a result says how many have.
 
     Parameters
     ----------
@@ -75,6 +76,8 @@ def winners_heatmap(
         The axis whose labels compete.
     metric : str
         A key of the curves' points, of which more is better.
+    take : str
+        Whether a run's value is the ``best`` of its curve or the ``final``.
     baseline : str
         The label whose lead is told; where it does not take part, no lead is.
 
@@ -83,6 +86,7 @@ def winners_heatmap(
     ConfigurationError
         If there is no document, an axis does not exist, or there is a further axis that is not ``seed``.
     """
+    check_choice("plot", "take", take, ("best", "final"))
     _check_axes(documents, rows, columns, contest)
     title, factor = _METRICS.get(metric, (metric, 1.0))
     down, across, names = (_labels(documents, axis) for axis in (rows, columns, contest))
@@ -92,7 +96,7 @@ def winners_heatmap(
         values = [value for _, value in _curve(document, metric)]
         if values:
             place = found.setdefault((labels[rows], labels[columns]), {})
-            place.setdefault(labels[contest], []).append(factor * max(values))
+            place.setdefault(labels[contest], []).append(factor * (max(values) if take == "best" else values[-1]))
     best = np.full((len(down), len(across)), np.nan)
     texts: dict[tuple[int, int], str] = {}
     framed = []
@@ -128,9 +132,9 @@ def winners_heatmap(
     axis.set_yticks(range(len(down)), down)
     axis.set_xlabel(columns)
     axis.set_ylabel(rows)
-    figure.colorbar(image, ax=axis, label=f"best {title}")
+    figure.colorbar(image, ax=axis, label=f"{take} {title}")
     seeds = _labels(documents, _REPETITION) if _REPETITION in documents[0]["labels"] else []
-    note = f"best {contest} by its maximum over training" + (
+    note = f"best {contest} by its {'maximum over training' if take == 'best' else 'end'}" + (
         f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
     )
     if any(baseline in scores for scores in found.values()):

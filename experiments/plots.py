@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.document_plots import metric_curves, winners_heatmap
 from experiments.groups import Group
 from experiments.study import Study
 
@@ -42,6 +43,11 @@ def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) 
             yield "curves", _curves(study, groups)
         elif plot == "heatmap":
             yield "heatmap", _heatmap(study, groups, documents)
+        elif plot == "winners":
+            shown = (study.rows, study.columns, study.report.contest)
+            yield "winners", winners_heatmap(documents, *shown, metric=study.report.metric, take=study.report.take)
+        elif plot == "metrics":
+            yield "metrics", metric_curves(documents, study.columns, study.rows, study.report.metrics)
 
 
 def as_png(figure: Figure, dpi: int = 140) -> bytes:

@@ -10,7 +10,8 @@ from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
 from experiments.document_plots import metric_curves, winners_heatmap
-from experiments.plots import as_png
+from experiments.plots import as_png, draw
+from experiments.study import load_study
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 
 
@@ -96,6 +97,34 @@ def test_another_metric_and_another_baseline():
     assert texts[2, 0] == "1.8\nfaba\nfaba +0.2"
     assert frames == {(1, 0), (2, 0)}
     assert figure.axes[1].get_ylabel() == "best score"
+
+
+def test_the_end_may_count_instead_of_the_maximum():
+    figure = winners_heatmap(grid(scored), take="final")
+    assert cells_of(figure)[0][0, 0] == "63.4\nlfighter\nmean -7.0"  # seven tenths of the peak
+    assert figure.axes[1].get_ylabel() == "final test accuracy, %"
+    with pytest.raises(ConfigurationError, match="take must be one of best, final; got take='last'"):
+        winners_heatmap(grid(scored), take="last")
+
+
+def test_studies_ask_for_these_plots():
+    """[report] of a study, through `draw`."""
+    winners, metrics = load_study("peng2025_grid"), load_study("peng2025_diagnostics")
+    documents = [{"labels": dict(cell.labels), "curve": [{"round": 0, "accuracy": 0.5}]} for cell in winners.cells]
+    (drawn,) = draw(winners, {}, documents)
+    assert drawn[0] == "winners"
+    texts, frames = cells_of(drawn[1])
+    assert len(texts) == len(frames) == 36  # the mean is level with all, and named first
+    assert texts[0, 0] == "50.0\nmean\nmean +0.0"
+    documents = [
+        {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0}]}
+        for cell in metrics.cells
+        if cell.labels["model"] == "mlp"
+    ]
+    name, figure = next(iter(draw(metrics, {}, documents)))
+    assert name == "metrics"
+    assert len(figure.axes) == 6
+    assert [line.get_ydata().tolist() for line in figure.axes[5].lines] == [[1.0], [2.0]]
 
 
 def measured(xi, a, seeds=("0", "1", "2"), partitions=("iid", "apart"), attacks=("static", "dynamic")):
