@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from flwr_robust.adversary import Adversary, written
 from flwr_robust.class_rounds import (
-    ClassesSettled,
     answers,
     by_label,
     claims,
     draw_class_batch,
     own_classes,
     settle_classes,
+    state_of_class,
 )
 from flwr_robust.config import RunConfig
-from flwr_robust.desgd import class_momenta, classes_of_round
+from flwr_robust.desgd import answer_names, answered_classes, class_momenta, classes_of_round
+from flwr_robust.fault import Fault
 from flwr_robust.results import RoundResult
 from flwr_robust.rounds import Poison
-from flwr_robust.rows import Rows
+from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import State
 from flwr_robust.tasks import Grouped
 
 __all__ = ["ClassWise"]
 
 MakeRows = Callable[[Tensor, Sequence[int]], Rows]
+
+_Sent = dict[int, dict[int, Tensor]]  # by client and class; empty for those that abstain
+
+
+@dataclass
+class _Heard:
+    """What the server hears of a round's messages."""
+
+    unheard: dict[int, str] = field(default_factory=dict)  # the reason, by client
+    silent: set[int] = field(default_factory=set)
+    strength: float | None = None
 
 
 class ClassWise:
@@ -40,17 +54,33 @@ class ClassWise:
         The model, walked for many batches at once; its learner holds the model that was sent.
     x, y : Tensor (N, ...), Tensor (N,)
         The training samples, on the learner's device.
+    layout : sequence of Layer
+        The model's arrays.
+    make_rows : callable (Tensor (n, d), clients) -> Rows
+        What the server makes of messages.
+    adversary : Adversary, optional
+        What attackers do to their messages.
     """
 
-    def __init__(self, config: RunConfig, grouped: Grouped, x: Tensor, y: Tensor) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        grouped: Grouped,
+        x: Tensor,
+        y: Tensor,
+        layout: Sequence[Layer],
+        make_rows: MakeRows,
+        adversary: Adversary | None = None,
+    ) -> None:
         self.config = config
         self._grouped, self._x, self._y = grouped, x, y
+        self._layout, self._rows, self._adversary = layout, make_rows, adversary
         self._held = [own_classes(config, client) for client in range(config.clients)]
         self._momenta: list[dict[int, Tensor]] = [{} for _ in range(config.clients)]
         self._state: State = {}
 
     def round(
-        self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor], make_rows: MakeRows
+        self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor]
     ) -> tuple[RoundResult, Tensor | None]:
         """Run a round up to the server's step.
 
@@ -62,8 +92,6 @@ class ClassWise:
             The clients asked, ascending.
         shared : sequence of Tensor (1, *shape)
             The model that was sent.
-        make_rows : callable (Tensor (n, d), clients) -> Rows
-            What the server makes of messages.
 
         Returns
         -------
@@ -77,16 +105,16 @@ class ClassWise:
         wanted = classes_of_round(config.schedule, server_round, classes, config.classes_per_round, config.seed)
         sent = self._sent(server_round, asked, wanted, shared)
         abstained = [client for client in asked if not sent[client]]
-        faulty = [c for c in asked if any(not bool(torch.isfinite(part).all()) for part in sent[c].values())]
-        senders = [client for client in asked if client not in abstained and client not in faulty]
-        rows: dict[int, Rows | None] = {}
+        heard = self._attacked(server_round, sent, wanted, shared)
+        for client, parts in sent.items():
+            if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
+                heard.unheard.setdefault(client, "NOT_FINITE")
+        out = {*abstained, *heard.unheard, *heard.silent}
+        senders = [client for client in asked if client not in out]
         members = {k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted}
-        for k, places in members.items():
-            clients = [senders[place] for place in places]
-            rows[k] = make_rows(torch.stack([sent[c][k] for c in clients]), clients) if clients else None
-        settled: ClassesSettled = settle_classes(
+        settled = settle_classes(
             config.rule,
-            rows,
+            {k: self._rows_of(sent, k, [senders[place] for place in places]) for k, places in members.items()},
             members,
             self._state,
             replies=len(senders),
@@ -99,16 +127,90 @@ class ClassWise:
             server_round,
             senders,
             () if settled.aggregate is None else settled.aggregate.weights.tolist(),
-            [(client, "NOT_FINITE") for client in faulty],
+            [(client, heard.unheard[client]) for client in asked if client in heard.unheard],
             settled.outcome,
-            abstained=abstained,
+            [client for client in asked if client in heard.silent],
+            heard.strength,
+            abstained,
         )
         return result, settled.direction
 
-    def _sent(
-        self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]
-    ) -> dict[int, dict[int, Tensor]]:
-        """Return what every client sends, by class; empty for those that abstain."""
+    def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int]) -> Rows | None:
+        """Return what clients have sent for a class; None where there are none."""
+        return self._rows(torch.stack([sent[client][k] for client in clients]), clients) if clients else None
+
+    def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int], shared: Sequence[Tensor]) -> _Heard:
+        """Let attackers write over what they send, in place, or fail."""
+        heard, adversary = _Heard(), self._adversary
+        attackers = {client for client in self.config.attackers_in(server_round) if client in sent}
+        if adversary is None or not attackers:
+            return heard
+        if isinstance(adversary.attack, Fault):
+            for client in sorted(attackers):
+                if sent[client]:
+                    self._fail(adversary, server_round, client, sent, wanted, heard)
+            return heard
+        model = [parameter.squeeze(0).cpu().numpy() for parameter in shared]
+        for k in wanted:
+            # Those that are not finite are not looked at, and stay as they are.
+            read = [client for client in sent if k in sent[client] and bool(torch.isfinite(sent[client][k]).all())]
+            own = [client for client in read if client in attackers]
+            honest = [client for client in read if client not in attackers]
+            if not adversary.usable(len(own), len(honest)):
+                continue
+            own_rows = self._rows_of(sent, k, own)
+            assert own_rows is not None
+            values = adversary.craft(
+                server_round,
+                own_rows,
+                self._rows_of(sent, k, honest),
+                [place for place, client in enumerate(read) if client in attackers],
+                model,
+                asked=len(sent),
+                unit=torch.finfo(sent[own[0]][k].dtype).eps / 2,
+                rule_state=state_of_class(self.config.rule, self._state, k),
+                kind=k if len(wanted) > 1 else None,
+            )
+            for client, row in zip(own, values, strict=True):
+                held = sent[client][k]
+                sent[client][k] = torch.from_numpy(written(row, model[0].dtype)).to(held.device)
+            heard.strength = adversary.strength if heard.strength is None else heard.strength
+        return heard
+
+    def _fail(
+        self, adversary: Adversary, server_round: int, client: int, sent: _Sent, wanted: Sequence[int], heard: _Heard
+    ) -> None:
+        """Let a client fail."""
+        sizes = [layer.size for layer in self._layout]
+        model = [layer.name for layer in self._layout]
+        parts = (
+            part.view(layer.shape)
+            for flat in sent[client].values()
+            for layer, part in zip(
+                self._layout, flat.cpu().clone().split_with_sizes(sizes), strict=True
+            )  # faults keep it
+        )
+        layers = dict(zip(answer_names(model, sent[client], wanted), parts, strict=True))
+        answer = adversary.answer(server_round, client, layers)
+        if answer is None:
+            heard.silent.add(client)
+        elif isinstance(answer, str):
+            heard.unheard[client] = "ERROR"
+        else:
+            answered = answered_classes(answer.keys(), wanted)
+            names = answer_names(model, answered, wanted)
+            if answer.keys() != set(names) or not names:
+                heard.unheard[client] = "NAMES"
+            elif answer is not layers:
+                device, width = self._grouped.learner.device, len(model)
+                flat = [answer[name].flatten() for name in names]
+                sent[client] = {
+                    k: torch.cat(flat[place * width : (place + 1) * width]).to(device)
+                    for place, k in enumerate(answered)
+                }
+
+    def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]) -> _Sent:
+        """Return what every client sends."""
         config, learner = self.config, self._grouped.learner
         attackers = config.attackers_in(server_round) if config.data_attack else ()
         poisons = {

@@ -39,6 +39,7 @@ __all__ = [
     "CLASS_MOMENTUM",
     "SCHEDULES",
     "answer_names",
+    "answered_classes",
     "check_desgd",
     "class_momenta",
     "classes_of_round",
@@ -205,6 +206,19 @@ def answer_names(model: Iterable[str], answered: Collection[int], asked: Sequenc
     """
     names = list(model)
     return [name if len(asked) == 1 else f"{k}/{name}" for k in answered for name in names]
+
+
+def answered_classes(names: Collection[str], asked: Sequence[int]) -> tuple[int, ...]:
+    """Return the classes, of those asked for, that a reply with arrays of these names answers for.
+
+    Examples
+    --------
+    >>> answered_classes(["3/w"], [2, 3]), answered_classes(["w"], [2])
+    ((3,), (2,))
+    """
+    if len(asked) == 1:
+        return tuple(asked)
+    return tuple(k for k in asked if any(name.startswith(f"{k}/") for name in names))
 
 
 # -- the server ---------------------------------------------------------------------------------------

@@ -143,8 +143,10 @@ class _Federation:
             self._adversary = Adversary(
                 attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
             )
-        wise = config.message == CLASS_MOMENTUM
-        self._class_wise = ClassWise(config, self._grouped, self._x, self._y) if wise else None
+        self._class_wise: ClassWise | None = None
+        if config.message == CLASS_MOMENTUM:
+            samples = self._x, self._y
+            self._class_wise = ClassWise(config, self._grouped, *samples, self.layout, self._rows, self._adversary)
 
     def arrays(self) -> Arrays:
         """Return the model's arrays by name."""
@@ -158,10 +160,10 @@ class _Federation:
         for parameter, part in zip(self._shared, self._sent.split_with_sizes(self._sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
         if self._class_wise is not None:
-            found, direction = self._class_wise.round(server_round, asked, self._shared, self._rows)
+            told, direction = self._class_wise.round(server_round, asked, self._shared)
             if direction is not None:
                 self._flat[:] = moved(self._flat, server_step(config.message, config.server_learning_rate, direction))
-            return found
+            return told
         messages = self._messages(server_round, asked)
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard

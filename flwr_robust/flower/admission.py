@@ -19,7 +19,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_robust.desgd import answer_names
+from flwr_robust.desgd import answer_names, answered_classes
 from flwr_robust.errors import ConfigurationError, check_number
 from flwr_robust.flower.metrics import PARTITION, levelled
 from flwr_robust.flower.records import PayloadError, decode, fill, is_finite, plain, records_of
@@ -228,18 +228,15 @@ class SentModel:
 
     def answered(self, names: Collection[str]) -> tuple[int, ...]:
         """Return the classes, of those asked for, that a reply with arrays of these names answers for."""
-        if len(self.classes) < 2:
-            return self.classes
-        return tuple(k for k in self.classes if any(name.startswith(f"{k}/") for name in names))
+        return answered_classes(names, self.classes) if self.classes else ()
 
     def demanded(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
         """Return what a reply with arrays of these names must hold: the arrays of the model, under those names."""
         if len(self.classes) < 2:
             return self.arrays
         answered = self.answered(names)
-        return dict(
-            zip(answer_names(self.arrays, answered, self.classes), [*self.arrays.values()] * len(answered), strict=True)
-        )
+        arrays = [*self.arrays.values()] * len(answered)
+        return dict(zip(answer_names(self.arrays, answered, self.classes), arrays, strict=True))
 
 
 def admit(
