@@ -838,3 +838,16 @@ def test_ray_gives_the_same_model_to_the_bit(tmp_path):
             for key in ("model_sha256", "curve", "abstentions", "mean_weights", "refused", "missing", "outcomes"):
                 assert on_ray[key] == in_process[key]
             assert sum(on_ray["abstentions"]) > 0
+
+
+@pytest.mark.gpu
+def test_the_same_run_on_a_gpu_agrees_to_rounding(tmp_path):
+    keys = {**DIGITS, "rounds": 5, "evaluate_every": 5, "model": "mlp", "attack": "label_flip()", "attackers": 4}
+    models = []
+    for device in ("cpu", "cuda"):
+        path = tmp_path / f"{device}.npz"
+        simulate(RunConfig.from_mapping({**keys, "device": device, "save_model": str(path)}))
+        with np.load(path) as file:
+            models.append(dict(file))
+    for key in models[0]:
+        np.testing.assert_allclose(models[1][key], models[0][key], atol=1e-3)
