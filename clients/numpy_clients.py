@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, RecordDict
@@ -10,7 +11,9 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from torch import Tensor
 
+from flwr_robust.class_rounds import answers, by_label, claims, draw_class_batch, own_classes
 from flwr_robust.config import RunConfig, pick_device
+from flwr_robust.desgd import CLASS_MOMENTUM, class_momenta
 from flwr_robust.flower.records import as_tensor, decode, encode_record
 from flwr_robust.momentum import momentum_step
 from flwr_robust.rounds import Poison, batch_generator, draw_batch
@@ -19,12 +22,18 @@ from flwr_robust.tasks import Learner
 __all__ = ["HonestClient", "Poisoner"]
 
 _MOMENTUM = "momentum"
+_MOMENTA = "class-momenta"
 
 
 @lru_cache(maxsize=8)
 def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
     """One model per process and role: its parameters are set anew for every message."""
     return config.learner(device)
+
+
+@lru_cache(maxsize=256)
+def _held(config: RunConfig, client: int) -> dict[int, Tensor]:
+    return own_classes(config, client)
 
 
 class HonestClient(NumPyClient):
@@ -55,6 +64,8 @@ class HonestClient(NumPyClient):
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Compute this round's message on batches drawn from (seed, client, round)."""
         self.learner.load(parameters)
+        if self.config.message == CLASS_MOMENTUM:
+            return self._answer(int(config["server-round"]), config["classes"])
         generator = batch_generator(self.config, self.client, int(config["server-round"]))
         if self.config.message in ("gradient", "momentum"):
             message = self._gradient(generator)
@@ -82,6 +93,33 @@ class HonestClient(NumPyClient):
         x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
         y = self.task.y_train.index_select(0, picked).to(self.learner.device)
         return self.learner.gradient(*self.batch(x, y))
+
+    def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Update the momenta of all classes that the batch holds; send those of the classes asked for, if any."""
+        drawn = torch.cat(draw_class_batch(self.config, self.client, server_round, _held(self.config, self.client)))
+        x = self.task.inputs(self.task.x_train.index_select(0, drawn), self.learner.device)
+        y = self.task.y_train.index_select(0, drawn).to(self.learner.device)
+        gradients = {
+            k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])
+            for k, batch in by_label(*self.batch(x, y)).items()
+        }
+        record = self.state.get(_MOMENTA)
+        held = record.items() if isinstance(record, ArrayRecord) else ()
+        previous = {int(k): as_tensor(decode(array)).to(self.learner.device) for k, array in held}
+        following = class_momenta(previous, gradients, self.config.alpha)
+        self.state[_MOMENTA] = encode_record({str(k): flat.cpu().numpy() for k, flat in following.items()})
+        fresh = {k: following[k] for k in gradients}
+        assert isinstance(asked, list)  # the server's; Flower's type of a config knows no lists
+        sent = answers(fresh, asked, claims(self.config, self.client, server_round))
+        shapes = [parameter.shape for parameter in self.learner.parameters]
+        sizes = [shape.numel() for shape in shapes]
+        arrays = [
+            part.view(shape).cpu().numpy()
+            for flat in sent.values()
+            for part, shape in zip(flat.split(sizes), shapes, strict=True)
+        ]
+        told: dict[str, Any] = {"classes": list(sent)}
+        return arrays, len(self.samples), told
 
     def _with_momentum(self, gradient: list[Tensor]) -> list[Tensor]:
         record, previous = self.state.get(_MOMENTUM), None
@@ -121,7 +159,11 @@ class Poisoner(HonestClient):
             rank = attackers.index(self.client)
             self._poison = Poison.of(self.config, self.client, server_round, rank, self._scores)
         arrays, count, metrics = super().fit(parameters, config)
-        return arrays if self._poison is None else self._poison.scaled(arrays, parameters), count, metrics
+        if self._poison is None:
+            return arrays, count, metrics
+        # Only parameters are scaled relative to the model; class momenta may be more than one model's arrays, or none.
+        sent = parameters if self.config.message == "parameters" else arrays
+        return self._poison.scaled(arrays, sent), count, metrics
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return poisoned inputs and labels; attacks that look see the global model as it was sent."""

@@ -89,6 +89,7 @@ class Adversary:
         asked: int,
         unit: float,
         rule_state: State | None = None,
+        kind: int | None = None,
     ) -> NDArray[np.float64]:
         """Return the rows (a, d) that the attackers send; to be turned into messages by `written`.
 
@@ -109,9 +110,11 @@ class Adversary:
             The relative error of rounding a number to the messages' type.
         rule_state : State, optional
             That of the defence in use, before this round.
+        kind : int, optional
+            Where a round asks for several classes: the one that all these rows are of, which has draws of its own.
         """
         assert isinstance(self.attack, MessageAttack)
-        sign = -1.0 if self.message in ("gradient", "momentum") else 1.0
+        sign = -1.0 if self.message in ("gradient", "momentum", "class_momentum") else 1.0
         view = View(
             self.knowledge,
             own=own,
@@ -125,7 +128,8 @@ class Adversary:
             model=lambda: sign * torch.cat([torch.from_numpy(values).double().flatten() for values in model]),
             precision=(unit, _length(model) if self.message == "parameters" else 0.0),
         )
-        crafted, self.state = self.attack.craft(view, self.state, torch_generator(self.seed, "attack", server_round))
+        draw = torch_generator(self.seed, "attack", server_round, *([] if kind is None else [kind]))
+        crafted, self.state = self.attack.craft(view, self.state, draw)
         values = np.empty((own.n, crafted.d))
         for start, block in crafted.blocks():
             values[:, start : start + block.shape[1]] = block.cpu().numpy()

@@ -237,13 +237,16 @@ def _show_outcomes(console: Console, records: Sequence[Record], server_round: in
 
 def _show_rounds(console: Console, records: Sequence[Record]) -> None:
     table = Table()
-    for name in ("round", "asked", "admitted", "refused", "silent", "largest weight"):
+    found = rounds(records)
+    abstaining = any(each.abstained for each in found)
+    counted = ("asked", "admitted", "refused", "silent", *(["abstained"] if abstaining else []))
+    for name in ("round", *counted, "largest weight"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome")
     table.add_column("model after")
-    for each in rounds(records):
+    for each in found:
         table.add_row(
-            *map(str, (each.round, each.asked, each.admitted, each.refused, each.silent)),
+            *(str(getattr(each, name)) for name in ("round", *counted)),
             _number(each.heaviest),
             _text(each.outcome + (" (undone)" if each.undone else "")),
             _text(each.model_after[:12]),
@@ -288,7 +291,8 @@ def clients_command(
     )
     table = Table()
     table.add_column("node", justify="right", no_wrap=True)
-    for name in ("part.", "asked", "adm.", "ref.", "silent", "weight", "distance"):
+    abstaining = any(each.abstained for each in ranked)
+    for name in ("part.", "asked", "adm.", "ref.", "silent", *(["abst."] if abstaining else []), "weight", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why refused", ratio=1)
     for each in ranked:
@@ -297,6 +301,7 @@ def clients_command(
             str(each.node),
             "" if each.partition is None else str(each.partition),
             *map(str, (each.asked, each.admitted, each.refused, each.silent)),
+            *([str(each.abstained)] if abstaining else []),
             *map(_number, (each.weight, each.distance)),
             _text(reasons + (" (in quarantine)" if each.quarantined else "")),
         )

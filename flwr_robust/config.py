@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from flwr_robust.attack import DataAttack, data_attacks, drawn_attackers
+from flwr_robust.desgd import CLASS_MOMENTUM, check_desgd
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,
@@ -64,7 +65,7 @@ class RunConfig:
     data : str
         Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.
     model : str
-        ``softmax``, ``mlp`` or ``cnn``.
+        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.
     partition : str
         ``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.
     clients : int
@@ -90,11 +91,18 @@ class RunConfig:
     known : int
         With ``partial``: how many honest replies are seen, those of the first clients; else 0.
     message : str
-        ``momentum``, ``gradient``, ``delta`` or ``parameters``.
+        ``momentum``, ``gradient``, ``delta`` or ``parameters``; or ``class_momentum``: one momentum per class, of which
+        those that the round asks for are sent (Byz-DeSGD, see `flwr_robust.desgd`).
     alpha : float
-        With momentum: weight of the new gradient, in (0, 1].
+        With momentum: weight of the new gradient, in (0, 1]. With class_momentum the server's buffer fades by it, too.
+    gamma : float
+        With class_momentum: weight of the server's buffer in its step, in [0, 1].
+    schedule : str
+        With class_momentum: ``cyclic`` or ``random``, how the classes of a round are chosen.
+    classes_per_round : int
+        With class_momentum: how many classes a round asks for.
     server_learning_rate : float
-        Multiplies the aggregated update; gamma for gradients and momenta.
+        Multiplies the aggregated update; the step size for gradients and momenta.
     local_steps : int
         With delta and parameters: steps of a client per round.
     local_learning_rate : float
@@ -150,6 +158,9 @@ class RunConfig:
     known: int = 0
     message: str = "momentum"
     alpha: float = 0.1
+    gamma: float = 0.5
+    schedule: str = "cyclic"
+    classes_per_round: int = 1
     server_learning_rate: float = 0.1
     local_steps: int = 1
     local_learning_rate: float = 0.1
@@ -224,7 +235,8 @@ class RunConfig:
         check_number(owner, "weight-decay", self.weight_decay, minimum=0)
         check_number(owner, "fraction-train", self.fraction_train, above=0, maximum=1)
         check_alpha(self.alpha)
-        check_choice(owner, "message", self.message, MESSAGES)
+        check_choice(owner, "message", self.message, (*MESSAGES, CLASS_MOMENTUM))
+        check_desgd(owner, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
         check_choice(owner, "batching", self.batching, ("random", "consecutive"))
         check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
         if self.model not in MODELS:
@@ -322,6 +334,8 @@ class RunConfig:
         task = load_task(self.task, self.data or None)
         if self.data_attack and (sentence := self.data_attack.check(task.classes, task.shape)):
             raise ConfigurationError(sentence)
+        if self.message == CLASS_MOMENTUM:
+            check_desgd("configuration", self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
         return task
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:

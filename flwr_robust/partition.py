@@ -61,9 +61,13 @@ class Partition(Component, ABC):
             raise ConfigurationError(
                 f"{self.name}: clients must be at most the number of samples, {len(labels)}; got clients={clients}"
             )
-        fields = [float(v) if isinstance(v, int | float) else v for v in dataclasses.astuple(self)]
+        fields = [float(v) if isinstance(v, int | float) else v for v in self.drawn_from()]
         generator = numpy_generator(seed, "partition", self.name, repr(fields), clients)
         return [np.sort(part).astype(np.int64) for part in self.split(labels, clients, generator)]
+
+    def drawn_from(self) -> tuple[object, ...]:
+        """Return the fields that the draw depends on."""
+        return dataclasses.astuple(self)
 
     @abstractmethod
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
@@ -177,35 +181,60 @@ class ByLabel(Partition):
 class KClasses(Partition):
     """k classes per client, dealt in turn from a random order; a class is split evenly over its holders.
 
-    No client is empty as long as every class has as many samples as holders.
+    The last ``others`` clients are set apart: they hold samples of all classes, others / clients of each class in all,
+    split evenly among them. So attackers, who are the last clients, can be given what nobody else has. No client is
+    empty as long as every class has as many samples as holders, and, with ``others``, as clients.
 
     Attributes
     ----------
     k : int
-        Classes per client; 1 <= k <= number of classes, and clients * k >= number of classes.
+        Classes per client; 1 <= k <= number of classes, and (clients - others) * k >= number of classes.
+    others : int
+        How many clients hold samples of all classes, the last ones; 0 <= others < clients.
     """
 
     k: int
+    others: int = 0
 
     def __post_init__(self) -> None:
         check_integer("k_classes", "k", self.k, 1)
+        check_integer("k_classes", "others", self.others, 0)
+
+    def drawn_from(self) -> tuple[object, ...]:
+        """Return k, and others where there are some: without any the draw is that of ``k_classes(k=...)``."""
+        return (self.k, self.others) if self.others else (self.k,)
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Deal the classes."""
         classes = _by_class(labels, generator)
-        count = len(classes)
+        count, dealt = len(classes), clients - self.others
+        if dealt < 1:
+            raise ConfigurationError(
+                f"k_classes: others must be below clients={clients}; got others={self.others}: somebody must hold k"
+            )
         if self.k > count:
             raise ConfigurationError(f"k_classes: k must be at most the number of classes, {count}; got k={self.k}")
-        if clients * self.k < count:
+        if dealt * self.k < count:
+            who, given = (
+                ("clients", f"clients={clients}")
+                if self.others == 0
+                else ("(clients - others)", f"clients={clients}, others={self.others}")
+            )
             raise ConfigurationError(
-                f"k_classes: clients * k must be at least the number of classes, {count}, or samples are left over; "
-                f"got clients={clients}, k={self.k}"
+                f"k_classes: {who} * k must be at least the number of classes, {count}, or samples are left over; "
+                f"got {given}, k={self.k}"
             )
         order = generator.permutation(count)
         owners: list[list[int]] = [[] for _ in range(count)]
-        for position in range(clients * self.k):
+        for position in range(dealt * self.k):
             owners[order[position % count]].append(position // self.k)
-        return _deal(owners, classes, clients)
+        if self.others == 0:
+            return _deal(owners, classes, clients)
+        cuts = [round(len(indices) * self.others / clients) for indices in classes]
+        shared = [indices[:cut] for indices, cut in zip(classes, cuts, strict=True)]
+        rest = [indices[cut:] for indices, cut in zip(classes, cuts, strict=True)]
+        everybody = [list(range(self.others))] * count
+        return _deal(owners, rest, dealt) + _deal(everybody, shared, self.others)
 
 
 @partitions.register("shards")

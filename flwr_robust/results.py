@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class RoundResult:
         The partitions of those who were asked and did not answer.
     strength : float or None
         What the attackers chose, where their attack on messages has a strength.
+    abstained : sequence of (int or None)
+        The partitions of those who had nothing to say to what the round asked for.
     """
 
     round: int
@@ -55,6 +58,7 @@ class RoundResult:
     outcome: Outcome
     missing: Sequence[int | None] = ()
     strength: float | None = None
+    abstained: Sequence[int | None] = ()
 
 
 def evaluator(
@@ -125,6 +129,7 @@ def document(
         for result in history
         if (attackers := config.attackers_in(result.round))
     ]
+    abstentions = Counter(partition for result in history for partition in result.abstained)
     spans = [after - before for before, after in itertools.pairwise(ends)]
     return {
         "model_sha256": model_sha256(model),
@@ -143,6 +148,7 @@ def document(
         "strengths": [
             {"round": result.round, "strength": result.strength} for result in history if result.strength is not None
         ],
+        "abstentions": [abstentions[client] for client in range(config.clients)],
         "seconds": seconds,
         "median_round_seconds": statistics.median(spans) if spans else 0.0,
         "visible_gpus": dict(sorted(visible_gpus.items())),

@@ -46,12 +46,13 @@ def batch_generator(config: RunConfig, client: int, server_round: int) -> torch.
     return torch_generator(config.seed, "batch", client, server_round)
 
 
-def draw_batch(config: RunConfig, held: int, generator: torch.Generator) -> Tensor:
-    """Return a client's next batch: the places (batch-size,) of its samples among the ``held`` ones."""
+def draw_batch(config: RunConfig, held: int, generator: torch.Generator, size: int | None = None) -> Tensor:
+    """Return a client's next batch: the places (size,) of its samples among the ``held`` ones; size: batch-size."""
+    size = config.batch_size if size is None else size
     if config.batching == "consecutive":
         start = int(torch.randint(held, (1,), generator=generator))
-        return (start + torch.arange(config.batch_size)) % held
-    return torch.randint(held, (config.batch_size,), generator=generator)
+        return (start + torch.arange(size)) % held
+    return torch.randint(held, (size,), generator=generator)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _finite(value: Tensor) -> bool:
 
 def server_step(message: str, learning_rate: float, value: Tensor) -> NDArray[np.float64]:
     """Return what the aggregated messages change in the model, flat."""
-    sign = -1 if message in ("gradient", "momentum") else 1
+    sign = -1 if message in ("gradient", "momentum", "class_momentum") else 1
     step: NDArray[np.float64] = sign * learning_rate * value.cpu().numpy()
     return step
 

@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from flwr_robust.adversary import Adversary, written
+from flwr_robust.class_rounds import check_senders
+from flwr_robust.class_simulation import ClassWise
 from flwr_robust.config import RunConfig, pick_device
+from flwr_robust.desgd import CLASS_MOMENTUM
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.fault import Fault
 from flwr_robust.message_attack import Knowledge, MessageAttack
@@ -73,6 +76,7 @@ def simulate(config: RunConfig) -> dict[str, Any]:
     """
     if sentence := unbatched(config):
         raise ConfigurationError(f"simulation: {sentence}; run it in process")
+    check_senders(config)
     torch.set_num_threads(config.threads)
     federation = _Federation(config)
     if sentence := config.rule.check_layout(federation.layout):
@@ -139,6 +143,10 @@ class _Federation:
             self._adversary = Adversary(
                 attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
             )
+        self._class_wise: ClassWise | None = None
+        if config.message == CLASS_MOMENTUM:
+            samples = self._x, self._y
+            self._class_wise = ClassWise(config, self._grouped, *samples, self.layout, self._rows, self._adversary)
 
     def arrays(self) -> Arrays:
         """Return the model's arrays by name."""
@@ -151,6 +159,11 @@ class _Federation:
         asked = sample_clients(config.seed, "train", server_round, config.clients, config.sampled)
         for parameter, part in zip(self._shared, self._sent.split_with_sizes(self._sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
+        if self._class_wise is not None:
+            told, direction = self._class_wise.round(server_round, asked, self._shared)
+            if direction is not None:
+                self._flat[:] = moved(self._flat, server_step(config.message, config.server_learning_rate, direction))
+            return told
         messages = self._messages(server_round, asked)
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard

@@ -6,15 +6,18 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from flwr_robust.class_rounds import check_senders
 from flwr_robust.config import PLACES, RunConfig
+from flwr_robust.desgd import CLASS_MOMENTUM
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.fault import Fault
-from flwr_robust.flower import AdversarialGrid, Audit, InProcessGrid, RobustStrategy, discover
+from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.message_attack import MessageAttack
 from flwr_robust.results import RoundResult, document, evaluator, write
@@ -52,18 +55,9 @@ def _run(grid: Grid, context: Context) -> None:
         _check_paths(config)
     learner = config.learner()
     _ = config.samples  # for its errors
+    check_senders(config)
     identities = discover(grid, _all_nodes(grid, config.clients))
-    strategy = RobustStrategy(
-        config.rule,
-        message=config.message,
-        server_learning_rate=config.server_learning_rate,
-        seed=config.seed,
-        fraction_train=config.fraction_train,
-        fraction_evaluate=0.0,
-        min_train_nodes=config.sampled,
-        min_available_nodes=config.clients,
-        audit=_audit(config),
-    )
+    strategy = _strategy(config)
     strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
     grid = _attacked(grid, config, strategy)
     initial = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))
@@ -90,6 +84,7 @@ def _run(grid: Grid, context: Context) -> None:
             record.outcome,
             [strategy.partitions.get(node) for node in record.silent],
             chosen.get(record.round),
+            [strategy.partitions.get(node) for node in record.abstained],
         )
         for record in strategy.history
     ]
@@ -98,11 +93,37 @@ def _run(grid: Grid, context: Context) -> None:
     write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values())))
 
 
+def _strategy(config: RunConfig) -> RobustStrategy:
+    """Return the strategy for the run's kind of message."""
+    options: Any = {
+        "server_learning_rate": config.server_learning_rate,
+        "seed": config.seed,
+        "fraction_train": config.fraction_train,
+        "fraction_evaluate": 0.0,
+        "min_train_nodes": config.sampled,
+        "min_available_nodes": config.clients,
+        "audit": _audit(config),
+    }
+    if config.message != CLASS_MOMENTUM:
+        return RobustStrategy(config.rule, message=config.message, **options)
+    return DeSGD(
+        config.rule,
+        classes=config.data_set.classes,
+        gamma=config.gamma,
+        alpha=config.alpha,
+        schedule=config.schedule,
+        classes_per_round=config.classes_per_round,
+        **options,
+    )
+
+
 def _audit(config: RunConfig) -> Audit | None:
     """Return where the run goes on record, if it does."""
     if not config.audit:
         return None
-    if config.resume and (config.message == "momentum" or isinstance(config.attack_object, MessageAttack | Fault)):
+    if config.resume and (
+        config.message.endswith("momentum") or isinstance(config.attack_object, MessageAttack | Fault)
+    ):
         log.warning("resume: clients' momenta, and what an attack on messages remembers, begin anew")
     return Audit(
         config.audit,
@@ -127,7 +148,7 @@ def _attacked(grid: Grid, config: RunConfig, strategy: RobustStrategy) -> Grid:
         start=config.attack_start,
         stop=config.attack_stop or None,
         redraw=config.redraw,
-        message=config.message,
+        message=strategy.message,
         seed=config.seed,
     )
     adversary.partitions = dict(strategy.partitions)

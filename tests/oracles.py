@@ -78,11 +78,11 @@ def average_of(x, chosen):
     return weighted_sum(x[chosen], weights[chosen]), weights
 
 
-def krum(x, f, variant="paper"):
+def krum(x, f, variant="paper", strict=True):
     return average_of(x, best(krum_scores(x, f, variant), 1))
 
 
-def multi_krum(x, f, m=None, variant="paper"):
+def multi_krum(x, f, m=None, variant="paper", strict=True):
     return average_of(x, best(krum_scores(x, f, variant), len(x) - f if m is None else m))
 
 

@@ -240,6 +240,21 @@ def test_krum_is_not_fooled_by_f_colluders():
     assert aggregate(x, "krum(f=2)").value.tolist() == [0.4, 0.4]
 
 
+def test_krum_among_few():
+    x = rows([1e30, 1e30], [0, 0], [0, 1], [1e30, 1e30], [1, 0], [0.4, 0.4])
+    assert aggregate(x, "krum(f=2, strict=False)").value.tolist() == [0.4, 0.4]  # two neighbours are enough here
+    three = rows([1e30], [0], [1e30], [1], [1e30], [0.4])
+    assert float(aggregate(three, "krum(f=3, strict=False)").value) == pytest.approx(1e30)  # one neighbour is not
+    for name in ("krum", "multi_krum"):
+        with pytest.raises(InfeasibleError, match=rf"{name} needs n >= 2f \+ 3; got n=6, f=2"):
+            aggregate(x, f"{name}(f=2)")
+        with pytest.raises(InfeasibleError, match=rf"{name} needs n >= f \+ 3; got n=6, f=4"):
+            aggregate(x, f"{name}(f=4, strict=False)")
+        with pytest.raises(ConfigurationError, match="strict"):
+            aggregate(x, f"{name}(f=2, strict=1)")
+    assert aggregate(x, "multi_krum(f=2, m=1, strict=False)").value.tolist() == [0.4, 0.4]
+
+
 # -- multi-krum ----------------------------------------------------------------------------------
 
 

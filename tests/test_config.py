@@ -10,7 +10,7 @@ from flwr_robust.message_attack import MessageAttack, message_attacks
 
 WRONG = [
     ({"defence": "krumm(f=1)"}, ["aggregator", "krumm", "krum", "trimmed_mean"]),
-    ({"defence": "krum(g=1)"}, ["field of krum", "'g'", "f, variant"]),
+    ({"defence": "krum(g=1)"}, ["field of krum", "'g'", "f, strict, variant"]),
     ({"defence": "krum(f=4)"}, ["n >= 2f + 3", "n=10", "f=4", "11"]),
     ({"defence": "trimmed_mean(f=5)"}, ["n >= 2f + 1", "n=10", "f=5"]),
     ({"partition": "dirichlet(beta=0)"}, ["beta", "> 0", "beta=0"]),

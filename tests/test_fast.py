@@ -245,7 +245,9 @@ def walked(model, batch, clients=3, decay=0.01, shared=True):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize(("model", "batch"), [("softmax", 1), ("softmax", 32), ("mlp", 3), ("mlp", 32), ("cnn", 5)])
+@pytest.mark.parametrize(
+    ("model", "batch"), [("softmax", 1), ("softmax", 32), ("mlp", 3), ("mlp", 32), ("cnn", 5), ("small_cnn", 17)]
+)
 def test_a_walk_gives_autograds_gradients_to_the_bit(model, batch, shared):
     found, expected = walked(model, batch, shared=shared)
     assert torch.equal(found, expected)
@@ -274,7 +276,7 @@ def test_models_with_other_parts_are_named(model):
 
 
 def test_the_studies_models_are_walked():
-    assert [Grouped.check(MODELS[name]((1, 8, 8), 10)) for name in ("softmax", "mlp", "cnn")] == [None] * 3
+    assert [Grouped.check(MODELS[name]((1, 8, 8), 10)) for name in MODELS] == [None] * len(MODELS)
 
 
 @pytest.mark.parametrize("rule", ["mean()", "trimmed_mean(f=2)", "geometric_median(f=2)", "centered_clipping(tau=1.0)"])

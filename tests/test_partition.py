@@ -311,6 +311,39 @@ def test_k_is_checked(k):
         KClasses(k=k)
 
 
+def test_without_others_the_draw_is_what_it_was_before_there_were_any():
+    sums = [int(part.sum()) for part in KClasses(k=3)(LABELS, 10, seed=3)]
+    assert sums == [17569, 16214, 17878, 16988, 18937, 16866, 18421, 19081, 20319, 17427]
+    assert same(KClasses(k=3)(LABELS, 10, seed=3), KClasses(k=3, others=0)(LABELS, 10, seed=3))
+
+
+@pytest.mark.parametrize(("clients", "k", "others"), [(24, 3, 4), (10, 2, 5), (6, 10, 1)])
+def test_others_hold_their_share_of_every_class(clients, k, others):
+    parts = KClasses(k=k, others=others)(LABELS, clients, seed=1)
+    assert_split(parts, len(LABELS), clients)
+    table = histogram(LABELS, parts)
+    assert ((table[:-others] > 0).sum(1) == k).all()
+    holders = (table[:-others] > 0).sum(0)
+    assert holders.max() - holders.min() <= 1
+    assert (table[-others:].sum(0) == round(60 * others / clients)).all()
+    assert (table[-others:].max(0) - table[-others:].min(0) <= 1).all()
+    assert (table[-others:] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("k", "others", "words"),
+    [
+        (3, 10, "others must be below clients=10; got others=10"),
+        (1, 1, r"\(clients - others\) \* k must be at least .* 10, .* got clients=10, others=1, k=1"),
+    ],
+)
+def test_others_that_do_not_fit(k, others, words):
+    with pytest.raises(ConfigurationError, match=words):
+        KClasses(k=k, others=others)(LABELS, 10, seed=0)
+    with pytest.raises(ConfigurationError, match="others must be an integer >= 0"):
+        KClasses(k=k, others=-1)
+
+
 # -- shards --------------------------------------------------------------------------------------
 
 

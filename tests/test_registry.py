@@ -157,7 +157,7 @@ def test_an_unknown_name_without_a_neighbour_gets_no_hint():
 
 
 def test_an_unknown_field_lists_the_fields():
-    with pytest.raises(UnknownNameError, match="unknown field of krum 'g'; allowed: f, variant"):
+    with pytest.raises(UnknownNameError, match="unknown field of krum 'g'; allowed: f, strict, variant"):
         parse("krum(f=1, g=2)")
 
 

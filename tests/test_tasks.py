@@ -289,10 +289,11 @@ def test_an_unknown_task_lists_the_tasks():
 
 # -- models --------------------------------------------------------------------------------------
 
-SHAPES = {"softmax": (1, 28, 28), "mlp": (1, 28, 28), "cnn": (3, 32, 32)}
+SHAPES = {"softmax": (1, 28, 28), "mlp": (1, 28, 28), "cnn": (3, 32, 32), "small_cnn": (1, 28, 28)}
+COUNTS = {"softmax": 7850, "mlp": 42310, "cnn": 268650, "small_cnn": 80 + 1168 + 50240 + 650}
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("softmax", 7850), ("mlp", 42310), ("cnn", 268650)])
+@pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
 def test_parameter_counts(name, parameters):
     model = build_model(name, SHAPES[name], 10, seed=0)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -305,17 +306,19 @@ def test_models_fit_other_inputs():
     assert build_model("softmax", (5,), 3, seed=0)(torch.zeros(2, 5)).shape == (2, 3)
     assert build_model("mlp", (5,), 3, seed=0)(torch.zeros(2, 5)).shape == (2, 3)
     for shape in ((1, 8, 8), (2, 4, 4), (1, 9, 7)):  # odd sizes are rounded down by the pooling
-        assert build_model("cnn", shape, 3, seed=0)(torch.zeros(2, *shape)).shape == (2, 3)
+        for name in ("cnn", "small_cnn"):
+            assert build_model(name, shape, 3, seed=0)(torch.zeros(2, *shape)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("name", ["cnn", "small_cnn"])
 @pytest.mark.parametrize("shape", [(5,), (1, 3, 8), (8, 8)])
-def test_the_cnn_needs_images(shape):
-    with pytest.raises(ConfigurationError, match="cnn needs images"):
-        build_model("cnn", shape, 3, seed=0)
+def test_the_cnn_needs_images(name, shape):
+    with pytest.raises(ConfigurationError, match=f"model {name} needs images"):
+        build_model(name, shape, 3, seed=0)
 
 
 def test_an_unknown_model_lists_the_models():
-    with pytest.raises(UnknownNameError, match="unknown model 'resnet'; allowed: cnn, mlp, softmax"):
+    with pytest.raises(UnknownNameError, match="unknown model 'resnet'; allowed: cnn, mlp, small_cnn, softmax"):
         build_model("resnet", (1, 8, 8), 10, seed=0)
 
 

@@ -11,7 +11,8 @@ Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: By
     byzfl                  n - f - 1    squared     ByzFL, ByzPy, FLPoison
     byzantine_momentum     n - f - 1    plain       ByzantineMomentum
 
-Condition: n >= 2f + 3.
+Condition: n >= 2f + 3. Without it the theorem says nothing; ``strict=False`` computes the scores nevertheless, as
+studies do that let Krum choose among few, down to n = f + 3, one neighbour.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flwr_robust.errors import check_choice, check_integer
+from flwr_robust.errors import check_choice, check_flag, check_integer
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["Krum", "krum_scores", "lowest", "nearest_sums", "neighbours"]
+__all__ = ["Krum", "krum_needs", "krum_scores", "lowest", "nearest_sums", "neighbours"]
 
 VARIANTS = {"paper": (2, 2), "byzfl": (1, 2), "byzantine_momentum": (1, 1)}
 
@@ -58,6 +59,11 @@ def lowest(scores: Tensor, m: int) -> Tensor:
     return torch.sort(scores, stable=True).indices[:m]
 
 
+def krum_needs(f: int, strict: bool) -> tuple[int, str]:
+    """Return the smallest n, and the condition in words."""
+    return (2 * f + 3, "n >= 2f + 3") if strict else (f + 3, "n >= f + 3")
+
+
 @aggregators.register("krum")
 @dataclass(frozen=True)
 class Krum(Rule):
@@ -69,19 +75,23 @@ class Krum(Rule):
         Declared number of faulty rows.
     variant : str
         Which library's definition: "paper", "byzfl" or "byzantine_momentum".
+    strict: bool
+        Whether n >= 2f + 3 is demanded; else n >= f + 3.
     """
 
     f: int
     variant: str = "paper"
+    strict: bool = True
     pairwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_integer("krum", "f", self.f, 0)
         check_choice("krum", "variant", self.variant, VARIANTS)
+        check_flag("krum", "strict", self.strict)
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 3."""
-        return 2 * self.f + 3, "n >= 2f + 3"
+        """N >= 2f + 3, or f + 3."""
+        return krum_needs(self.f, self.strict)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Choose the row of the lowest score."""
@@ -91,4 +101,9 @@ class Krum(Rule):
         return Aggregate(rows.mix(weights), weights, stats={"scores": scores.tolist()}), state
 
 
-CASES = (Case("krum(f=3)"), Case("krum(f=2, variant='byzfl')"), Case("krum(f=0)", n=3))
+CASES = (
+    Case("krum(f=3)"),
+    Case("krum(f=2, variant='byzfl')"),
+    Case("krum(f=0)", n=3),
+    Case("krum(f=3, strict=False)", n=7, lacks={"resilience": "two neighbours, and two colluders besides"}),
+)

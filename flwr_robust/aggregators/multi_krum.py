@@ -5,7 +5,7 @@
 Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017). Scores are computed once. m differs between libraries:
 n - f here, n - f - 2 in ByzantineMomentum, the user's in Flower; give ``m`` to port theirs.
 
-Condition: n >= 2f + 3, and 1 <= m <= n.
+Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import torch
 
-from flwr_robust.aggregators.krum import VARIANTS, krum_scores, lowest
-from flwr_robust.errors import check_choice, check_integer
+from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
+from flwr_robust.errors import check_choice, check_flag, check_integer
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
@@ -36,11 +36,14 @@ class MultiKrum(Rule):
         How many rows are averaged; n - f when not given.
     variant : str
         Which library's scores, as for `Krum`.
+    strict : bool
+        As for `Krum`.
     """
 
     f: int
     m: int | None = None
     variant: str = "paper"
+    strict: bool = True
     pairwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -48,17 +51,18 @@ class MultiKrum(Rule):
         if self.m is not None:
             check_integer("multi_krum", "m", self.m, 1)
         check_choice("multi_krum", "variant", self.variant, VARIANTS)
+        check_flag("multi_krum", "strict", self.strict)
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 3 and n >= m."""
-        smallest = 2 * self.f + 3
+        """N >= 2f + 3, or f + 3, and n >= m."""
+        smallest, condition = krum_needs(self.f, self.strict)
         if self.m is not None and self.m > smallest:
             return self.m, f"n >= m = {self.m}"
-        return smallest, "n >= 2f + 3"
+        return smallest, condition
 
     def lever(self) -> str:
         """Return the field that sets the smallest n."""
-        return "m" if self.m is not None and self.m > 2 * self.f + 3 else super().lever()
+        return "m" if self.m is not None and self.m > krum_needs(self.f, self.strict)[0] else super().lever()
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the rows of the m lowest scores."""
@@ -72,5 +76,6 @@ class MultiKrum(Rule):
 CASES = (
     Case("multi_krum(f=3)"),
     Case("multi_krum(f=2, m=4)"),
+    Case("multi_krum(f=3, strict=False)", n=7, lacks={"resilience": "two neighbours, and two colluders besides"}),
     Case("multi_krum(f=0)", n=3, lacks={"resilience": "f=0 leaves nothing out"}),
 )

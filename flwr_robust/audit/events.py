@@ -29,6 +29,7 @@ __all__ = [
     "Quarantined",
     "RedTeamed",
     "Released",
+    "ReplyAbstained",
     "ReplyAdmitted",
     "ReplyRefused",
     "Resumed",
@@ -192,6 +193,22 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
     partition: int | None = None
     num_examples: float | None = None
     update_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class ReplyAbstained(Event, kind="reply_abstained"):
+    """A client answered that it has nothing to say to what the round asks for, such as classes that it does not hold.
+
+    Attributes
+    ----------
+    round, phase, node, partition
+        Where it belongs, and who sent it.
+    """
+
+    round: int
+    phase: str
+    node: int
+    partition: int | None = None
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flwr_robust.audit.events import (
     Measured,
     Quarantined,
     Released,
+    ReplyAbstained,
     ReplyAdmitted,
     ReplyRefused,
     Resumed,
@@ -27,7 +28,10 @@ from flwr_robust.errors import AuditError
 __all__ = ["ClientInRound", "ClientSummary", "RoundSummary", "clients", "counting", "find_client", "rounds", "visits"]
 
 # What a round did to the model; clients' refusals and quarantines stay true whatever became of the model.
-_UNDONE = (Aggregated, CheckpointWritten, Evaluated, Measured, ReplyAdmitted, RoundConfigured, UpdateKept)
+_UNDONE = (
+    *(Aggregated, CheckpointWritten, Evaluated, Measured),
+    *(ReplyAbstained, ReplyAdmitted, RoundConfigured, UpdateKept),
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class ClientInRound:
     round, phase, node, partition
         Where and who.
     verdict : str
-        ``admitted``, ``refused`` or ``silent``.
+        ``admitted``, ``refused``, ``abstained`` or ``silent``.
     reason, detail : str
         Why it was refused.
     weight, distance, angle : float, optional
@@ -79,6 +83,8 @@ class ClientSummary:
         Mean of its distances from the aggregate, in those of them that know it.
     quarantined : bool
         Whether it is left out of sampling now.
+    abstained : int
+        How often it had nothing to say to what was asked for.
     """
 
     node: int
@@ -91,6 +97,7 @@ class ClientSummary:
     weight: float | None
     distance: float | None
     quarantined: bool
+    abstained: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,8 @@ class RoundSummary:
         Of the aggregation; empty where there was none.
     undone : bool
         Whether the run was later taken back to before this round.
+    abstained : int
+        Clients that had nothing to say to what was asked for.
     """
 
     round: int
@@ -120,6 +129,7 @@ class RoundSummary:
     outcome: str
     model_after: str
     undone: bool
+    abstained: int = 0
 
 
 def counting(records: Iterable[Record]) -> list[Record]:
@@ -151,7 +161,7 @@ class _Group:
     phase: str
     undone: bool
     asked: tuple[int, ...] = ()
-    replies: list[ReplyAdmitted | ReplyRefused] = field(default_factory=list)
+    replies: list[ReplyAbstained | ReplyAdmitted | ReplyRefused] = field(default_factory=list)
     aggregated: Aggregated | None = None
 
 
@@ -168,7 +178,7 @@ def _groups(records: Sequence[Record]) -> list[_Group]:
         event = record.event
         if isinstance(event, RoundConfigured):
             groups.append(_Group(event.round, event.phase, record.sequence in undone, event.asked))
-        elif isinstance(event, ReplyAdmitted | ReplyRefused):
+        elif isinstance(event, ReplyAbstained | ReplyAdmitted | ReplyRefused):
             current(event.round, event.phase).replies.append(event)
         elif isinstance(event, Aggregated):
             current(event.round, "train").aggregated = event
@@ -191,7 +201,8 @@ def _partitions(records: Iterable[Record]) -> dict[int, int]:
     return {
         record.event.node: record.event.partition
         for record in records
-        if isinstance(record.event, ReplyAdmitted | ReplyRefused | Quarantined) and record.event.partition is not None
+        if isinstance(record.event, ReplyAbstained | ReplyAdmitted | ReplyRefused | Quarantined)
+        and record.event.partition is not None
     }
 
 
@@ -202,18 +213,20 @@ def rounds(records: Sequence[Record]) -> list[RoundSummary]:
         if group.phase == "train":
             event = group.aggregated
             admitted = sum(isinstance(reply, ReplyAdmitted) for reply in group.replies)
+            abstained = sum(isinstance(reply, ReplyAbstained) for reply in group.replies)
             weights = [] if event is None else [weight for weight in event.weights if weight is not None]
             found.append(
                 RoundSummary(
                     group.round,
                     len(group.asked),
                     admitted,
-                    len(group.replies) - admitted,
+                    len(group.replies) - admitted - abstained,
                     len(set(group.asked) - {reply.node for reply in group.replies}),
                     max(weights, default=None),
                     event.outcome if event else "",
                     event.model_after if event else "",
                     group.undone,
+                    abstained,
                 )
             )
     return found
@@ -229,6 +242,8 @@ def visits(records: Sequence[Record]) -> list[ClientInRound]:
             place = (group.round, group.phase, reply.node, partitions.get(reply.node))
             if isinstance(reply, ReplyRefused):
                 found.append(ClientInRound(*place, "refused", reply.reason, reply.detail, undone=group.undone))
+            elif isinstance(reply, ReplyAbstained):
+                found.append(ClientInRound(*place, "abstained", undone=group.undone))
             else:
                 weight, distance, angle = measured.get(reply.node, (None, None, None))
                 found.append(ClientInRound(*place, "admitted", "", "", weight, distance, angle, group.undone))
@@ -279,6 +294,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             statistics.fmean(weights[node]) if node in weights else None,
             statistics.fmean(distances[node]) if node in distances else None,
             quarantined.get(node, False),
+            verdicts[node, "abstained"],
         )
         for node in sorted(nodes, key=lambda node: (node not in partitions, partitions.get(node, 0), node))
     ]

@@ -3,6 +3,7 @@
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.adversarial import AdversarialGrid, AttackRecord, parse_attack
 from flwr_robust.flower.audit import Audit
+from flwr_robust.flower.desgd import DeSGD
 from flwr_robust.flower.grids import InProcessGrid, run_in_process
 from flwr_robust.flower.guard import Aggregation, Guard, Observer, Opening, Progress, Round, RoundRecord
 from flwr_robust.flower.guarded import Guarded
@@ -57,6 +58,7 @@ __all__ = [
     "ClipMean",
     "ClippedClustering",
     "Clustering",
+    "DeSGD",
     "DnC",
     "FLTrust",
     "FoolsGold",

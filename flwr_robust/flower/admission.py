@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -19,6 +19,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flwr_robust.desgd import answer_names, answered_classes
 from flwr_robust.errors import ConfigurationError, check_number
 from flwr_robust.flower.metrics import PARTITION, levelled
 from flwr_robust.flower.records import PayloadError, decode, fill, is_finite, plain, records_of
@@ -98,11 +99,16 @@ class Admitted:
     message : Message
         What it sent.
     arrays : tuple of arrays
-        In the order of the model that was sent; empty in evaluation.
+        In the order of the model that was sent; empty in evaluation. Where the round asks for several classes, one
+        class after the other.
     num_examples : float
         Examples it says it has; finite, above 0, at most the cap.
     partition : int or None
         The partition it says it holds.
+    names : tuple of str
+        The names of the arrays.
+    classes : tuple of int, optional
+        Where the round asks for classes: those that it answers for. None of them is an abstention.
     """
 
     node: int
@@ -110,6 +116,13 @@ class Admitted:
     arrays: tuple[NDArray[Any], ...]
     num_examples: float
     partition: int | None
+    names: tuple[str, ...] = ()
+    classes: tuple[int, ...] | None = None
+
+    @property
+    def abstains(self) -> bool:
+        """Say whether the node has nothing to say to what the round asks for."""
+        return self.classes == ()
 
     @property
     def content(self) -> RecordDict:
@@ -171,6 +184,9 @@ class SentModel:
     ----------
     record : ArrayRecord
         The model; floating-point, integer and boolean arrays.
+    classes : sequence of int
+        The classes that the round asks for, ascending, where it does. A reply then holds the arrays of at least one of
+        them (see `flwr_robust.desgd.answer_names`), or no ArrayRecord at all: it abstains.
 
     Attributes
     ----------
@@ -180,6 +196,8 @@ class SentModel:
         The model's arrays by name, read-only.
     learnt : tuple of int
         Positions of the arrays that are learnt.
+    classes : tuple of int
+        As given.
 
     Raises
     ------
@@ -187,7 +205,8 @@ class SentModel:
         If the model is empty, cannot be read, or holds other numbers.
     """
 
-    def __init__(self, record: ArrayRecord) -> None:
+    def __init__(self, record: ArrayRecord, classes: Sequence[int] = ()) -> None:
+        self.classes = tuple(classes)
         self.record = fill(ArrayRecord(), dict(record))
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, array in record.items():
@@ -206,6 +225,18 @@ class SentModel:
             raise ConfigurationError("model: it must hold at least one floating-point array; got none")
         names = set(learnt(self.arrays))
         self.learnt = tuple(index for index, name in enumerate(self.arrays) if name in names)
+
+    def answered(self, names: Collection[str]) -> tuple[int, ...]:
+        """Return the classes, of those asked for, that a reply with arrays of these names answers for."""
+        return answered_classes(names, self.classes) if self.classes else ()
+
+    def demanded(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
+        """Return what a reply with arrays of these names must hold: the arrays of the model, under those names."""
+        if len(self.classes) < 2:
+            return self.arrays
+        answered = self.answered(names)
+        arrays = [*self.arrays.values()] * len(answered)
+        return dict(zip(answer_names(self.arrays, answered, self.classes), arrays, strict=True))
 
 
 def admit(
@@ -287,23 +318,27 @@ def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, sent: SentM
     if kind != kinds[node]:
         return Refusal(node, Reason.KIND, short(f"got {kind}, asked {kinds[node]}"))
     records, metrics = records_of(content, ArrayRecord), records_of(content, MetricRecord)
-    if len(metrics) != 1 or (sent is not None and len(records) != 1):
+    abstains = sent is not None and bool(sent.classes) and not records
+    if len(metrics) != 1 or (sent is not None and len(records) != 1 and not abstains):
         return Refusal(node, Reason.RECORDS, f"got {len(records)} ArrayRecords and {len(metrics)} MetricRecords")
     if terms.records is not None:
         arrays_name, metrics_name = terms.records
-        if content.get(metrics_name) is not metrics[0] or (sent and content.get(arrays_name) is not records[0]):
+        arrays_found = records[0] if sent and records else None
+        if content.get(metrics_name) is not metrics[0] or (sent and content.get(arrays_name) is not arrays_found):
             return Refusal(node, Reason.RECORDS, "they stand under other names than stated")
     if complaint := _complaint(metrics[0], terms):
         return Refusal(node, *complaint)
-    arrays: tuple[NDArray[Any], ...] = ()
-    if sent is not None:
+    arrays: dict[str, NDArray[Any]] = {}
+    if sent is not None and not abstains:
         found = _arrays(node, records[0], sent)
         if isinstance(found, Refusal):
             return found
         arrays = found
+    classes = sent.answered(arrays) if sent is not None and sent.classes and arrays else () if abstains else None
     partition: Any = metrics[0].get(PARTITION)
     number: Any = metrics[0][terms.weighted_by_key]
-    return Admitted(node, message, arrays, float(number), partition if isinstance(partition, int) else None)
+    place = partition if isinstance(partition, int) else None
+    return Admitted(node, message, tuple(arrays.values()), float(number), place, tuple(arrays), classes)
 
 
 def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None:
@@ -326,13 +361,14 @@ def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None
     return None
 
 
-def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> tuple[NDArray[Any], ...] | Refusal:
-    if record.keys() != sent.arrays.keys():
-        missing = list(islice((name for name in sent.arrays if name not in record), 5))
-        extra = list(islice((short(name) for name in record if name not in sent.arrays), 5))
+def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> dict[str, NDArray[Any]] | Refusal:
+    demanded = sent.demanded(record.keys())
+    if record.keys() != demanded.keys() or not demanded:
+        missing = list(islice((name for name in demanded if name not in record), 5))
+        extra = list(islice((short(name) for name in record if name not in demanded), 5))
         return Refusal(node, Reason.NAMES, short(f"missing {missing}, not sent {extra}"))
-    arrays = []
-    for name, expected in sent.arrays.items():
+    arrays = {}
+    for name, expected in demanded.items():
         try:
             values = decode(record[name])
         except PayloadError as error:
@@ -343,8 +379,8 @@ def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> tuple[NDArray[An
             return Refusal(node, Reason.DTYPE, f"{name}: got {values.dtype}, sent {expected.dtype}")
         if values.dtype.kind == "f" and not is_finite(values):
             return Refusal(node, Reason.NOT_FINITE, name)
-        arrays.append(values)
-    return tuple(arrays)
+        arrays[name] = values
+    return arrays
 
 
 def rebuilt(
@@ -382,6 +418,6 @@ def rebuilt(
     contents = []
     for reply, record in zip(admitted, even, strict=True):
         held = records_of(reply.content, ArrayRecord)[0]
-        arrays = {name: plain(held[name], values) for name, values in zip(sent.arrays, reply.arrays, strict=True)}
+        arrays = {name: plain(held[name], values) for name, values in zip(reply.names, reply.arrays, strict=True)}
         contents.append(fill(RecordDict(), {common[0]: fill(ArrayRecord(), arrays), common[1]: record}))
     return contents

@@ -4,6 +4,9 @@ A Grid stands between a strategy and its clients. This one hands everything on a
 compromised nodes: these an attack rewrites, once the round's replies are there. So whatever is omniscient is here,
 never in a client or a strategy, and the same red team works under every strategy, in process and on Ray.
 
+Where a round asks for classes (`DeSGD`), the attack sees, class by class, those who sent it; a compromised node that
+abstains has nothing to rewrite, so attackers' clients should answer for every class.
+
 The attack sees rows as a `RobustStrategy` does: the floating-point arrays that are learnt, relative to the model that
 was sent where clients send parameters. Replies that fail, do not fit the model or are not finite are left out of its
 view, and stay as they are.
@@ -11,6 +14,7 @@ view, and stay as they are.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
@@ -98,6 +102,7 @@ class _Model:
 
     names: tuple[str, ...]
     arrays: tuple[NDArray[Any], ...]
+    prefix: str = ""  # what stands before the names in replies
 
 
 @dataclass
@@ -387,7 +392,11 @@ class AdversarialGrid(Grid):
             names = tuple(name for name in self._learnt if name in arrays)
             model = _Model(names, tuple(arrays[name] for name in names))
             if nodes:
-                self._craft(server_round, nodes, len(sent), model, replies)
+                classes = _classes_in(sent[0])
+                for kind in classes or (None,):
+                    self._craft(server_round, nodes, len(sent), model, replies, kind, len(classes) > 1)
+                if len(classes) > 1:
+                    self.history[-len(classes) :] = [_together(self.history[-len(classes) :])]
             if self._follow:
                 self._advance(model, len(sent), replies)
         return list(replies)
@@ -399,10 +408,18 @@ class AdversarialGrid(Grid):
                     self.partitions.setdefault(reply.metadata.src_node_id, partition)
 
     def _craft(
-        self, server_round: int, nodes: Sequence[int], asked: int, model: _Model, replies: Iterable[Message]
+        self,
+        server_round: int,
+        nodes: Sequence[int],
+        asked: int,
+        model: _Model,
+        replies: Iterable[Message],
+        kind: int | None = None,
+        several: bool = False,
     ) -> None:
-        """Let the attack rewrite the replies of nodes, in place."""
+        """Let the attack rewrite the replies of nodes, in place; where a round asks for classes, those of one."""
         assert isinstance(self.attack, MessageAttack)
+        model = dataclasses.replace(model, prefix=f"{kind}/" if several else "")
         read = self._read(model, replies)
         attacking = [reply.message.metadata.src_node_id in nodes for reply in read]
         own = list(itertools.compress(read, attacking))
@@ -419,7 +436,8 @@ class AdversarialGrid(Grid):
             model.arrays,
             asked=asked,
             unit=_unit(own),
-            rule_state=self._rule_state if self._strategy is None else self._strategy.state,
+            rule_state=self._rule_state if self._strategy is None else self._strategy.state_of(kind),
+            kind=kind if several else None,
         )
         for reply, row in zip(own, values, strict=True):
             self._write(reply, row, model)
@@ -460,7 +478,7 @@ class AdversarialGrid(Grid):
         for name, sent, held in zip(model.names, model.arrays, reply.arrays, strict=True):
             values = row[offset : offset + held.size].reshape(held.shape)
             offset += held.size
-            arrays[name] = written(values, held.dtype, sent if self._message == "parameters" else None)
+            arrays[model.prefix + name] = written(values, held.dtype, sent if self._message == "parameters" else None)
         _rewrite_arrays(reply.message, arrays)
 
     def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:
@@ -542,6 +560,22 @@ def _round_of(message: Message, counted: int) -> int:
     return counted
 
 
+def _classes_in(message: Message) -> list[int]:
+    """Return the classes that a message asks for, if it does; see `DeSGD`."""
+    for record in records_of(message.content, ConfigRecord):
+        named = record.get("classes")
+        if isinstance(named, list):
+            return [k for k in named if isinstance(k, int)]
+    return []
+
+
+def _together(records: Sequence[AttackRecord]) -> AttackRecord:
+    """Return one record of what was done to the classes of a round; of the strengths the first."""
+    who = sorted({pair for record in records for pair in zip(record.positions, record.nodes, strict=True)})
+    strength = next((record.strength for record in records if record.strength is not None), None)
+    return AttackRecord(records[0].round, tuple(n for _, n in who), tuple(p for p, _ in who), strength)
+
+
 def _model_in(message: Message) -> dict[str, NDArray[Any]]:
     """Return the model that a message carries."""
     records = records_of(message.content, ArrayRecord)
@@ -560,7 +594,7 @@ def _fitting(message: Message, model: _Model) -> list[NDArray[Any]] | None:
     arrays = []
     for name, sent in zip(model.names, model.arrays, strict=True):
         try:
-            values = decode(records[0][name])
+            values = decode(records[0][model.prefix + name])
         except (KeyError, PayloadError):
             return None
         fits = values.shape == sent.shape and values.dtype.kind == "f" and values.dtype.isnative

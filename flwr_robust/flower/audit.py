@@ -23,6 +23,7 @@ from flwr_robust.audit import (
     Event,
     Quarantined,
     Released,
+    ReplyAbstained,
     ReplyAdmitted,
     ReplyRefused,
     RoundConfigured,
@@ -187,12 +188,16 @@ class Audit(Observer):
         if isinstance(verdict, Refusal):
             self._waiting.append(ReplyRefused(*place, verdict.reason.name, verdict.detail))
             return
-        update = dict(zip(self._hashed[0] or (), verdict.arrays, strict=False))
+        update = dict(zip(verdict.names, verdict.arrays, strict=True))
         sha256 = model_sha256(update) if update and self._hash_updates else ""
         self._waiting.append(ReplyAdmitted(*place, verdict.num_examples, sha256))
         if update and self._keep_updates:
             self._flush()
             self._opened().keep_update(server_round, verdict.node, update)
+
+    def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
+        """Put it on record, together with the verdicts of the round."""
+        self._waiting.append(ReplyAbstained(server_round, kind, node, self._partition(node)))
 
     def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
         """Put it on record."""

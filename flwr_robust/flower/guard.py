@@ -91,6 +91,8 @@ class RoundRecord:
         ``train`` or ``evaluate``.
     quarantined : tuple of int
         The nodes that were there but not asked, because they are in quarantine.
+    abstained : tuple of int
+        The nodes that answered, and had nothing to say to what the round asked for.
     """
 
     round: int
@@ -104,11 +106,12 @@ class RoundRecord:
     stats: Mapping[str, Any] = field(default_factory=dict)
     kind: str = MessageType.TRAIN
     quarantined: tuple[int, ...] = ()
+    abstained: tuple[int, ...] = ()
 
     @property
     def silent(self) -> tuple[int, ...]:
         """The nodes that were asked and did not answer at all."""
-        heard = {*self.admitted, *(refusal.node for refusal in self.refused)}
+        heard = {*self.admitted, *self.abstained, *(refusal.node for refusal in self.refused)}
         return tuple(node for node in self.asked if node not in heard)
 
 
@@ -210,6 +213,9 @@ class Observer:
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:
         """A reply was admitted, or refused."""
 
+    def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
+        """A node had nothing to say to what the round asks for; called after the verdicts."""
+
     def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
         """A node is not to be asked any more."""
 
@@ -252,6 +258,8 @@ class Round:
         The replies let in, in the order of partitions.
     refused : tuple of Refusal
         The replies that were not.
+    abstained : tuple of int
+        The nodes that had nothing to say to what the round asks for, in the order of partitions.
     """
 
     number: int
@@ -261,6 +269,7 @@ class Round:
     model: SentModel | None = None
     admitted: tuple[Admitted, ...] = ()
     refused: tuple[Refusal, ...] = ()
+    abstained: tuple[int, ...] = ()
 
     @property
     def asked(self) -> tuple[int, ...]:
@@ -449,21 +458,26 @@ class Guard:
         if opened is None or opened.kind != kind:
             return None
         admitted, refused = admit(replies, opened.messages, self.terms[kind], opened.model)
-        log.info("aggregate_%s: Admitted %s replies, refused %s", kind, len(admitted), len(refused))
         for reply in admitted:
             if reply.partition is not None:
                 self.partitions.setdefault(reply.node, reply.partition)
-        admitted.sort(key=lambda reply: self.order(reply.node))
+        abstained = sorted((reply.node for reply in admitted if reply.abstains), key=self.order)
+        admitted = sorted((r for r in admitted if not r.abstains), key=lambda reply: self.order(reply.node))
+        besides = f", {len(abstained)} abstained" if abstained else ""
+        log.info("aggregate_%s: Admitted %s replies, refused %s%s", kind, len(admitted), len(refused), besides)
         refused.sort(key=lambda refusal: self.order(refusal.node))
         verdicts: list[Admitted | Refusal] = [*admitted, *refused]
         for verdict in verdicts:
             for observer in self.observers:
                 observer.reply_judged(opened.number, kind, verdict)
+        for node in abstained:
+            for observer in self.observers:
+                observer.reply_abstained(opened.number, kind, node)
         for refusal in refused:
             log.warning("\t> Refused node %s: %s (%s)", refusal.node, refusal.reason.value, refusal.detail)
             if refusal.reason.blames:
                 self._count(opened.number, refusal.node)
-        return dataclasses.replace(opened, admitted=tuple(admitted), refused=tuple(refused))
+        return dataclasses.replace(opened, admitted=tuple(admitted), refused=tuple(refused), abstained=tuple(abstained))
 
     def _count(self, server_round: int, node: int) -> None:
         count = self.refusals[node] = self.refusals.get(node, 0) + 1
@@ -511,6 +525,7 @@ class Guard:
             sentence,
             kind=judged.kind,
             quarantined=judged.quarantined,
+            abstained=judged.abstained,
             **fields,
         )
 

@@ -20,6 +20,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.desgd import answer_names
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.records import decode, encode_record, fill, records_of
 
@@ -46,6 +47,9 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
     Returns
     -------
     ClientApp
+        Where a server asks for momenta by class (`DeSGD`), the config that ``fit`` is given holds the list ``classes``;
+        ``fit`` returns one model's arrays after the other for those of them that it has, which it lists, ascending, as
+        the metric ``classes``, or no arrays at all, which is an abstention.
         Replies hold the arrays under the names, in the order and with the floating-point types they were sent, and the
         metrics ``num-examples`` and
         ``partition-id`` beside those that ``fit`` returns. Text, bytes and booleans among these go into a ConfigRecord.
@@ -57,6 +61,13 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
         names, arrays, config = _read(message)
         types = [array.dtype for array in arrays]
         updated, num_examples, metrics = _numpy_client(client_fn, context).fit(arrays, config)
+        if isinstance(asked := config.get("classes"), list):
+            told: dict[str, Any] = dict(metrics)
+            answered = told.pop("classes", asked if updated else [])
+            metrics = told
+            if not answered:
+                return _reply(message, context, num_examples, metrics)
+            names, types = answer_names(names, answered, asked), types * len(answered)
         if len(updated) != len(names):
             raise ValueError(f"fit must return as many arrays as it was given, {len(names)}; got {len(updated)}")
         record = encode_record(dict(zip(names, map(_like, updated, types), strict=True)))

@@ -215,6 +215,10 @@ class RobustStrategy(Guarding, FedAvg):
         """Restore the rule's state."""
         self.state = dict(memory)
 
+    def state_of(self, kind: int | None = None) -> State:
+        """Return the rule's state for the rows of a class; None: of rounds that ask for no classes."""
+        return self.state
+
     # -- asking -----------------------------------------------------------------------------------
 
     def _ask(
@@ -247,7 +251,7 @@ class RobustStrategy(Guarding, FedAvg):
         """
         if self.fraction_train == 0.0 or self.guard.over():
             return []
-        sent = SentModel(arrays)
+        sent = self._sent(server_round, arrays)
         if not sent.learnt:
             raise ConfigurationError(
                 "model: it must hold at least one floating-point array beside BatchNorm statistics; got none"
@@ -297,6 +301,10 @@ class RobustStrategy(Guarding, FedAvg):
         if judged is None:
             return None
         return self.guard.close_evaluation(judged, self.guard.metrics(judged, self.evaluate_metrics_aggr_fn))
+
+    def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
+        """Return the model of a round, with what its replies must hold."""
+        return SentModel(arrays)
 
     def _layout(self, sent: SentModel) -> list[Layer]:
         named = list(sent.arrays.items())
