@@ -35,7 +35,7 @@ FLOORS = [
     ],
     ["flwr_robust.tasks"],
     ["flwr_robust.config"],
-    ["flwr_robust.audit"],
+    ["flwr_robust.audit", "flwr_robust.personal"],
     ["flwr_robust.rounds", "flwr_robust.results", "flwr_robust.adversary"],
     ["flwr_robust.flower", "flwr_robust.simulation"],
     ["flwr_robust.cli"],

@@ -7,10 +7,10 @@ or its clamped number of examples. W: the weight of all attackers together. The 
 the mean without attack. The "omniscient" corruption, with c = 1, of Pillutla, Kakade, Harchaoui, "Robust aggregation
 for federated learning" (IEEE TSP 70, 2022), as in the code behind it.
 
-Convention: the target is the mean of all clients had there been no attack, the attackers' own included. ``weighted`` and
-``clamp`` are those of the mean that is to be reversed: the paper's is weighted, without a clamp. All attackers send the
-same; the fewer they are, the longer it is. Without weights, and where the attackers' own messages have the mean of the
-others, it is ``ipm(epsilon=...)`` with (c n + n - f) / f.
+Convention: the target is the mean of all clients had there been no attack, the attackers' own included, as there.
+``weighted`` and ``clamp`` are those of the mean that is to be reversed: the paper's is weighted, without a clamp. All
+attackers send the same; the fewer they are, the longer it is. Without weights, and where the attackers' own messages
+have the mean of the others, it is ``ipm`` with epsilon = (c n + n - f) / f.
 
 Where a message names no number of examples, all weigh the same.
 
