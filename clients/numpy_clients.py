@@ -16,13 +16,15 @@ from flwr_robust.config import RunConfig, pick_device
 from flwr_robust.desgd import CLASS_MOMENTUM, class_momenta
 from flwr_robust.flower.records import as_tensor, decode, encode_record
 from flwr_robust.momentum import momentum_step
+from flwr_robust.personal import evaluate_client
 from flwr_robust.rounds import Poison, batch_generator, draw_batch
-from flwr_robust.tasks import Learner
+from flwr_robust.tasks import Learner, Tail
 
 __all__ = ["HonestClient", "Poisoner"]
 
 _MOMENTUM = "momentum"
 _MOMENTA = "class-momenta"
+_PERSONAL = "personal"
 
 
 @lru_cache(maxsize=8)
@@ -36,6 +38,12 @@ def _held(config: RunConfig, client: int) -> dict[int, Tensor]:
     return own_classes(config, client)
 
 
+@lru_cache(maxsize=8)
+def _initial(config: RunConfig) -> NDArrays:
+    """All arrays of the model that every client starts from."""
+    return config.learner().arrays()
+
+
 class HonestClient(NumPyClient):
     """Trains on its own samples and answers with the kind of message the run asks for.
 
@@ -46,7 +54,7 @@ class HonestClient(NumPyClient):
     client : int
         Which partition it holds.
     state : RecordDict
-        Where its momentum lasts from round to round: the node's ``context.state``.
+        Where its momentum and its personal parameters last from round to round: the node's ``context.state``.
     """
 
     def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
@@ -63,7 +71,7 @@ class HonestClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Compute this round's message on batches drawn from (seed, client, round)."""
-        self.learner.load(parameters)
+        self.learner.load(self._whole(parameters))
         if self.config.message == CLASS_MOMENTUM:
             return self._answer(int(config["server-round"]), config["classes"])
         generator = batch_generator(self.config, self.client, int(config["server-round"]))
@@ -73,20 +81,55 @@ class HonestClient(NumPyClient):
                 message = self._with_momentum(message)
             arrays = [layer.cpu().numpy() for layer in message]
         else:
+            tail = Tail(self.config.local_steps) if self.config.tail_averaging else None
             for _ in range(self.config.local_steps):
                 self.learner.descend(self._gradient(generator), self.config.local_learning_rate)
-            arrays = self.learner.arrays()
+                if tail:
+                    tail.see(self.learner.parameters)
+            if tail:
+                tail.write(self.learner.parameters)
+            arrays = self._keep_personal(self.learner.arrays())
             if self.config.message == "delta":
                 arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
         return arrays, len(self.samples), {}
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """Evaluate the global model on the client's own samples, with their true labels."""
-        self.learner.load(parameters)
+        """Evaluate the global model on the client's own samples, with their true labels.
+
+        Where parameters are personal: the client's model on its share of the test samples.
+        """
+        self.learner.load(self._whole(parameters))
+        if self.config.split is not None:
+            score = evaluate_client(self.config, self.learner, self.client)
+            metrics: dict[str, Scalar] = {
+                "accuracy": score.accuracy,
+                "trials": score.trials,
+                "success": score.success,
+            }
+            return score.loss, score.samples, metrics
         picked = torch.from_numpy(self.samples)
         x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
         loss, accuracy = self.learner.evaluate(x, self.task.y_train.index_select(0, picked).to(self.learner.device))
         return loss, len(self.samples), {"accuracy": accuracy}
+
+    def _whole(self, shared: NDArrays) -> NDArrays:
+        """Return all arrays of the model: those sent, and the client's own."""
+        if (split := self.config.split) is None:
+            return shared
+        record = self.state.get(_PERSONAL)
+        if isinstance(record, ArrayRecord):
+            personal = [decode(array) for array in record.values()]
+        else:
+            initial = _initial(self.config)
+            personal = [initial[place] for place in split.personal]
+        return split.join(shared, personal)
+
+    def _keep_personal(self, arrays: NDArrays) -> NDArrays:
+        """Return the arrays to send, and keep the others."""
+        if (split := self.config.split) is None:
+            return arrays
+        self.state[_PERSONAL] = encode_record({self.learner.names[place]: arrays[place] for place in split.personal})
+        return [arrays[place] for place in split.shared]
 
     def _gradient(self, generator: torch.Generator) -> list[Tensor]:
         picked = torch.from_numpy(self.samples)[draw_batch(self.config, len(self.samples), generator)]
@@ -166,10 +209,13 @@ class Poisoner(HonestClient):
         return self._poison.scaled(arrays, sent), count, metrics
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return poisoned inputs and labels; attacks that look see the global model as it was sent."""
+        """Return poisoned inputs and labels; attacks that look see the global model as it was sent.
+
+        What is personal in it is the client's own, as it was before the round.
+        """
         return (x, y) if self._poison is None else self._poison.batch(x, y)
 
     def _scores(self, x: Tensor) -> Tensor:
         learner = _learner(self.config, self.learner.device, "sent")
-        learner.load(self._sent)
+        learner.load(self._whole(self._sent))
         return learner.scores(x)

@@ -107,6 +107,8 @@ BATTERY = (
             "targeted_flip(source=1, target=7, scale=5.0)",
         )
     ),
+    *(Attack("corrupted inputs", data=text) for text in ("pixel_invert()", "pixel_noise(sigma=0.5)")),
+    Attack("against the mean", message="mean_reversal()"),
     *(
         Attack("hidden among the honest", message=text)
         for text in (

@@ -34,7 +34,7 @@ from flwr_robust.momentum import check_alpha
 from flwr_robust.partition import partitions
 from flwr_robust.registry import JoinedRegistry, Registry
 from flwr_robust.rule import Rule, parse
-from flwr_robust.tasks import MODELS, Learner, Task, build_model, load_task
+from flwr_robust.tasks import MODELS, Learner, Split, Task, build_model, load_task, split_arrays
 
 __all__ = ["MESSAGES", "PLACES", "RunConfig", "all_attacks", "pick_device"]
 
@@ -107,6 +107,14 @@ class RunConfig:
         With delta and parameters: steps of a client per round.
     local_learning_rate : float
         With delta and parameters: their step size.
+    tail_averaging : bool
+        With delta and parameters: a client's local result is the mean of the last half (rounded up) of its local
+        iterates instead of the last one; see `Tail`.
+    personal : str
+        With delta and parameters: patterns, such as ``head.*`` or ``1.*, 3.bias``, over the names of the model's
+        arrays; see `split_arrays`. Those that match stay with the client, which trains them jointly with the shared
+        ones; only the shared ones are sent, aggregated and saved. All clients start from the same seeded ones. What is
+        measured is then how the honest clients fare; see `flwr_robust.personal`.
     batch_size : int
         Samples per step.
     batching : str
@@ -139,8 +147,8 @@ class RunConfig:
     checkpoint_every : int
         Rounds between checkpoints.
     resume : bool
-        Go on from the latest checkpoint in ``audit``, if there is one. Clients' momenta, and what an attack on messages
-        remembers, are not in it.
+        Go on from the latest checkpoint in ``audit``, if there is one. Clients' momenta and personal parameters, and
+        what an attack on messages remembers, are not in it.
     """
 
     task: str = "digits"
@@ -164,6 +172,8 @@ class RunConfig:
     server_learning_rate: float = 0.1
     local_steps: int = 1
     local_learning_rate: float = 0.1
+    tail_averaging: bool = False
+    personal: str = ""
     batch_size: int = 32
     batching: str = "random"
     weight_decay: float = 0.0
@@ -227,6 +237,7 @@ class RunConfig:
             raise ConfigurationError(f"{owner}: diagnose must be 0 (off) or at least 2 samples; got diagnose=1")
         check_flag(owner, "redraw", self.redraw)
         check_flag(owner, "resume", self.resume)
+        check_flag(owner, "tail-averaging", self.tail_averaging)
         check_integer(owner, "checkpoint-every", self.checkpoint_every, 1)
         if self.resume and not self.audit:
             raise ConfigurationError(f"{owner}: resume needs the run's folder; got audit='': name it")
@@ -265,6 +276,7 @@ class RunConfig:
                 f"{owner}: attack-stop must be 0 (never) or at least attack-start={self.attack_start}; got "
                 f"attack-stop={self.attack_stop}"
             )
+        self._check_local()
         partitions.parse(self.partition)
         looking = attack if isinstance(attack, MessageAttack) else None
         check_grant(owner, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
@@ -277,6 +289,42 @@ class RunConfig:
                 raise ConfigurationError(
                     f"{owner}: {name.replace('_', '-')} must be a file in a folder that exists; got {path}"
                 )
+
+    def _check_local(self) -> None:
+        """Check what asks for local steps."""
+        steps = self.message in ("delta", "parameters")
+        for key, given in (("tail-averaging", self.tail_averaging), ("personal", self.personal)):
+            if given and not steps:
+                raise ConfigurationError(
+                    f"configuration: {key}={given!r} needs local steps, message='delta' or 'parameters'; got "
+                    f"message={self.message!r}"
+                )
+        if self.split is None:  # else parsed for its errors
+            return
+        if self.personal and self.diagnose:
+            raise ConfigurationError(
+                f"configuration: diagnose measures clients at one model, and with personal={self.personal!r} there is "
+                f"none; got diagnose={self.diagnose}: set one of the two to its default"
+            )
+        if self.redraw:
+            raise ConfigurationError(
+                f"configuration: personal={self.personal!r} needs attackers that stay, because it is how honest "
+                f"clients fare that is measured; got redraw=True: set redraw=False"
+            )
+        if self.attackers == self.clients:
+            raise ConfigurationError(
+                f"configuration: personal={self.personal!r} needs an honest client to measure, so attackers must be "
+                f"below clients={self.clients}; got attackers={self.attackers}"
+            )
+
+    @cached_property
+    def split(self) -> Split | None:
+        """Which of the model's arrays are personal; None if none are."""
+        if not self.personal:
+            return None
+        with torch.device("meta"):  # an array's name and its number of dimensions do not depend on the data
+            model = MODELS[self.model]((1, 8, 8), 2)
+        return split_arrays({name: tuple(array.shape) for name, array in model.state_dict().items()}, self.personal)
 
     @property
     def sampled(self) -> int:

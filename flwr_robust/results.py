@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from flwr_robust.audit import model_sha256
 from flwr_robust.config import RunConfig
 from flwr_robust.files import write_atomically
+from flwr_robust.personal import ClientScore, averaged
 from flwr_robust.probe import Probe
 from flwr_robust.rule import Outcome
 
@@ -62,13 +63,16 @@ class RoundResult:
 
 
 def evaluator(
-    config: RunConfig, device: torch.device | str = "cpu"
+    config: RunConfig,
+    device: torch.device | str = "cpu",
+    ask: Callable[[Arrays], Sequence[ClientScore]] | None = None,
 ) -> Callable[[int, Callable[[], Arrays]], dict[str, float] | None]:
     """Return the evaluation of the global model on the test samples, every few rounds and after the last.
 
     It takes the round and a function that returns the model, which is called only in those rounds. Where the attack
     wants something in particular, the share of its trial that it gets is reported beside, and where the run asks
-    for it, what `Probe` measures of the clients.
+    for it, what `Probe` measures of the clients. Where parameters are personal, no model is there to evaluate but the
+    clients' own: ``ask`` returns how they fare with what the server holds.
     """
     task = config.data_set
     learner = config.learner(device)
@@ -79,6 +83,8 @@ def evaluator(
     def evaluate(server_round: int, model: Callable[[], Arrays]) -> dict[str, float] | None:
         if server_round % config.evaluate_every and server_round != config.rounds:
             return None
+        if ask is not None:
+            return averaged(ask(model())) or None
         learner.load(list(model().values()))
         loss, accuracy = learner.evaluate(x, y)
         metrics = {"loss": loss, "accuracy": accuracy}

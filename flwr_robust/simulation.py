@@ -12,12 +12,14 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_robust.adversary import Adversary, written
@@ -29,11 +31,12 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.fault import Fault
 from flwr_robust.message_attack import Knowledge, MessageAttack
 from flwr_robust.momentum import momentum_step
+from flwr_robust.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.rounds import Poison, batch_generator, draw_batch, moved, sample_clients, server_step, settle
 from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import Outcome
-from flwr_robust.tasks import MODELS, Grouped, descend
+from flwr_robust.tasks import MODELS, Grouped, Learner, Tail, descend
 
 __all__ = ["simulate", "unbatched"]
 
@@ -81,7 +84,7 @@ def simulate(config: RunConfig) -> dict[str, Any]:
     federation = _Federation(config)
     if sentence := config.rule.check_layout(federation.layout):
         raise ConfigurationError(sentence)
-    evaluate = evaluator(config, federation.learner.device)
+    evaluate = evaluator(config, federation.learner.device, None if config.split is None else federation.scores)
     started = time.perf_counter()
     curve: dict[int, dict[str, float]] = {}
     history: list[RoundResult] = []
@@ -125,16 +128,20 @@ class _Federation:
         self._first = torch.tensor([0, *itertools.accumulate(held)])[:-1, None]
         self._counts = torch.tensor(held, dtype=torch.float64)
         arrays = self.learner.arrays()
-        self.layout = [Layer(name, held.shape) for name, held in zip(self.learner.names, arrays, strict=True)]
+        places = range(len(arrays)) if config.split is None else config.split.shared
+        self.layout = [Layer(self.learner.names[place], arrays[place].shape) for place in places]
         self._sizes = [layer.size for layer in self.layout]
-        self._flat = np.concatenate([held.ravel() for held in arrays])
+        self._flat = np.concatenate([arrays[place].ravel() for place in places])
         self._sent = torch.from_numpy(self._flat)  # the same memory
-        self._shared = [parameter.detach().unsqueeze(0) for parameter in self.learner.parameters]
+        self._model = [parameter.detach().unsqueeze(0) for parameter in self.learner.parameters]
+        self._shared = [self._model[place] for place in places]
+        self._personal = None if config.split is None else _Personal(config, self.learner)
         self._state = config.rule.init()
         self._momentum: Tensor | None = None  # (clients, d); where not all are asked each round, the lines count of
         self._started = torch.zeros(config.clients, dtype=torch.bool)  # clients that were asked before
         self._grouped = Grouped(self.learner)
-        self._gradients = torch.empty(config.sampled, self._sent.numel(), device=device)
+        width = sum(parameter.numel() for parameter in self.learner.parameters)
+        self._gradients = torch.empty(config.sampled, width, device=device)
         self._into = self._grouped.layers(self._gradients)
         attack = config.attack_object
         self._adversary: Adversary | None = None
@@ -152,6 +159,15 @@ class _Federation:
         """Return the model's arrays by name."""
         parts = self._sent.split_with_sizes(self._sizes)
         return {layer.name: p.numpy().reshape(layer.shape) for layer, p in zip(self.layout, parts, strict=True)}
+
+    def scores(self, model: Arrays) -> list[ClientScore]:
+        """Return how the honest clients fare with the shared arrays and their own."""
+        assert self._personal is not None
+        found = []
+        for client in evaluated_clients(self.config):
+            self.learner.load(self._personal.joined(list(model.values()), client))
+            found.append(evaluate_client(self.config, self.learner, client))
+        return found
 
     def round(self, server_round: int) -> RoundResult:
         """Run one round and step the model."""
@@ -264,23 +280,30 @@ class _Federation:
         draws = [batch_generator(config, client, server_round) for client in asked]
         attackers = config.attackers_in(server_round) if config.data_attack else ()
         poisons = {
-            place: Poison.of(config, client, server_round, attackers.index(client), self.learner.scores)
+            place: Poison.of(config, client, server_round, attackers.index(client), self._scores(client))
             for place, client in enumerate(asked)
             if client in attackers
         }
         if config.message in ("gradient", "momentum"):
-            messages = self._gradients_at(self._shared, asked, draws, poisons)
+            messages = self._gradients_at(self._model, asked, draws, poisons)
             if config.message == "momentum":
                 messages = self._with_momentum(messages, asked)
         else:
             sent = self._sent.to(self.learner.device)
-            messages = sent.repeat(len(asked), 1)
+            messages = sent.repeat(len(asked), 1) if self._personal is None else self._personal.models(sent, asked)
             local = self._grouped.layers(messages)
+            tail = Tail(config.local_steps) if config.tail_averaging else None
             for _ in range(config.local_steps):
                 self._gradients_at(local, asked, draws, poisons)
                 for place in range(len(asked)):  # each in the shapes that a lone client has
                     direction = [layer[place] for layer in self._into]
                     descend([layer[place] for layer in local], direction, config.local_learning_rate)
+                if tail:
+                    tail.see([messages])
+            if tail:
+                tail.write([messages])
+            if self._personal is not None:
+                messages = self._personal.keep(messages, asked)
             if config.message == "delta":
                 messages -= sent
         scaled = {place: poison for place, poison in poisons.items() if poison.attack.scale != 1}
@@ -289,6 +312,12 @@ class _Federation:
             for place, poison in scaled.items():
                 messages[place] = poison.scaled([messages[place]], [self._sent.to(messages.device)])[0]
         return messages
+
+    def _scores(self, client: int) -> Callable[[Tensor], Tensor]:
+        """Return the scores that the model sent gives to inputs; what is personal in it is the client's."""
+        if self._personal is None:
+            return self.learner.scores
+        return partial(self._personal.scores, client)
 
     def _gradients_at(
         self,
@@ -331,3 +360,44 @@ class _Federation:
         self._started[asked] = True
         self._momentum[asked] = following
         return following
+
+
+class _Personal:
+    """The personal parameters of all clients, one per line."""
+
+    def __init__(self, config: RunConfig, learner: Learner) -> None:
+        assert config.split is not None
+        self._split, self._learner = config.split, learner
+        parameters = [parameter.detach() for parameter in learner.parameters]
+        self._shared, self._own = (
+            columns.to(learner.device) for columns in self._split.columns([p.numel() for p in parameters])
+        )
+        self._parts = [parameters[place] for place in self._split.personal]  # of the learner, to write into
+        flat = torch.cat([part.reshape(-1) for part in self._parts])
+        self._held = flat.repeat(config.clients, 1)
+
+    def models(self, sent: Tensor, asked: Sequence[int]) -> Tensor:
+        """Return the models (n, d) that clients start from."""
+        models = sent.new_empty(len(asked), len(self._shared) + len(self._own))
+        models[:, self._shared] = sent
+        models[:, self._own] = self._held[asked]
+        return models
+
+    def keep(self, models: Tensor, asked: Sequence[int]) -> Tensor:
+        """Keep what is personal in the clients' models, and return the rest."""
+        self._held[asked] = models[:, self._own]
+        return models[:, self._shared]
+
+    def scores(self, client: int, x: Tensor) -> Tensor:
+        """Return the scores that a learner holding the model sent gives with a client's parameters."""
+        for part, held in zip(self._parts, self._layers(client), strict=True):
+            part.copy_(held)
+        return self._learner.scores(x)
+
+    def joined(self, shared: Sequence[NDArray[Any]], client: int) -> list[NDArray[Any]]:
+        """Return all arrays of a client's model."""
+        return self._split.join(shared, [held.cpu().numpy() for held in self._layers(client)])
+
+    def _layers(self, client: int) -> list[Tensor]:
+        parts = self._held[client].split_with_sizes([part.numel() for part in self._parts])
+        return [held.view(part.shape) for held, part in zip(parts, self._parts, strict=True)]

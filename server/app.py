@@ -21,6 +21,7 @@ from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, Rob
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.message_attack import MessageAttack
 from flwr_robust.results import RoundResult, document, evaluator, write
+from server.evaluation import asking
 
 __all__ = ["app", "main"]
 
@@ -59,10 +60,12 @@ def _run(grid: Grid, context: Context) -> None:
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config)
     strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
+    ask = None if config.split is None else asking(grid, config, strategy.partitions)
     grid = _attacked(grid, config, strategy)
-    initial = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))
+    named = list(zip(learner.names, learner.arrays(), strict=True))
+    initial = encode_record(dict(named if config.split is None else [named[place] for place in config.split.shared]))
     started = time.perf_counter()
-    evaluate = evaluator(config)
+    evaluate = evaluator(config, ask=ask)
     ends: list[float] = []
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -121,10 +124,15 @@ def _audit(config: RunConfig) -> Audit | None:
     """Return where the run goes on record, if it does."""
     if not config.audit:
         return None
-    if config.resume and (
-        config.message.endswith("momentum") or isinstance(config.attack_object, MessageAttack | Fault)
-    ):
-        log.warning("resume: clients' momenta, and what an attack on messages remembers, begin anew")
+    remembers = (
+        config.message.endswith("momentum")
+        or config.personal
+        or isinstance(config.attack_object, MessageAttack | Fault)
+    )
+    if config.resume and remembers:
+        log.warning(
+            "resume: clients' momenta and personal parameters, and what an attack on messages remembers, begin anew"
+        )
     return Audit(
         config.audit,
         every=config.checkpoint_every,

@@ -109,12 +109,14 @@ def summed_distance(x, z, weights):
     return math.fsum(w * distance(row, z) for w, row in zip(weights, x, strict=True))
 
 
-def geometric_median(x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, **_):
+def geometric_median(
+    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="mean", **_
+):
     """Weiszfeld's iteration on the point itself; `iterations` steps, or until it stands still."""
     alpha = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
     around = np.abs(x - np.median(x, axis=0))
     tiny = max(1e-13 * (float(np.median(around)) or float(around.max())), 1e-150)
-    z, weights = alpha @ x, alpha
+    z, weights = alpha @ x if start == "mean" else np.zeros(x.shape[1]), alpha
     for _ in range(iterations or steps):
         beta = alpha / np.maximum(np.sqrt(((x - z) ** 2).sum(1)), tiny)
         weights = beta / beta.sum()

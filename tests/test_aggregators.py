@@ -399,6 +399,67 @@ def test_geometric_median_one_step_by_hand():
     np.testing.assert_allclose(result.weights, [3 / 11, 6 / 11, 2 / 11])
 
 
+def naive_rfa(x, alpha, steps, nu, z):
+    """Smoothed Weiszfeld as in RFA: nu is a length, z any point."""
+    for _ in range(steps):
+        beta = [a / max(float(np.sqrt(((z - row) ** 2).sum())), nu) for a, row in zip(alpha, x, strict=True)]
+        z = sum(b * row for b, row in zip(beta, x, strict=True)) / sum(beta)
+    return z
+
+
+@pytest.mark.parametrize("start", ["mean", "zero"])
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_geometric_median_takes_the_steps_of_rfa(start, steps):
+    rng = np.random.default_rng(steps)
+    x = rng.standard_normal((12, 7)) + 2
+    x[:3] = -6  # three liars, who also claim more examples
+    counts = np.array([30.0] * 3 + [20.0] * 9)
+    alpha = counts / counts.sum()
+    points = torch.from_numpy(x)
+    # A smoothing so large that some distances are below it, as a length and as a multiple of the radius.
+    nu = 8.0
+    distances = ((points[:, None] - points) ** 2).sum(2)
+    relative = nu / radius(distances)
+    text = f"geometric_median(f=3, iterations={steps}, nu={relative}, weighted=True, start={start!r})"
+    result = aggregate(points, text, counts=counts)
+    first = alpha @ x if start == "mean" else np.zeros(7)
+    np.testing.assert_allclose(result.value, naive_rfa(x, alpha, steps, nu, first), rtol=1e-9)
+    assert result.outcome is Outcome.OK
+    assert result.stats["iterations"] == steps
+    # Neither the smoothing nor the start is without effect.
+    assert np.abs(naive_rfa(x, alpha, steps, 1e-9, first) - result.value.numpy()).max() > 1e-4
+    other = np.zeros(7) if start == "mean" else alpha @ x
+    assert np.abs(naive_rfa(x, alpha, steps, nu, other) - result.value.numpy()).max() > 1e-4
+
+
+def test_one_step_from_zero_by_hand():
+    # Norms 1, 2, 4: (1 / 1 - 2 / 2 + 4 / 4) / (1 + 1 / 2 + 1 / 4) = 4 / 7.
+    result = aggregate(column(1, -2, 4), "geometric_median(iterations=1, start='zero')")
+    assert float(result.value) == pytest.approx(4 / 7)
+    np.testing.assert_allclose(result.weights, [4 / 7, 2 / 7, 1 / 7])
+    # The gradient at zero is the mean of the unit vectors towards the rows, 1 - 1 + 1 over 3.
+    assert result.stats["residual"] == pytest.approx(1 / 3)
+    # A row at zero, and all rows there.
+    assert abs(float(aggregate(column(0, 0, 5), "geometric_median(iterations=1, start='zero')").value)) < 1e-3
+    assert float(aggregate(column(0, 0, 0), "geometric_median(start='zero')").value) == 0
+
+
+@pytest.mark.parametrize("offset", [0.0, 2.0, 100.0])
+def test_geometric_median_ends_where_it_does_from_either_start(offset):
+    x = torch.from_numpy(np.random.default_rng(3).standard_normal((9, 4)) + offset)
+    first, second = (aggregate(x, f"geometric_median(start={start!r})") for start in ("mean", "zero"))
+    assert first.outcome is second.outcome is Outcome.OK
+    np.testing.assert_allclose(second.value, first.value, atol=1e-5)
+    # After one step they are still apart.
+    short = [aggregate(x, f"geometric_median(start={start!r}, iterations=1)").value for start in ("mean", "zero")]
+    assert float((short[0] - short[1]).abs().max()) > 1e-3
+
+
+def test_geometric_median_starts_at_one_of_two_points():
+    with pytest.raises(ConfigurationError, match="start must be one of mean, zero; got start='median'"):
+        parse("geometric_median(start='median')")
+
+
 @pytest.mark.parametrize(
     ("points", "median"),
     [

@@ -346,7 +346,8 @@ def test_a_task_of_one_class_has_no_other_label():
 
 def test_attacks_are_found_and_round_trip():
     assert set(data_attacks.members()) == {
-        *("backdoor", "dynamic_label_flip", "label_flip", "random_label", "targeted_flip")
+        *("backdoor", "dynamic_label_flip", "label_flip", "pixel_invert", "pixel_noise", "random_label"),
+        "targeted_flip",
     }
     needed = {"backdoor": "target=0", "targeted_flip": "source=1, target=7"}
     for name in data_attacks.members():

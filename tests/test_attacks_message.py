@@ -38,6 +38,8 @@ EXAMPLES = {
     "gaussian(sigma=2.0)": Knowledge.NOTHING,
     "inf()": Knowledge.NOTHING,
     "ipm(epsilon=0.1)": Knowledge.OMNISCIENT,
+    "mean_reversal(weighted=True)": Knowledge.OMNISCIENT,
+    "mean_reversal(c=2.0, known=2)": Knowledge.PARTIAL,
     "mimic()": Knowledge.OMNISCIENT,
     "mimic(worker=1, known=2)": Knowledge.PARTIAL,
     "min_max(deviation='std')": Knowledge.OMNISCIENT,

@@ -37,7 +37,7 @@ FLOORS = [
     ["flwr_robust.desgd"],
     ["flwr_robust.tasks"],
     ["flwr_robust.config"],
-    ["flwr_robust.audit"],
+    ["flwr_robust.audit", "flwr_robust.personal"],
     ["flwr_robust.rounds", "flwr_robust.adversary"],
     ["flwr_robust.probe"],
     ["flwr_robust.results"],

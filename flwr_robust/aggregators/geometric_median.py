@@ -4,14 +4,15 @@
     beta_i = alpha_i / max{||x_i - z||, nu},   z <- sum_i beta_i x_i / sum_i beta_i
 
 alpha_i: importance of row i, summing to one. nu: smoothing, which keeps a step defined where z meets a row. z starts
-at the (weighted) mean. Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", IEEE TSP 70 (2022),
-stop after 3 to 5 steps; ByzFL after 3 from zero. Here the iteration runs until the gradient of the smoothed objective,
-sum_i beta_i (z - x_i), is shorter than ``tolerance`` (a step's length would not do: it is tiny near every row);
-``iterations`` fixes the count instead.
+at the (weighted) mean, or with ``start="zero"`` at the origin, which is the model that was sent. Pillutla, Kakade,
+Harchaoui, "Robust aggregation for federated learning", IEEE TSP 70 (2022), stop after 3 to 5 steps; their one-step
+variant is ``iterations=1`` from zero, and ByzFL takes 3 from there. Here the iteration runs until the gradient of the
+smoothed objective, sum_i beta_i (z - x_i), is shorter than ``tolerance`` (a step's length would not do: it is tiny near
+every row); ``iterations`` fixes the count instead.
 
 Convention: nu is relative to the radius, the least over rows of the median distance to the others,
-so that neither the scale of the updates nor a few huge rows matter. z is a combination of rows throughout, so a step
-costs n x n work.
+so that neither the scale of the updates nor a few huge rows matter; the paper's 1e-6 is a length. z is a combination of
+rows from the first step on, so a step costs n x n work.
 
 Condition: n >= 2f + 1. Weighted, f clients that lie about their counts weigh up to clamp times an honest one each:
 n > (1 + clamp) f.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
-from flwr_robust.errors import check_flag, check_integer, check_number
+from flwr_robust.errors import check_choice, check_flag, check_integer, check_number
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 
@@ -65,6 +66,8 @@ class GeometricMedian(Rule):
         alpha proportional to the rows' clamped numbers of examples instead of equal.
     clamp : float
         As for `Mean`.
+    start : str
+        Where z starts: ``mean``, that of the rows with their alpha, or ``zero``.
     """
 
     f: int | None = None
@@ -74,6 +77,7 @@ class GeometricMedian(Rule):
     maximum: int = 1000
     weighted: bool = False
     clamp: float = 2.0
+    start: str = "mean"
     pairwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -86,6 +90,7 @@ class GeometricMedian(Rule):
         check_integer("geometric_median", "maximum", self.maximum, 1)
         check_flag("geometric_median", "weighted", self.weighted)
         check_number("geometric_median", "clamp", self.clamp, minimum=1)
+        check_choice("geometric_median", "start", self.start, ("mean", "zero"))
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 1; weighted, n > (1 + clamp) f."""
@@ -104,6 +109,9 @@ class GeometricMedian(Rule):
         smoothing = max(self.nu * scale, _TINY)
         weights, residual, converged = alpha, torch.inf, False
         steps = 0
+        if self.start == "zero":
+            weights, residual, steps = *_step_from_zero(rows, alpha, smoothing), 1
+            converged = self.iterations is None and residual <= self.tolerance
         while steps < (self.iterations or self.maximum) and not converged:
             beta = alpha / _distances(gram, weights).clamp(min=smoothing)
             following = beta / beta.sum()
@@ -121,6 +129,18 @@ class GeometricMedian(Rule):
         ), state
 
 
+def _step_from_zero(rows: Rows, alpha: Tensor, smoothing: float) -> tuple[Tensor, float]:
+    """Return the weights of z after a step from the origin, and the length of the gradient there.
+
+    The origin is no combination of the rows, and `Rows.gram` may be about another point.
+    """
+    beta = alpha / rows.squared_norms.sqrt().clamp(min=smoothing)
+    weights, total = beta / beta.sum(), float(beta.sum())
+    points = rows.gram_and_origin
+    reach = torch.cat([weights, -torch.ones(1, dtype=torch.float64)])
+    return weights, float((reach @ points @ reach).clamp(min=0).sqrt()) * total
+
+
 def _distances(gram: Tensor, weights: Tensor) -> Tensor:
     """Distances (n,) of the rows from the combination with these weights (summing to one)."""
     towards = gram @ weights
@@ -134,5 +154,12 @@ CASES = (
         lacks={"resilience": "three steps from the mean do not get back from 1e8"},
     ),
     Case("geometric_median(weighted=True)"),
+    Case(
+        "geometric_median(f=3, iterations=3, start='zero')",
+        lacks={
+            "resilience": "far rows pull the first step as much as near ones, and two more do not undo it",
+            "translation": "norms are taken from the origin",
+        },
+    ),
     Case("geometric_median(f=1)", n=3),
 )

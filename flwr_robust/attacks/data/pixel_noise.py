@@ -1,0 +1,55 @@
+"""Pixel noise: Gaussian noise on every input, its label stays.
+
+    x becomes clip(x + sigma (t - s) e, s, t),   e standard normal, drawn anew for every pixel and step
+
+s, t: the smallest and the largest input of the task, as a model sees them, so that sigma means the same whatever the
+normalisation. The corruption "gaussian noise" of Hendrycks, Dietterich, "Benchmarking neural network robustness to
+common corruptions and perturbations" (ICLR 2019), done by a client to what it trains on; there sigma goes from 0.08 to
+0.38. An honest client with a bad camera does the same.
+
+Knows: own data, the span of the task's inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.attack import ClientView, DataAttack, data_attacks
+from flwr_robust.errors import check_number
+
+__all__ = ["PixelNoise"]
+
+
+@data_attacks.register("pixel_noise")
+@dataclass(frozen=True)
+class PixelNoise(DataAttack):
+    """Add noise to an input with probability p.
+
+    Attributes
+    ----------
+    sigma : float
+        Standard deviation of the noise, in widths of the span of inputs; > 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, labels = torch.full((1, 1000), 0.5), torch.tensor([5])
+    >>> inputs, labels = PixelNoise(sigma=0.1)(x, labels, ClientView(10, torch.Generator(), scores=lambda: x))
+    >>> round(float(inputs.std()), 1), labels.tolist()
+    (0.1, [5])
+    """
+
+    sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self.name, "sigma", self.sigma, above=0)
+
+    def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
+        """Draw the noise, whichever samples get it, and stay within the span."""
+        smallest, largest = view.span
+        noise = torch.randn(x.shape, generator=view.generator).to(x.device)
+        return (x + self.sigma * (largest - smallest) * noise).clamp(smallest, largest), labels

@@ -1,0 +1,81 @@
+"""Mean reversal: whatever the others send, the mean of all messages becomes the opposite of what it would have been.
+
+    crafted = -(sum over honest i of w_i x_i) / W - c (sum over all i of w_i x_i) / W
+
+x_i: honest messages, and what the attackers' own clients would have sent. w_i: the weight of message i in the mean, one
+or its clamped number of examples. W: the weight of all attackers together. The mean of all messages is then -c times
+the mean without attack. The "omniscient" corruption, with c = 1, of Pillutla, Kakade, Harchaoui, "Robust aggregation
+for federated learning" (IEEE TSP 70, 2022), as in the code behind it.
+
+Convention: the target is the mean of all clients had there been no attack, the attackers' own included, as there.
+``weighted`` and ``clamp`` are those of the mean that is to be reversed: the paper's is weighted, without a clamp. All
+attackers send the same; the fewer they are, the longer it is. Without weights, and where the attackers' own messages
+have the mean of the others, it is ``ipm`` with epsilon = (c n + n - f) / f.
+
+Where a message names no number of examples, all weigh the same.
+
+Knows: omniscient; with ``known`` own or partial, those that are seen stand for all honest messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flwr_robust.errors import check_flag, check_number
+from flwr_robust.line_attack import Line, LineAttack
+from flwr_robust.message_attack import InformedAttack, View, message_attacks
+from flwr_robust.rows import Rows
+from flwr_robust.rule import State
+
+__all__ = ["MeanReversal"]
+
+
+@message_attacks.register("mean_reversal")
+@dataclass(frozen=True)
+class MeanReversal(InformedAttack, LineAttack):
+    """Send what turns the mean of all messages around.
+
+    Attributes
+    ----------
+    c : float
+        How far beyond zero the mean is to go, in lengths of what it would have been; > 0.
+    weighted : bool
+        The mean to be reversed weighs messages by their numbers of examples.
+    clamp : float
+        With ``weighted``: a number above this multiple of the median one counts as that, as in `Mean`; >= 1.
+    known : "all", "own" or int
+        As for `InformedAttack`.
+    """
+
+    c: float = 1.0
+    weighted: bool = False
+    clamp: float = 2.0
+    parameter: ClassVar[str] = "c"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("mean_reversal", "c", self.c, above=0)
+        check_flag("mean_reversal", "weighted", self.weighted)
+        check_number("mean_reversal", "clamp", self.clamp, minimum=1)
+
+    def line(self, view: View, state: State, rng: torch.Generator) -> Line:
+        """From where the mean of all is zero, against what it would have been."""
+        seen, own = self.seen(view), view.own
+        honest, attackers = self._weights(seen, own, view.replies - own.n)
+        total = attackers.sum()
+        base = seen.with_row(own.mix_exactly(attackers / total))
+        start = torch.cat([-honest / total, torch.zeros(1, dtype=torch.float64)])
+        step = torch.cat([-honest / total, -torch.ones(1, dtype=torch.float64)])
+        return Line(base, start.repeat(own.n, 1), step.repeat(own.n, 1), seen.n)
+
+    def _weights(self, seen: Rows, own: Rows, honest: int) -> tuple[Tensor, Tensor]:
+        """Return the weights of the messages seen, which stand for all honest ones, and of the attackers' own."""
+        shown, held = (torch.ones(rows.n, dtype=torch.float64) for rows in (seen, own))
+        if self.weighted and seen.counts is not None and own.counts is not None:
+            most = self.clamp * float(torch.cat([seen.counts, own.counts]).quantile(0.5))
+            shown, held = seen.counts.clamp(max=most), own.counts.clamp(max=most)
+        return shown * (honest / seen.n), held
