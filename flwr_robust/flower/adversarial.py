@@ -70,7 +70,7 @@ class AttackRecord:
     round : int
         The round.
     nodes : tuple of int
-        The nodes whose replies were rewritten, by position.
+        The nodes whose replies were rewritten or held back, by position; an attacker whom a fault spared is not there.
     positions : tuple of int
         Their positions among all nodes: their partitions, as far as known.
     strength : float or None
@@ -492,10 +492,13 @@ class AdversarialGrid(Grid):
                 handed.append(reply)
                 continue
             position = self._position(node)
-            failed.append((position, node))
             rng = torch_generator(self._seed, "fault", server_round, position)
             answer, following = self.attack.answer(layers, server_round, self._state_of(position), rng)
             self._keep(position, following)
+            if isinstance(answer, Mapping) and _unchanged(layers, answer):
+                handed.append(reply)
+                continue
+            failed.append((position, node))
             if isinstance(answer, str):
                 error = Message(Error(_CRASHED, answer), reply_to=asked[node])
                 error.metadata.__dict__["_message_id"] = reply.metadata.message_id
@@ -540,6 +543,11 @@ def parse_attack(text: str) -> MessageAttack | Fault:
     Delay(rounds=2)
     """
     return _attacks.parse(text)
+
+
+def _unchanged(layers: Mapping[str, torch.Tensor], answer: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether an answer is the very arrays that were there."""
+    return layers.keys() == answer.keys() and all(answer[name] is layers[name] for name in layers)
 
 
 def _trains(message: Message) -> bool:
