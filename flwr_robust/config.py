@@ -112,6 +112,11 @@ class RunConfig:
         Rounds between evaluations of the global model on the test samples.
     fraction_train : float
         Share of the clients sampled each round; the sample is drawn from the seed.
+    quarantine_after : int
+        Refusals after which a client is no longer asked; 0: never.
+    on_infeasible : str
+        ``keep`` goes on with the model as it is after a round that is infeasible; ``stop`` ends the run, with its
+        results.
     seed : int
         Source of every draw.
     threads : int
@@ -156,6 +161,8 @@ class RunConfig:
     rounds: int = 100
     evaluate_every: int = 10
     fraction_train: float = 1.0
+    quarantine_after: int = 0
+    on_infeasible: str = "keep"
     seed: int = 0
     threads: int = 1
     device: str = "auto"
@@ -202,7 +209,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         owner = "configuration"
         check_integer(owner, "clients", self.clients, 1)
-        for name in ("attackers", "attack_stop", "known"):
+        for name in ("attackers", "attack_stop", "known", "quarantine_after"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 0)
         for name in ("attack_start", "local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
@@ -220,6 +227,7 @@ class RunConfig:
         check_choice(owner, "message", self.message, MESSAGES)
         check_choice(owner, "batching", self.batching, ("random", "consecutive"))
         check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
+        check_choice(owner, "on-infeasible", self.on_infeasible, ("keep", "stop"))
         if self.model not in MODELS:
             raise UnknownNameError("model", self.model, MODELS)
         if self.attackers > self.clients:

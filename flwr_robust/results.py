@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from flwr_robust.config import RunConfig
 from flwr_robust.files import write_atomically
 from flwr_robust.rule import Outcome
 
-__all__ = ["Arrays", "RoundResult", "document", "evaluator", "write"]
+__all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
 
 Arrays = Mapping[str, NDArray[Any]]
 """A model's arrays by name, in their order."""
@@ -43,6 +43,8 @@ class RoundResult:
         How the aggregation ended.
     missing : sequence of (int or None)
         The partitions of those who were asked and did not answer.
+    quarantined : sequence of (int or None)
+        The partitions of those who were not asked, because they were in quarantine.
     """
 
     round: int
@@ -51,23 +53,30 @@ class RoundResult:
     refused: Sequence[tuple[int | None, str]]
     outcome: Outcome
     missing: Sequence[int | None] = ()
+    quarantined: Sequence[int | None] = ()
 
 
-def evaluator(
-    config: RunConfig, device: torch.device | str = "cpu"
-) -> Callable[[int, Callable[[], Arrays]], dict[str, float] | None]:
+class Evaluator(Protocol):
+    """Measures a model; see `evaluator`."""
+
+    def __call__(self, server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        """Return what is measured, or None in a round in which nothing is."""
+
+
+def evaluator(config: RunConfig, device: torch.device | str = "cpu") -> Evaluator:
     """Return the evaluation of the global model on the test samples, every few rounds and after the last.
 
-    It takes the round and a function that returns the model, which is called only in those rounds. Where the attack
-    wants something in particular, the share of its trial that it gets is reported beside.
+    It takes the round and a function that returns the model, which is called only in those rounds, or if the round is
+    said to be due. Where the attack wants something in particular, the share of its trial that it gets is reported
+    beside.
     """
     task = config.data_set
     learner = config.learner(device)
     x, y = task.inputs(task.x_test, device), task.y_test.to(device)
     trial = config.data_attack and config.data_attack.trial(x, y, task.span)
 
-    def evaluate(server_round: int, model: Callable[[], Arrays]) -> dict[str, float] | None:
-        if server_round % config.evaluate_every and server_round != config.rounds:
+    def evaluate(server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        if server_round % config.evaluate_every and server_round != config.rounds and not due:
             return None
         learner.load(list(model().values()))
         loss, accuracy = learner.evaluate(x, y)
@@ -87,6 +96,7 @@ def document(
     ends: Sequence[float],
     seconds: float,
     visible_gpus: Mapping[int, str],
+    stopped: str = "",
 ) -> dict[str, Any]:
     """Return what came of a run, ready for JSON.
 
@@ -106,12 +116,14 @@ def document(
         How long all took.
     visible_gpus : mapping of int to str
         The GPUs that each client saw.
+    stopped : str
+        Why the run ended before its last round; empty where it did not.
     """
     weights = np.zeros(config.clients)
     for result in history:
         for partition, weight in zip(result.partitions, result.weights, strict=False):
             if partition is not None:
-                weights[partition] += weight / config.rounds
+                weights[partition] += weight / len(history)
     shares = [
         sum(w for p, w in zip(result.partitions, result.weights, strict=False) if p in attackers)
         for result in history
@@ -132,6 +144,10 @@ def document(
         "missing": [
             {"round": result.round, "partition": partition} for result in history for partition in result.missing
         ],
+        "quarantined": [
+            {"round": result.round, "partition": partition} for result in history for partition in result.quarantined
+        ],
+        "stopped": stopped,
         "seconds": seconds,
         "median_round_seconds": statistics.median(spans) if spans else 0.0,
         "visible_gpus": dict(sorted(visible_gpus.items())),

@@ -23,6 +23,7 @@ __all__ = ["app", "main"]
 
 log = logging.getLogger("flwr")
 
+_GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
 
 app = ServerApp()
@@ -62,6 +63,8 @@ def _run(grid: Grid, context: Context) -> None:
         fraction_evaluate=0.0,
         min_train_nodes=config.sampled,
         min_available_nodes=config.clients,
+        quarantine_after=config.quarantine_after or None,
+        on_infeasible=config.on_infeasible,
         audit=_audit(config),
     )
     strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
@@ -88,12 +91,15 @@ def _run(grid: Grid, context: Context) -> None:
             [(strategy.partitions.get(refusal.node), refusal.reason.name) for refusal in record.refused],
             record.outcome,
             [strategy.partitions.get(node) for node in record.silent],
+            [strategy.partitions.get(node) for node in record.quarantined],
         )
         for record in strategy.history
     ]
     curve = {at: dict(metrics) for at, metrics in result.evaluate_metrics_serverapp.items()}
-    model = decode_record(result.arrays)
-    write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values())))
+    model, stopped = decode_record(result.arrays), strategy.guard.stopped
+    if stopped and history[-1].round not in curve:
+        curve[history[-1].round] = dict(evaluate(history[-1].round, lambda: model, due=True) or {})
+    write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values()), stopped))
 
 
 def _audit(config: RunConfig) -> Audit | None:
@@ -106,7 +112,7 @@ def _audit(config: RunConfig) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
-        config={key: value for key, value in config.to_mapping().items() if key not in PLACES},
+        config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )
 
 
