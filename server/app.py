@@ -11,12 +11,14 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from flwr_robust.audit import Measured
 from flwr_robust.config import PLACES, RunConfig
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.fault import Fault
 from flwr_robust.flower import AdversarialGrid, Audit, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.message_attack import MessageAttack
+from flwr_robust.partition import label_distances
 from flwr_robust.results import RoundResult, document, evaluator, write
 
 __all__ = ["app", "main"]
@@ -112,8 +114,19 @@ def _audit(config: RunConfig) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
+        measured=_label_distance(config),
         config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )
+
+
+def _label_distance(config: RunConfig) -> list[Measured]:
+    """Return how unlike each other the clients' labels are, for the record; this app knows it, others may not."""
+    distances = label_distances(config.data_set.y_train.numpy(), config.samples)
+    method = "total variation distance of a client's labels from all clients', {} of the clients"
+    return [
+        Measured(0, "label distribution distance", float(value), method.format(name))
+        for name, value in (("mean", distances.mean()), ("largest", distances.max()))
+    ]
 
 
 def _attacked(grid: Grid, config: RunConfig, strategy: RobustStrategy) -> Grid:

@@ -16,6 +16,7 @@ from flwr_robust.audit import (
     Aggregated,
     AuditLog,
     Evaluated,
+    Measured,
     Quarantined,
     Released,
     ReplyAdmitted,
@@ -505,3 +506,15 @@ def test_the_apps_resume_too(tmp_path):
 def test_a_resumed_run_needs_its_folder():
     with pytest.raises(ConfigurationError, match="resume needs the run's folder"):
         RunConfig(resume=True)
+
+
+def test_the_apps_put_on_record_how_unlike_each_other_the_clients_are(tmp_path):
+    for partition, least, most in (("iid", 0, 0.2), ("by_label", 0.8, 1)):
+        folder = tmp_path / partition
+        apps.run(tmp_path, rounds=1, audit=str(folder), partition=partition, message="delta")
+        mean, largest = events(folder, Measured)
+        assert least <= mean.value <= largest.value <= most
+        apps.run(tmp_path, rounds=2, audit=str(folder), partition=partition, message="delta", resume=True)
+        assert len(events(folder, Measured)) == 2
+        facts = make_card(folder)["claim"]["heterogeneity"]
+        assert [fact["quantity"] for fact in facts["value"]] == ["label distribution distance"] * 2

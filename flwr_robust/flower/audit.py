@@ -21,6 +21,7 @@ from flwr_robust.audit import (
     AuditedRun,
     Evaluated,
     Event,
+    Measured,
     Quarantined,
     Released,
     ReplyAdmitted,
@@ -65,6 +66,8 @@ class Audit(Observer):
         Keys of it that need not be.
     statements : mapping, optional
         What only the operator knows, for the robustness card; see `flwr_robust.audit.events.STATEMENTS`.
+    measured : sequence of Measured
+        What was measured before the run and belongs to its record, such as how much the clients' labels differ.
     hash_updates, keep_updates : bool
         Whether to put the hash of every update on record, and to keep the updates themselves.
     key : bytes, optional
@@ -88,13 +91,14 @@ class Audit(Observer):
         config: Mapping[str, Any] | None = None,
         may_differ: Collection[str] = ("rounds",),
         statements: Mapping[str, str] | None = None,
+        measured: Sequence[Measured] = (),
         hash_updates: bool = False,
         keep_updates: bool = False,
         key: bytes | None = None,
         sync: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self._config = dict(config or {})
+        self._config, self._measured = dict(config or {}), tuple(measured)
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
         self._options: dict[str, Any] = {
             "every": every,
@@ -127,6 +131,8 @@ class Audit(Observer):
         config = {**opening.config, **self._config}
         self._run = AuditedRun(self.folder, config, rule=opening.rule, strategy=opening.strategy, **self._options)
         self._guard, snapshot = opening.guard, self._run.snapshot
+        if self._run.log.lines == 1:  # it has just begun
+            self._run.record(*self._measured)
         if snapshot is None:
             return None
         self._round = snapshot.round
