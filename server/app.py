@@ -85,15 +85,16 @@ def _run(grid: Grid, context: Context) -> None:
 
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=after_round)
     seconds = time.perf_counter() - started
+    places = {**strategy.guard.replaced, **strategy.partitions}
     history = [
         RoundResult(
             record.round,
             record.partitions,
             record.weights,
-            [(strategy.partitions.get(refusal.node), refusal.reason.name) for refusal in record.refused],
+            [(places.get(refusal.node), refusal.reason.name) for refusal in record.refused],
             record.outcome,
-            [strategy.partitions.get(node) for node in record.silent],
-            [strategy.partitions.get(node) for node in record.quarantined],
+            [places.get(node) for node in record.silent],
+            [places.get(node) for node in record.quarantined],
         )
         for record in strategy.history
     ]

@@ -272,6 +272,7 @@ def _snapshot(progress: Progress, config: Mapping[str, Any]) -> Snapshot:
     values = {
         "memory": freeze(progress.memory, tensors),
         "refusals": [[node, count] for node, count in progress.refusals.items()],
+        "replaced": [[node, partition] for node, partition in progress.replaced.items()],
         "history": [_written(record, tensors) for record in progress.history],
         "evaluations": [_written(record, tensors) for record in progress.evaluations],
         **{
@@ -296,6 +297,7 @@ def _progress(snapshot: Snapshot) -> Progress:
         snapshot.partitions,
         dict(values["refusals"]),
         thaw(values["memory"], tensors),
+        dict(values.get("replaced", ())),
     )
 
 
