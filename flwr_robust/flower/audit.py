@@ -8,6 +8,7 @@ keep for themselves, momenta in their Context say, is theirs: under Flower it ou
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,14 @@ class Audit(Observer):
     def aggregated(self, aggregation: Aggregation) -> None:
         """Put on record what the rule made of the replies, and of the model."""
         record = aggregation.record
-        before, after = self._hash(aggregation.before), self._hash(aggregation.after)
-        point = _point(aggregation)
-        measured: dict[str, Any] = {}
-        if point is not None and aggregation.rows is not None:
-            distances, angles, length = distances_and_angles(aggregation.rows, point)
-            measured = {"distances": distances, "angles": angles, "length": length}
+        before = self._hash(aggregation.before)
+        if torch.get_num_threads() > 1:
+            with ThreadPoolExecutor(1) as pool:
+                hashed = pool.submit(self._hash, aggregation.after)
+                measured = _measured(aggregation)
+            after = hashed.result()
+        else:
+            measured, after = _measured(aggregation), self._hash(aggregation.after)
         self._waiting.append(
             Aggregated(
                 record.round,
@@ -251,6 +254,14 @@ def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -
     if audit is None:
         return tuple(observers)
     return audit if isinstance(audit, Audit) else Audit(audit), *observers
+
+
+def _measured(aggregation: Aggregation) -> dict[str, Any]:
+    """Return distances, angles and length, where there is an aggregate."""
+    point = _point(aggregation)
+    if point is None or aggregation.rows is None:
+        return {}
+    return dict(zip(("distances", "angles", "length"), distances_and_angles(aggregation.rows, point), strict=True))
 
 
 def _point(aggregation: Aggregation) -> torch.Tensor | None:
