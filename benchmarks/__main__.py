@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import engines, rules
+from benchmarks import admission, engines, rules
 from flwr_robust.files import write_atomically
 
-BENCHMARKS: dict[str, ModuleType] = {"engines": engines, "rules": rules}
+BENCHMARKS: dict[str, ModuleType] = {"engines": engines, "rules": rules, "admission": admission}
 RESULTS = Path(__file__).resolve().parent / "results"
 
 

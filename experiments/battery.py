@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flwr_robust.attack import DataAttack, data_attacks
+from flwr_robust.audit.red_team_file import REVIEW
 from flwr_robust.errors import UnknownNameError
 from flwr_robust.fault import Fault, faults
 from flwr_robust.flower import parse_attack
@@ -17,9 +18,6 @@ from flwr_robust.message_attack import Knowledge, MessageAttack, message_attacks
 from flwr_robust.registry import parse_chain
 
 __all__ = ["BATTERY", "HONEST_MEAN", "NO_ATTACK", "REVIEW", "Attack", "choose"]
-
-REVIEW = ("scaled updates", "inverted signs", "sybils", "backdoor triggers", "mislabelled data")
-"""The families that every review tests."""
 
 
 @dataclass(frozen=True)

@@ -337,16 +337,21 @@ def card_command(
         list[str] | None,
         typer.Option(help="What only you know, as KEY=TEXT; may be repeated. Keys: " + ", ".join(STATEMENTS) + "."),
     ] = None,
+    red_team: Annotated[
+        Path | None,
+        typer.Option("--red-team", help="The JSON that python -m experiments red-team wrote of this strategy."),
+    ] = None,
     key_file: KeyFile = None,
 ) -> None:
     """Write the robustness card of a run: card.json and card.md in its folder, RUN.
 
     It states the rule and its limits, clients asked and admitted, declared f, attacks tested, evidence kept, and how
-    the deployment is secured, each with its source. What the log does not say, and you do not state, is "not stated".
+    the deployment is secured, each with its source. What the log does not say, and you do not state, is "not stated":
+    say how clients authenticate with --state "authentication=...", how connections are secured with --state "tls=...".
     """
     try:
         statements = dict(_pair(text) for text in state or [])
-        paths = write_card(run, html=html, statements=statements, key=_key(key_file))
+        paths = write_card(run, html=html, statements=statements, key=_key(key_file), red_team=red_team)
         verdict = verify(log_file(run), key=_key(key_file))
     except FlwrRobustError as error:
         _fail(error)

@@ -131,6 +131,11 @@ class RunConfig:
         this many of its own samples, or all that it has; at least 2. 0: not at all. It changes nothing in the run.
     fraction_train : float
         Share of the clients sampled each round; the sample is drawn from the seed.
+    quarantine_after : int
+        Refusals after which a client is no longer asked; 0: never.
+    on_infeasible : str
+        ``keep`` goes on with the model as it is after a round that is infeasible; ``stop`` ends the run, with its
+        results.
     seed : int
         Source of every draw.
     threads : int
@@ -181,6 +186,8 @@ class RunConfig:
     evaluate_every: int = 10
     diagnose: int = 0
     fraction_train: float = 1.0
+    quarantine_after: int = 0
+    on_infeasible: str = "keep"
     seed: int = 0
     threads: int = 1
     device: str = "auto"
@@ -227,7 +234,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         owner = "configuration"
         check_integer(owner, "clients", self.clients, 1)
-        for name in ("attackers", "attack_stop", "known"):
+        for name in ("attackers", "attack_stop", "known", "quarantine_after"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 0)
         for name in ("attack_start", "local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
             check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
@@ -250,6 +257,7 @@ class RunConfig:
         check_desgd(owner, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
         check_choice(owner, "batching", self.batching, ("random", "consecutive"))
         check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
+        check_choice(owner, "on-infeasible", self.on_infeasible, ("keep", "stop"))
         if self.model not in MODELS:
             raise UnknownNameError("model", self.model, MODELS)
         if self.attackers > self.clients:
@@ -301,7 +309,7 @@ class RunConfig:
                 )
         if self.split is None:  # else parsed for its errors
             return
-        if self.personal and self.diagnose:
+        if self.diagnose:
             raise ConfigurationError(
                 f"configuration: diagnose measures clients at one model, and with personal={self.personal!r} there is "
                 f"none; got diagnose={self.diagnose}: set one of the two to its default"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "AuditError",
@@ -140,8 +140,8 @@ def check_flag(owner: str, field: str, value: object) -> None:
         raise ConfigurationError(f"{owner}: {field} must be True or False; got {field}={value!r}")
 
 
-def check_integer(owner: str, field: str, value: object, minimum: int) -> None:
-    """Raise unless ``value`` is an integer of at least ``minimum``.
+def check_integer(owner: str, field: str, value: object, minimum: int, *, words: Sequence[str] = ()) -> None:
+    """Raise unless ``value`` is an integer of at least ``minimum``, or one of some words.
 
     Parameters
     ----------
@@ -153,14 +153,19 @@ def check_integer(owner: str, field: str, value: object, minimum: int) -> None:
         What was given; booleans are not integers here.
     minimum : int
         The smallest value allowed.
+    words : sequence of str
+        What is allowed beside integers, such as ``auto``.
 
     Raises
     ------
     ConfigurationError
         If ``value`` is of another type or below ``minimum``.
     """
+    if isinstance(value, str) and value in words:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigurationError(f"{owner}: {field} must be an integer >= {minimum}; got {field}={value!r}")
+        wanted = " or ".join([*map(repr, words), f"an integer >= {minimum}"])
+        raise ConfigurationError(f"{owner}: {field} must be {wanted}; got {field}={value!r}")
 
 
 def _finite(value: float) -> bool:
@@ -179,8 +184,9 @@ def check_number(
     minimum: float | None = None,
     below: float | None = None,
     maximum: float | None = None,
+    words: Sequence[str] = (),
 ) -> None:
-    """Raise unless ``value`` is a finite number inside the named bounds.
+    """Raise unless ``value`` is a finite number inside the named bounds, or one of some words.
 
     Parameters
     ----------
@@ -194,12 +200,16 @@ def check_number(
         Exclusive bounds.
     minimum, maximum : float, optional
         Inclusive bounds.
+    words : sequence of str
+        What is allowed beside numbers, such as ``auto``.
 
     Raises
     ------
     ConfigurationError
         If ``value`` is not a finite number or outside the bounds.
     """
+    if isinstance(value, str) and value in words:
+        return
     bounds = [
         f"{sign} {bound:g}"
         for sign, bound in ((">", above), (">=", minimum), ("<", below), ("<=", maximum))
@@ -215,7 +225,7 @@ def check_number(
         and (maximum is None or value <= maximum)
     )
     if not inside:
-        wanted = " and ".join(["a finite number", *bounds])
+        wanted = " or ".join([*map(repr, words), " and ".join(["a finite number", *bounds])])
         raise ConfigurationError(f"{owner}: {field} must be {wanted}; got {field}={value!r}")
 
 

@@ -1,15 +1,24 @@
-"""Files that are either whole or not there, and what they hold."""
+"""Files that are either whole or not there, that one process writes at a time, and what they hold.
+
+What systems do differently is kept here. POSIX: flock, and folders are synced. Windows: a byte far behind the end is
+locked, because a lock there keeps others from reading what is locked; folders cannot be opened, and need not be.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["file_sha256", "sync_folder", "write_atomically"]
+__all__ = ["file_sha256", "lock", "open_to_append", "sync_folder", "write_atomically"]
+
+_SYSTEM_LOCK = next((name for name in ("fcntl", "msvcrt") if importlib.util.find_spec(name)), "")
+_LOCKED_BYTE = 2**31 - 2  # behind the end of any log; as far as Windows counts here
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool = True) -> None:
@@ -39,8 +48,42 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
         raise
 
 
+def open_to_append(path: Path) -> int:
+    """Open a file to read it and to append bytes as they are, making it where it does not exist.
+
+    Returns
+    -------
+    int
+        The descriptor, for the caller to close.
+    """
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+
+
+def lock(descriptor: int) -> None:
+    """Lock an open file for this process alone, until it is closed or the process ends, however it ends.
+
+    Raises
+    ------
+    OSError
+        If somebody else has locked it.
+    """
+    # Modules of one system each; looked up by name, so that types can be checked on the other.
+    module: Any = importlib.import_module(_SYSTEM_LOCK)
+    if _SYSTEM_LOCK == "fcntl":
+        module.flock(descriptor, module.LOCK_EX | module.LOCK_NB)
+        return
+    at = os.lseek(descriptor, 0, os.SEEK_CUR)
+    os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        module.locking(descriptor, module.LK_NBLCK, 1)
+    finally:
+        os.lseek(descriptor, at, os.SEEK_SET)
+
+
 def sync_folder(folder: Path) -> None:
     """Wait until a folder's entries, such as a file just renamed into it, are on the disk."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -314,8 +314,7 @@ class InformedAttack(MessageAttack):
     known: int | str = "all"
 
     def __post_init__(self) -> None:
-        if self.known not in ("all", "own"):
-            check_integer(self.name, "known (or 'all', 'own')", self.known, 1)
+        check_integer(self.name, "known", self.known, 1, words=("all", "own"))
 
     @property
     def knowledge(self) -> Knowledge:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ from flwr_robust.errors import ConfigurationError, check_flag, check_integer, ch
 from flwr_robust.registry import Component, Registry
 from flwr_robust.seeds import numpy_generator
 
-__all__ = ["ByLabel", "Dirichlet", "Iid", "KClasses", "Partition", "Shards", "partitions"]
+__all__ = ["ByLabel", "Dirichlet", "Iid", "KClasses", "Partition", "Shards", "label_distances", "partitions"]
 
 Indices = NDArray[np.int64]
 
@@ -267,3 +268,32 @@ class Shards(Partition):
         shards = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
         dealt = generator.permutation(count).reshape(clients, self.per_client)
         return [np.concatenate([shards[s] for s in hand]) for hand in dealt]
+
+
+def label_distances(labels: NDArray[np.integer], parts: Sequence[Indices]) -> NDArray[np.float64]:
+    """Return how unlike the whole each client's labels are: the total variation distance of the two distributions.
+
+    Parameters
+    ----------
+    labels : array (N,) of int
+        Class of every sample.
+    parts : sequence of array of int
+        What a partition returned; no part is empty.
+
+    Returns
+    -------
+    array (clients,)
+        In [0, 1]: half the sum over classes of |share at the client - share among all samples|. 0 where they are
+        alike; 1 - 1/K for a client of one class of K that are equally frequent.
+
+    Examples
+    --------
+    >>> label_distances(np.array([0, 0, 1, 1]), [np.array([0, 2]), np.array([1, 3])]).tolist()
+    [0.0, 0.0]
+    >>> label_distances(np.array([0, 0, 1, 1]), [np.array([0, 1]), np.array([2, 3])]).tolist()
+    [0.5, 0.5]
+    """
+    held = np.unique(np.concatenate(parts))
+    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    shares = np.stack([np.bincount(numbers[part], minlength=len(classes)) / len(part) for part in [held, *parts]])
+    return np.asarray(np.abs(shares[1:] - shares[0]).sum(axis=1) / 2)

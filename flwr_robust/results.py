@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from flwr_robust.personal import ClientScore, averaged
 from flwr_robust.probe import Probe
 from flwr_robust.rule import Outcome
 
-__all__ = ["Arrays", "RoundResult", "document", "evaluator", "write"]
+__all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
 
 Arrays = Mapping[str, NDArray[Any]]
 """A model's arrays by name, in their order."""
@@ -50,6 +50,8 @@ class RoundResult:
         What the attackers chose, where their attack on messages has a strength.
     abstained : sequence of (int or None)
         The partitions of those who had nothing to say to what the round asked for.
+    quarantined : sequence of (int or None)
+        The partitions of those who were not asked, because they were in quarantine.
     """
 
     round: int
@@ -60,19 +62,27 @@ class RoundResult:
     missing: Sequence[int | None] = ()
     strength: float | None = None
     abstained: Sequence[int | None] = ()
+    quarantined: Sequence[int | None] = ()
+
+
+class Evaluator(Protocol):
+    """Measures a model; see `evaluator`."""
+
+    def __call__(self, server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        """Return what is measured, or None in a round in which nothing is."""
 
 
 def evaluator(
     config: RunConfig,
     device: torch.device | str = "cpu",
     ask: Callable[[Arrays], Sequence[ClientScore]] | None = None,
-) -> Callable[[int, Callable[[], Arrays]], dict[str, float] | None]:
+) -> Evaluator:
     """Return the evaluation of the global model on the test samples, every few rounds and after the last.
 
-    It takes the round and a function that returns the model, which is called only in those rounds. Where the attack
-    wants something in particular, the share of its trial that it gets is reported beside, and where the run asks
-    for it, what `Probe` measures of the clients. Where parameters are personal, no model is there to evaluate but the
-    clients' own: ``ask`` returns how they fare with what the server holds.
+    It takes the round and a function that returns the model, which is called only in those rounds, or if the round is
+    said to be due. Where the attack wants something in particular, the share of its trial that it gets is reported
+    beside, and where the run asks for it, what `Probe` measures of the clients. Where parameters are personal, no model
+    is there to evaluate but the clients' own: ``ask`` returns how they fare with what the server holds.
     """
     task = config.data_set
     learner = config.learner(device)
@@ -80,8 +90,8 @@ def evaluator(
     trial = config.data_attack and config.data_attack.trial(x, y, task.span)
     probe = Probe(config, learner) if config.diagnose else None
 
-    def evaluate(server_round: int, model: Callable[[], Arrays]) -> dict[str, float] | None:
-        if server_round % config.evaluate_every and server_round != config.rounds:
+    def evaluate(server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        if server_round % config.evaluate_every and server_round != config.rounds and not due:
             return None
         if ask is not None:
             return averaged(ask(model())) or None
@@ -105,6 +115,7 @@ def document(
     ends: Sequence[float],
     seconds: float,
     visible_gpus: Mapping[int, str],
+    stopped: str = "",
 ) -> dict[str, Any]:
     """Return what came of a run, ready for JSON.
 
@@ -124,12 +135,14 @@ def document(
         How long all took.
     visible_gpus : mapping of int to str
         The GPUs that each client saw.
+    stopped : str
+        Why the run ended before its last round; empty where it did not.
     """
     weights = np.zeros(config.clients)
     for result in history:
         for partition, weight in zip(result.partitions, result.weights, strict=False):
             if partition is not None:
-                weights[partition] += weight / config.rounds
+                weights[partition] += weight / len(history)
     shares = [
         sum(w for p, w in zip(result.partitions, result.weights, strict=False) if p in attackers)
         for result in history
@@ -155,6 +168,10 @@ def document(
             {"round": result.round, "strength": result.strength} for result in history if result.strength is not None
         ],
         "abstentions": [abstentions[client] for client in range(config.clients)],
+        "quarantined": [
+            {"round": result.round, "partition": partition} for result in history for partition in result.quarantined
+        ],
+        "stopped": stopped,
         "seconds": seconds,
         "median_round_seconds": statistics.median(spans) if spans else 0.0,
         "visible_gpus": dict(sorted(visible_gpus.items())),

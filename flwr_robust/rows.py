@@ -465,13 +465,9 @@ class Rows:
 
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (d,), product with it, and squared norm: float64 (n, 3)."""
-        total = torch.zeros(self.n, 3, dtype=torch.float64)
         if self._origin is None and self._lines is not None and point.device.type == "cpu":
-            at = 0
-            for lines in self._lines:
-                total += lines.against(point[at : at + lines.width])
-                at += lines.width
-            return total
+            return _against(self._lines, point)
+        total = torch.zeros(self.n, 3, dtype=torch.float64)
         for start, block in self.blocks():
             part = point[start : start + block.shape[1]].to(block)
             apart = torch.linalg.vector_norm(block - part, dim=1).square()
@@ -627,3 +623,26 @@ def _column_wise(held: Sequence[Lines], dtype: torch.dtype, write: Callable[[Lin
         write(lines, value[at : at + lines.width])
         at += lines.width
     return value
+
+
+_NEAR = 1e-4  # of the lengths of both: nearer than that, a distance formed of products has lost four digits of sixteen
+
+
+def _against(held: Sequence[Lines], point: Tensor) -> Tensor:
+    """Return what `Rows.against` does for rows that compiled code can read, layer by layer.
+
+    |x - p|^2 = |x|^2 - 2 <x, p> + |p|^2 saves a third of the work. Where it cancels, the rows are subtracted from the
+    point instead; NaN and Inf go that way, too.
+    """
+    parts = point.split_with_sizes([lines.width for lines in held])
+    found = torch.zeros(len(held[0].address), 2, dtype=torch.float64)
+    for lines, part in zip(held, parts, strict=True):
+        found += lines.products(part)
+    products, own = found.T
+    length = sum(float(part.dot(part)) for part in map(Tensor.double, point.tensor_split(1 + len(point) // 2**16)))
+    apart = own - 2 * products + length
+    total = torch.stack([apart, products, own], dim=1)
+    near = (~(apart > _NEAR * (own + length))).nonzero().flatten().numpy()
+    if near.size:
+        total[near] = torch.stack([lines.picked(near).against(p) for lines, p in zip(held, parts, strict=True)]).sum(0)
+    return total

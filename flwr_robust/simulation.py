@@ -47,6 +47,8 @@ def unbatched(config: RunConfig) -> str | None:
         return f"{config.rule} compares with an update of the server's own"
     if config.audit:
         return "an audit log tells of messages"
+    if config.quarantine_after or config.on_infeasible != "keep":
+        return "quarantine, and a stop after an infeasible round, are the guard's of Flower's strategies"
     shape, classes = config.data_set.shape, config.data_set.classes
     with torch.device("meta"):
         model = MODELS[config.model](shape, classes)

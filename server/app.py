@@ -12,6 +12,7 @@ import torch
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from flwr_robust.audit import Measured
 from flwr_robust.class_rounds import check_senders
 from flwr_robust.config import PLACES, RunConfig
 from flwr_robust.desgd import CLASS_MOMENTUM
@@ -20,6 +21,7 @@ from flwr_robust.fault import Fault
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.message_attack import MessageAttack
+from flwr_robust.partition import label_distances
 from flwr_robust.results import RoundResult, document, evaluator, write
 from server.evaluation import asking
 
@@ -27,6 +29,7 @@ __all__ = ["app", "main"]
 
 log = logging.getLogger("flwr")
 
+_GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
 
 app = ServerApp()
@@ -78,22 +81,26 @@ def _run(grid: Grid, context: Context) -> None:
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=config.rounds, evaluate_fn=after_round)
     seconds = time.perf_counter() - started
     chosen = {record.round: record.strength for record in grid.history} if isinstance(grid, AdversarialGrid) else {}
+    places = {**strategy.guard.replaced, **strategy.partitions}
     history = [
         RoundResult(
             record.round,
             record.partitions,
             record.weights,
-            [(strategy.partitions.get(refusal.node), refusal.reason.name) for refusal in record.refused],
+            [(places.get(refusal.node), refusal.reason.name) for refusal in record.refused],
             record.outcome,
-            [strategy.partitions.get(node) for node in record.silent],
+            [places.get(node) for node in record.silent],
             chosen.get(record.round),
-            [strategy.partitions.get(node) for node in record.abstained],
+            [places.get(node) for node in record.abstained],
+            [places.get(node) for node in record.quarantined],
         )
         for record in strategy.history
     ]
     curve = {at: dict(metrics) for at, metrics in result.evaluate_metrics_serverapp.items()}
-    model = decode_record(result.arrays)
-    write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values())))
+    model, stopped = decode_record(result.arrays), strategy.guard.stopped
+    if stopped and history[-1].round not in curve:
+        curve[history[-1].round] = dict(evaluate(history[-1].round, lambda: model, due=True) or {})
+    write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values()), stopped))
 
 
 def _strategy(config: RunConfig) -> RobustStrategy:
@@ -105,6 +112,8 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "fraction_evaluate": 0.0,
         "min_train_nodes": config.sampled,
         "min_available_nodes": config.clients,
+        "quarantine_after": config.quarantine_after or None,
+        "on_infeasible": config.on_infeasible,
         "audit": _audit(config),
     }
     if config.message != CLASS_MOMENTUM:
@@ -137,8 +146,19 @@ def _audit(config: RunConfig) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
-        config={key: value for key, value in config.to_mapping().items() if key not in PLACES},
+        measured=_label_distance(config),
+        config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )
+
+
+def _label_distance(config: RunConfig) -> list[Measured]:
+    """Return how unlike each other the clients' labels are, for the record; this app knows it, others may not."""
+    distances = label_distances(config.data_set.y_train.numpy(), config.samples)
+    method = "total variation distance of a client's labels from all clients', {} of the clients"
+    return [
+        Measured(0, "label distribution distance", float(value), method.format(name))
+        for name, value in (("mean", distances.mean()), ("largest", distances.max()))
+    ]
 
 
 def _attacked(grid: Grid, config: RunConfig, strategy: RobustStrategy) -> Grid:

@@ -225,6 +225,8 @@ def rolled(arrays):
     return dict(zip(arrays, [*list(arrays.values())[1:], arrays["head.weight"]], strict=True))
 
 
+MANY = MetricRecord({"num-examples": 10, **{f"m{i}": 1.0 for i in range(10_000)}})
+THOUSAND = [f"r{i}" for i in range(1000)]
 STRUCTURE = np.zeros(3, [("a", "<f4"), ("b", "<i2")])
 
 REFUSED = {
@@ -318,7 +320,7 @@ REFUSED = {
     "128 bytes that declare 2.5 GiB": with_bytes(lambda data: npy(header(shape="(671088640,)"))),
     "declares the right type and 2^40 rows": with_bytes(lambda data: npy(header(shape=f"({2**40}, 3)"), bytes(12))),
     "4 MiB for three numbers": with_bytes(lambda data: npy(header(shape="(1048576,)"), bytes(1 << 22))),
-    "10,000 metrics": sends(lambda a: content(a, 10, **{f"m{i}": 1.0 for i in range(10_000)})),
+    "10,000 metrics": with_records(lambda r: {**r, "metrics": MANY}),
     "a list of 100,000": with_metrics(loss=[0.5] * 10**5),
     "a metric's name of a megabyte": with_metrics(**{"m" * 10**6: 1.0}),
     # records
@@ -327,7 +329,7 @@ REFUSED = {
     "no MetricRecord": with_records(lambda r: {"arrays": r["arrays"]}),
     "two MetricRecords": with_records(lambda r: {**r, "more": MetricRecord({"num-examples": 10})}),
     "a MetricRecord that is empty": with_records(lambda r: {**r, "metrics": MetricRecord()}),
-    "a thousand MetricRecords": with_records(lambda r: {**r, **{f"m{i}": MetricRecord() for i in range(1000)}}),
+    "a thousand MetricRecords": with_records(lambda r: {**r, **dict.fromkeys(THOUSAND, MetricRecord())}),
     # numbers of examples
     "no num-examples": sends(lambda a: RecordDict({"arrays": record(a), "metrics": MetricRecord({"loss": 1.0})})),
     **{
@@ -381,7 +383,7 @@ REFUSED = {
 IN_TRAINING = {
     "no ArrayRecord": with_records(lambda r: {"metrics": r["metrics"]}),
     "two ArrayRecords": with_records(lambda r: {**r, "more": r["arrays"]}),
-    "a thousand ArrayRecords": with_records(lambda r: {**r, **{f"a{i}": ArrayRecord() for i in range(1000)}}),
+    "a thousand ArrayRecords": with_records(lambda r: {**r, **dict.fromkeys(THOUSAND, ArrayRecord())}),
 }
 """Kinds that are refused in training; in evaluation nobody looks at arrays."""
 

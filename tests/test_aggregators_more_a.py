@@ -731,7 +731,7 @@ def test_dnc_drops_far_rows(size):
         ("dnc(f=1, sub_dimension=0)", "sub_dimension must be an integer >= 1"),
         ("dnc(f=1, seed=-1)", "seed must be an integer >= 0"),
         ("generalised_krum(f=-1)", "generalised_krum: f must be"),
-        ("generalised_krum(f=1, p=0.5)", r"p \(or 'inf'\) must be a finite number and >= 1 and <= 100; got .*=0.5"),
+        ("generalised_krum(f=1, p=0.5)", "p must be 'inf' or a finite number and >= 1 and <= 100; got p=0.5"),
         ("generalised_krum(f=1, p=1e999)", "finite"),
         ("generalised_krum(f=1, p='max')", "'inf'.*got .*'max'"),
         ("meamed(f=True)", "meamed: f must be an integer"),

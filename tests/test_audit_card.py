@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
+import sys
+from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 from audit_runs import CONFIG, LIAR, NODES, SILENT, make, rounds
 
+from experiments.red_team import read_red_team
 from flwr_robust.audit import AuditedRun, AuditLog, RunEnded, RunStarted, config_sha256, model_sha256, rollback
-from flwr_robust.audit.card import SCHEMA_FILE, make_card, write_card
+from flwr_robust.audit.card import SCHEMA_FILE, _limits, make_card, write_card
 from flwr_robust.audit.events import STATEMENTS
 from flwr_robust.audit.history import clients, counting, find_client, visits
 from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.log import read_log
+from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
 from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError, UnknownNameError
-from flwr_robust.rule import aggregators, preaggregators
+from flwr_robust.rule import aggregators, parse, preaggregators
 
+ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
 NOT_STATED = {"value": None, "source": "not stated"}
 
@@ -102,11 +108,17 @@ def test_limits_of_every_rule_come_from_its_own_file(tmp_path, name):
     text = next(case.rule for case in module.CASES)
     limits = valid(make_card(minimal(tmp_path, rule=text)))["limits"]["rule"]
     part = next(part for part in limits if part["part"].startswith(f"{name}("))
-    assert (part["condition"] == "not stated") is ("Condition:" not in module.__doc__)
+    assert part["condition"] == " ".join(module.__doc__.partition("\nCondition:")[2].partition("\n\n")[0].split()) != ""
     assert part["description"].splitlines()[0] == module.__doc__.splitlines()[0]
     expected = {(prop, reason, case.rule) for case in module.CASES for prop, reason in case.lacks.items()}
     assert {(each["property"], each["reason"], case) for each in part["lacks"] for case in each["cases"]} == expected
     write_card(tmp_path, html=True)
+
+
+def test_a_rule_without_a_stated_condition_is_held_to_its_check(monkeypatch):
+    module = sys.modules[type_of("trimmed_mean").__module__]
+    monkeypatch.setattr(module, "__doc__", "Trimmed mean, without a word on n and f.")
+    assert _limits(parse("trimmed_mean(f=2)"))["condition"] == "n >= 5 (by its check; its file states none)"
 
 
 def type_of(name):
@@ -170,6 +182,119 @@ def test_the_files_hold_the_card_and_obey_nobody(tmp_path):
             assert limit in html.unescape(rendered)
         assert "a coordinate rule is no combination of whole rows" in rendered
     assert write_card(tmp_path)[-1].name == "card.md"
+
+
+# -- what a red team found out -----------------------------------------------------------------------
+
+
+def red_team_file(folder, subject=CONFIG["defence"], **changes):
+    """A file as experiments/red_team.py writes it: two seeds, one of which each attack hurts more."""
+
+    def runs(attack, real_f, accuracy, success=None):
+        return [
+            {"attack": attack, "real_f": real_f, "seed": seed, "accuracy": accuracy - seed / 50, "success": success}
+            for seed in range(2)
+        ]
+
+    document = {
+        "schema": 1,
+        "setting": {"name": "mine", "subject": subject, "declared_f": 1, "clients": 5, "task": "digits"},
+        "families": {
+            "sign_flip()": "inverted signs",
+            "zero()": "inverted signs",
+            "backdoor(target=0)": "backdoor triggers",
+            "nan()": "faults",
+        },
+        "runs": [
+            *runs("no attack", 0, 0.91),
+            *runs("mean of the honest", 1, 0.9),
+            *runs("sign_flip()", 1, 0.81),
+            *runs("zero()", 1, 0.71),
+            *runs("sign_flip()", 2, 0.11),
+            *runs("backdoor(target=0)", 1, 0.88, 0.25),
+        ],
+        **changes,
+    }
+    path = folder / "red <b>.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_red_teams_results_can_be_attached(tmp_path):
+    make(tmp_path)
+    path = red_team_file(tmp_path)
+    card = valid(make_card(tmp_path, red_team=path))["deployment"]
+    assert {fact["source"] for key, fact in card.items() if key in ("red_team", "red_team_subject", "review")} == {
+        "red team"
+    }
+    logged, *tests = card["red_team"]["value"]
+    assert logged["attack"] == "ipm(epsilon=0.5)"  # on record in the log
+    found = [(t["family"], t["attack"], t["attackers"], t["metric"], t["attacked"]) for t in tests]
+    assert found == [
+        ("inverted signs", "zero()", 1, "accuracy", pytest.approx(0.70)),
+        ("inverted signs", "sign_flip()", 2, "accuracy", pytest.approx(0.10)),
+        ("backdoor triggers", "backdoor(target=0)", 1, "accuracy", pytest.approx(0.87)),
+        ("backdoor triggers", "backdoor(target=0)", 1, "success of the attack", pytest.approx(0.25)),
+    ]
+    assert [t["honest"] for t in tests] == [pytest.approx(0.9)] * 3 + [None]
+    subject = card["red_team_subject"]["value"]
+    assert (subject["same_rule_as_the_run"], subject["file"]) == ("yes", "red <b>.json")
+    assert subject["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["review"]["value"] == {
+        "scaled updates": "not tested",
+        "inverted signs": "tested",
+        "sybils": "not tested",
+        "backdoor triggers": "tested",
+        "mislabelled data": "not tested",
+    }
+    for made in write_card(tmp_path, html=True, red_team=path)[1:]:
+        text = made.read_text()
+        assert "family: backdoor triggers" in text
+        assert "<b>" not in text.replace("\\<b>", "")
+
+
+@pytest.mark.parametrize(
+    ("rule", "subject", "same"),
+    [
+        ("krum(f=2)", "krum( f = 2 )", "yes"),
+        ("krum(f=2)", 'krum(f=2) {"fraction_evaluate": 0.0}', "yes"),
+        ("krum(f=2)", "krum(f=1)", "no"),
+        ("krum(f=2)", "flwr.serverapp.strategy:Krum", "no"),
+        ("", "flwr.serverapp.strategy:Krum", "not known"),
+    ],
+)
+def test_whether_the_red_team_tested_this_rule_is_stated(tmp_path, rule, subject, same):
+    minimal(tmp_path, rule=rule)
+    card = valid(make_card(tmp_path, red_team=red_team_file(tmp_path, subject)))
+    assert card["deployment"]["red_team_subject"]["value"]["same_rule_as_the_run"] == same
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text("{"),
+        lambda path: path.write_text("[]"),
+        lambda path: path.write_bytes(b"\xff"),
+        lambda path: path.write_text(path.read_text().replace('"schema": 1', '"schema": 2')),
+        lambda path: path.write_text(path.read_text().replace('"no attack"', '"none"')),
+        lambda path: path.write_text(path.read_text().replace('"declared_f": 1', '"declared_f": "x"')),
+    ],
+)
+def test_a_file_that_is_none_of_a_red_team_is_refused(tmp_path, spoil):
+    make(tmp_path)
+    spoil(red_team_file(tmp_path))
+    with pytest.raises(AuditError, match=r"red <b>\.json.*; name the JSON"):
+        make_card(tmp_path, red_team=tmp_path / "red <b>.json")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "red-team").glob("*.json")), ids=lambda path: path.stem)
+def test_the_files_in_the_docs_can_be_attached(tmp_path, path):
+    found = RedTeamFile.read(path)
+    assert set(REVIEW) <= set(found.families)
+    told = read_red_team(path)  # what the experiments make of the same file
+    worst = min(test["attacked"] for test in found.worst() if test["metric"] == "accuracy")
+    assert worst == pytest.approx(min(told.bottom[0], told.alone) if told.bottom[1] != "no attack" else worst)
 
 
 # -- histories --------------------------------------------------------------------------------------

@@ -1,13 +1,18 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, and that one process writes at a time."""
 
 from __future__ import annotations
 
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from flwr_robust.files import write_atomically
+from flwr_robust import files
+from flwr_robust.audit import AuditLog, RunEnded, verify
+from flwr_robust.errors import AuditError
+from flwr_robust.files import lock, open_to_append, write_atomically
 
 
 def test_a_new_file(tmp_path):
@@ -85,3 +90,67 @@ def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "none" / "a.bin", lambda file: file.write(b""))
     assert not (tmp_path / "none").exists()
+
+
+# -- one writer --------------------------------------------------------------------------------------
+
+
+class FakeWindows:
+    """What msvcrt does: locks bytes from where the descriptor stands, for one open file."""
+
+    LK_NBLCK = 2
+
+    def __init__(self):
+        self.held = {}  # (file, byte) -> descriptor
+
+    def locking(self, descriptor, mode, count):
+        assert (mode, count) == (self.LK_NBLCK, 1)
+        place = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        if self.held.setdefault(place, descriptor) != descriptor:
+            raise OSError(36, "Resource deadlock avoided")
+
+
+@pytest.fixture(params=["fcntl", "msvcrt"])
+def system(request, monkeypatch):
+    if request.param == "fcntl":
+        pytest.importorskip("fcntl")
+        return None
+    fake = FakeWindows()
+    monkeypatch.setattr(files, "_SYSTEM_LOCK", "msvcrt")
+    monkeypatch.setitem(sys.modules, "msvcrt", fake)
+    return fake
+
+
+def test_one_descriptor_at_a_time_holds_a_file(tmp_path, system):
+    one, other, elsewhere = (open_to_append(tmp_path / name) for name in ("a", "a", "b"))
+    try:
+        os.write(one, b"line\n")
+        at = os.lseek(one, 0, os.SEEK_CUR)
+        lock(one)
+        assert os.lseek(one, 0, os.SEEK_CUR) == at
+        lock(elsewhere)
+        with pytest.raises(OSError):
+            lock(other)
+        assert (tmp_path / "a").read_bytes() == b"line\n"  # it can still be read, and has not grown
+        if system is not None:
+            assert all(byte > 2**30 for _, byte in system.held)
+    finally:
+        for descriptor in (one, other, elsewhere):
+            os.close(descriptor)
+
+
+def test_a_log_has_one_writer_on_either_system(tmp_path, system):
+    with AuditLog(tmp_path / "log", sync=False) as log:
+        log.append(RunEnded(1, "finished"))
+        with pytest.raises(AuditError, match="another writer has"):
+            AuditLog(tmp_path / "log", sync=False)
+    assert verify(tmp_path / "log").intact
+
+
+def test_the_package_names_no_module_of_one_system_alone():
+    # Whatever imports these on top fails on the other system.
+    root = Path(files.__file__).parent
+    found = [
+        p.name for p in root.rglob("*.py") if re.search(r"^\s*(import|from) (fcntl|msvcrt)\b", p.read_text(), re.M)
+    ]
+    assert found == []

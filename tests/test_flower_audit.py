@@ -16,6 +16,7 @@ from flwr_robust.audit import (
     Aggregated,
     AuditLog,
     Evaluated,
+    Measured,
     Quarantined,
     Released,
     ReplyAdmitted,
@@ -505,3 +506,58 @@ def test_the_apps_resume_too(tmp_path):
 def test_a_resumed_run_needs_its_folder():
     with pytest.raises(ConfigurationError, match="resume needs the run's folder"):
         RunConfig(resume=True)
+
+
+def test_the_apps_put_on_record_how_unlike_each_other_the_clients_are(tmp_path):
+    for partition, least, most in (("iid", 0, 0.2), ("by_label", 0.8, 1)):
+        folder = tmp_path / partition
+        apps.run(tmp_path, rounds=1, audit=str(folder), partition=partition, message="delta")
+        mean, largest = events(folder, Measured)
+        assert least <= mean.value <= largest.value <= most
+        apps.run(tmp_path, rounds=2, audit=str(folder), partition=partition, message="delta", resume=True)
+        assert len(events(folder, Measured)) == 2
+        facts = make_card(folder)["claim"]["heterogeneity"]
+        assert [fact["quantity"] for fact in facts["value"]] == ["label distribution distance"] * 2
+
+
+class Renumbered(InProcessGrid):
+    """A grid whose nodes have other ids, as those of Flower's simulation have in every run."""
+
+    def __init__(self, shift):
+        super().__init__(APP, 10)
+        self.contexts = {node + shift: context for node, context in self.contexts.items()}
+        for node, context in self.contexts.items():
+            context.node_id = node
+
+
+def known(audit, shift, claims=None, grid=None):
+    """A strategy that knows beforehand who holds what, as this project's app does."""
+    strategy = Median(f=1, quarantine_after=2, audit=audit, fraction_train=0.8, min_available_nodes=10, seed=1)
+    strategy.partitions = {FIRST + shift + i: i for i in range(10)} if claims is None else claims
+    return strategy
+
+
+def test_quarantine_outlasts_resumption_under_other_node_ids(tmp_path):
+    whole = known(None, 0)
+    expected, _ = drive(whole, APP, MODEL, 10, rounds=9)
+    for rounds_, shift in ((5, 0), (7, 1000), (9, 5000)):
+        again = known(quick(tmp_path, resume=True), shift)
+        found, _ = drive(again, APP, MODEL, 10, rounds=rounds_, grid=Renumbered(shift))
+        assert again.quarantined == (FIRST + shift + LIAR,)
+    assert same_bits(found, expected)
+    assert again.guard.refusals == {FIRST + 5000 + LIAR: 2}
+    assert len(again.guard.partitions) == 10
+    # Rounds of earlier runs can still be read by partition.
+    places = {**again.guard.replaced, **again.partitions}
+    assert [sorted(places[node] for node in record.asked) for record in again.history] == [
+        sorted(whole.partitions[node] for node in record.asked) for record in whole.history
+    ]
+
+
+def test_nobody_inherits_a_quarantine_by_another_ones_claim(tmp_path):
+    first = known(quick(tmp_path), 0, {FIRST + i: 3 if i == LIAR else i for i in range(10)})  # the liar says 3, too
+    drive(first, APP, MODEL, 10, rounds=4)
+    assert first.quarantined == (FIRST + LIAR,)
+    again = known(quick(tmp_path, resume=True), 1000)
+    drive(again, APP, MODEL, 10, rounds=4, grid=Renumbered(1000))
+    assert again.quarantined == (FIRST + LIAR,)  # of the new nodes none

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -146,3 +148,39 @@ def test_the_same_value_where_nothing_is_compiled(text, monkeypatch):
     for one, other in zip(compiled, (run(), aggregate(x, text)), strict=True):
         np.testing.assert_allclose(one.value, other.value, rtol=1e-10, atol=1e-12)
         np.testing.assert_allclose(one.weights, other.weights, rtol=1e-9, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(1, 9),
+    st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 1e-12, 1e-6, 1e-3, 0.1, 1.0, 1e8]),
+    st.booleans(),
+    st.sampled_from([torch.float32, torch.float64, torch.float16]),
+)
+def test_distances_from_a_point_do_not_cancel(n, widths, seed, spread, shifted, dtype):
+    """Rows at every distance from the point, from equal to it to far off, in several layers."""
+    rng = np.random.default_rng(seed)
+    point = torch.from_numpy(rng.standard_normal(sum(widths))).to(dtype)
+    base = point.double().numpy()
+    reference = rng.standard_normal(len(base)) if shifted else np.zeros(len(base))
+    each = base + spread * rng.standard_normal((n, len(base))) * rng.integers(0, 2, (n, 1))
+    edges = np.cumsum([0, *widths])
+    cut = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    held = [[torch.from_numpy((row + reference)[part]) for part in cut] for row in each]
+    rows = Rows.from_layers(held, reference=[torch.from_numpy(reference[part]) for part in cut] if shifted else None)
+    exact = (each + reference) - reference if shifted else each
+    apart, products, own = rows.against(point).T.numpy()
+    np.testing.assert_allclose(apart, ((exact - base) ** 2).sum(1), rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(own, (exact**2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(products, exact @ base, rtol=1e-9, atol=1e-11 * np.abs(exact @ base).max())
+
+
+def test_distances_of_infinite_and_huge_rows_are_what_they_were():
+    x = torch.tensor([[1e200, 0.0], [float("nan"), 0.0], [float("inf"), 1.0], [1.0, 1.0]], dtype=torch.float64)
+    found = Rows.from_layers([[row] for row in x]).against(torch.ones(2))
+    assert found[3].tolist() == [0.0, 2.0, 2.0]
+    assert torch.isinf(found[0, 0])
+    assert torch.isnan(found[1]).all()
+    assert torch.isinf(found[2, 0])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError
 from flwr_robust import partition as partition_module
-from flwr_robust.partition import ByLabel, Dirichlet, Iid, KClasses, Shards, partitions
+from flwr_robust.partition import ByLabel, Dirichlet, Iid, KClasses, Shards, label_distances, partitions
 
 ALL = ["iid", "dirichlet(beta=1.0)", "dirichlet(beta=1.0, balanced=True)", "by_label", "k_classes(k=3)", "shards"]
 DRAWN = [text for text in ALL if text != "by_label"]
@@ -379,3 +379,28 @@ def test_shards_need_as_many_samples():
 def test_per_client_is_checked(per_client):
     with pytest.raises(ConfigurationError, match="per_client must be an integer >= 1"):
         Shards(per_client=per_client)
+
+
+@settings(deadline=None, database=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=4, max_size=40), st.integers(0, 9))
+def test_label_distances_are_total_variation(pairs, shift):
+    labels = np.array([label for label, _ in pairs]) + shift  # classes need not begin at 0
+    held = sorted({client for _, client in pairs})
+    parts = [np.array([i for i, (_, client) in enumerate(pairs) if client == wanted]) for wanted in held]
+    expected = []
+    for part in parts:
+        total = 0.0
+        for label in set(labels.tolist()):
+            total += abs(np.mean(labels[part] == label) - np.mean(labels == label))
+        expected.append(total / 2)
+    np.testing.assert_allclose(label_distances(labels, parts), expected, atol=1e-12)
+
+
+def test_label_distances_tell_partitions_apart():
+    labels = np.arange(1000) % 10
+    far, near, same = (
+        label_distances(labels, partitions.parse(text)(labels, 10, 0)).mean()
+        for text in ("by_label", "dirichlet(beta=1.0)", "iid")
+    )
+    assert far == pytest.approx(0.9)
+    assert far > near > 2 * same > 0

@@ -45,8 +45,7 @@ class CenteredClipping(Rule):
     f: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tau != "median":
-            check_number("centered_clipping", "tau (or 'median')", self.tau, above=0)
+        check_number("centered_clipping", "tau", self.tau, above=0, words=("median",))
         check_integer("centered_clipping", "steps", self.steps, 1)
         if self.f is not None:
             check_integer("centered_clipping", "f", self.f, 0)

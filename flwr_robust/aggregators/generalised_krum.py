@@ -79,8 +79,7 @@ class GeneralisedKrum(Rule):
 
     def __post_init__(self) -> None:
         check_integer("generalised_krum", "f", self.f, 0)
-        if self.p != "inf":
-            check_number("generalised_krum", "p (or 'inf')", self.p, minimum=1, maximum=100)
+        check_number("generalised_krum", "p", self.p, minimum=1, maximum=100, words=("inf",))
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 3."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flwr_robust.audit.card_templates import TEMPLATES
 from flwr_robust.audit.events import (
     STATEMENTS,
     Aggregated,
@@ -36,11 +37,12 @@ from flwr_robust.audit.events import (
 )
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import Record, Verdict, read_log, verify
+from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
 from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError, FlwrRobustError, UnknownNameError
 from flwr_robust.files import write_atomically
 from flwr_robust.registry import Component
-from flwr_robust.rule import Pipeline, Rule, parse
+from flwr_robust.rule import Pipeline, PreAggregator, Rule, parse
 
 __all__ = ["SCHEMA_FILE", "make_card", "render_card", "write_card"]
 
@@ -65,7 +67,10 @@ Fact = Mapping[str, Any]
 
 
 def make_card(
-    folder: Path | str, statements: Mapping[str, str] | None = None, key: bytes | None = None
+    folder: Path | str,
+    statements: Mapping[str, str] | None = None,
+    key: bytes | None = None,
+    red_team: Path | str | None = None,
 ) -> dict[str, Any]:
     """Gather what a run's log says.
 
@@ -78,6 +83,8 @@ def make_card(
         began.
     key : bytes, optional
         The audit log's.
+    red_team : Path, optional
+        The file that ``python -m experiments red-team`` wrote of this strategy; see `RedTeamFile`.
 
     Returns
     -------
@@ -87,14 +94,14 @@ def make_card(
     Raises
     ------
     AuditError
-        If there is no log of a run.
+        If there is no log of a run, or the red team's file cannot be read.
     UnknownNameError
         If a statement has another key.
     """
     for name in statements or ():
         if name not in STATEMENTS:
             raise UnknownNameError("statement", name, STATEMENTS)
-    log = log_file(folder)
+    log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
     verdict, everything = verify(log, key=key), read_log(log)
     starts = _of(everything, RunStarted)
     if not starts:
@@ -108,7 +115,7 @@ def make_card(
         "vocabulary": "NIST AI 100-2e2025",
         "run": _run(everything, records, start),
         "claim": _claim(records, start, rule, stated),
-        "deployment": _deployment(everything, start, rule, stated, verdict),
+        "deployment": {**_deployment(everything, start, rule, stated, verdict), **_tested(everything, start, tried)},
         "limits": {"rule": [] if rule is None else [_limits(part) for part in _parts(rule)], "general": list(_LIMITS)},
     }
 
@@ -219,18 +226,6 @@ def _deployment(
     everything: Sequence[Record], start: RunStarted, rule: Rule | None, stated: Mapping[str, str], verdict: Verdict
 ) -> dict[str, Fact]:
     bounds = [str(part) for part in ([] if rule is None else _parts(rule)) if part.name in _BOUNDING]
-    tests = [
-        {
-            "attack": event.attack,
-            "attackers": event.attackers,
-            "clients": event.clients,
-            "metric": event.metric,
-            "honest": event.honest,
-            "attacked": event.attacked,
-            "evidence": event.source,
-        }
-        for event in _of(everything, RedTeamed)
-    ]
     refused = Counter(event.reason for event in _of(everything, ReplyRefused))
     kept = len(_of(everything, UpdateKept))
     return {
@@ -241,7 +236,6 @@ def _deployment(
         ),
         "sybil_resistance": _stated(stated, "sybil_resistance"),
         "secure_aggregation": _stated(stated, "secure_aggregation"),
-        "red_team": _fact(tests, "log") if tests else _NOT_STATED,
         "refusals": _fact(dict(refused.most_common()), "log"),
         "quarantined": _fact(len({event.node for event in _of(everything, Quarantined)}), "log"),
         "evidence": _fact(
@@ -258,6 +252,34 @@ def _deployment(
     }
 
 
+def _tested(everything: Sequence[Record], start: RunStarted, tried: RedTeamFile | None) -> dict[str, Fact]:
+    """Return which attacks were run on purpose: in this run, or by the red team whose file is given."""
+    tests: list[dict[str, Any]] = [
+        {
+            "attack": event.attack,
+            "attackers": event.attackers,
+            "clients": event.clients,
+            "metric": event.metric,
+            "honest": event.honest,
+            "attacked": event.attacked,
+            "evidence": event.source,
+        }
+        for event in _of(everything, RedTeamed)
+    ]
+    source = "log"
+    if tried is not None:
+        tests, source = [*tests, *tried.worst()], "red team"
+    return {
+        "red_team": _fact(tests, source) if tests else _NOT_STATED,
+        "red_team_subject": _NOT_STATED
+        if tried is None
+        else _fact({**tried.subject, "same_rule_as_the_run": tried.tests(start.rule)}, source),
+        "review": _NOT_STATED
+        if tried is None
+        else _fact({family: "tested" if family in tried.families else "not tested" for family in REVIEW}, source),
+    }
+
+
 def _limits(part: Component) -> dict[str, Any]:
     """Return what a rule's own file says of it, and the properties that its cases are known not to have."""
     module = importlib.import_module(type(part).__module__)
@@ -269,10 +291,18 @@ def _limits(part: Component) -> dict[str, Any]:
             lacks.setdefault(lack, []).append(case.rule)
     return {
         "part": str(part),
-        "condition": " ".join(conditions[0].removeprefix("Condition:").split()) if conditions else "not stated",
+        "condition": " ".join(conditions[0].removeprefix("Condition:").split()) if conditions else _least(part),
         "lacks": [{"property": name, "reason": why, "cases": cases} for (name, why), cases in lacks.items()],
         "description": text,
     }
+
+
+def _least(part: Component) -> str:
+    """Return the condition that a rule's own check holds it to, where its file states none in words."""
+    if not isinstance(part, Rule | PreAggregator):
+        return "not stated"
+    least = next((n for n in range(1, 1000) if part.check(n) is None), None)
+    return "not stated" if least is None else f"n >= {least} (by its check; its file states none)"
 
 
 def render_card(card: Mapping[str, Any], kind: str) -> str:
@@ -288,7 +318,7 @@ def render_card(card: Mapping[str, Any], kind: str) -> str:
     import jinja2  # only here: all else of this room needs torch and numpy alone
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.DictLoader(dict(TEMPLATES)),
         autoescape=kind == "html",
         trim_blocks=True,
         lstrip_blocks=True,
@@ -296,8 +326,9 @@ def render_card(card: Mapping[str, Any], kind: str) -> str:
         keep_trailing_newline=True,
     )
     environment.filters["words"] = _words if kind == "html" else lambda value: _ACTIVE.sub(r"\\\g<0>", _words(value))
+    environment.filters["listed"] = lambda value: isinstance(value, list) and len(value) > 1
     environment.filters["heading"] = lambda key: key.replace("_", " ").replace("tls", "TLS")
-    return environment.get_template(f"card.{kind}.j2").render(card=card)
+    return environment.get_template(kind).render(card=card)
 
 
 def _words(value: Any) -> str:
@@ -322,6 +353,7 @@ def write_card(
     html: bool = False,
     statements: Mapping[str, str] | None = None,
     key: bytes | None = None,
+    red_team: Path | str | None = None,
 ) -> list[Path]:
     """Write ``card.json`` and ``card.md``, and ``card.html`` if asked, into a run's folder.
 
@@ -331,7 +363,7 @@ def write_card(
         The run's.
     html : bool
         Whether to write the page, too.
-    statements, key
+    statements, key, red_team
         As for `make_card`.
 
     Returns
@@ -339,7 +371,7 @@ def write_card(
     list of Path
         What was written.
     """
-    card = make_card(folder, statements, key)
+    card = make_card(folder, statements, key, red_team)
     texts = {"json": json.dumps(card, indent=1) + "\n", "md": render_card(card, "md")}
     if html:
         texts["html"] = render_card(card, "html")

@@ -128,7 +128,7 @@ class CheckpointStore:
         (part / _SUMS).write_text(sums)
         if self._sync:
             for name in (_ARRAYS, _VALUES, _SUMS):
-                with (part / name).open("rb") as file:
+                with (part / name).open("rb+") as file:  # Windows syncs only what may be written to
                     os.fsync(file.fileno())
             sync_folder(part)
         target = self.path(snapshot.round)

@@ -22,7 +22,6 @@ when the log is opened again it stays where it is, and a `LogReopened` behind it
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -37,7 +36,7 @@ from typing import Any, NamedTuple, Self
 
 from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
 from flwr_robust.errors import AuditError, TamperedError
-from flwr_robust.files import sync_folder, write_atomically
+from flwr_robust.files import lock, open_to_append, sync_folder, write_atomically
 
 __all__ = ["AuditLog", "Fault", "Finding", "Record", "Verdict", "head_file", "read_log", "verify"]
 
@@ -172,10 +171,10 @@ class AuditLog:
             raise AuditError(f"audit log: the key must have at least {_LEAST_KEY} bytes; got {len(key)}")
         if head_file(self.path).is_file() and not self.path.is_file():
             raise TamperedError(f"audit log: {self.path} is gone, but its head file is there; name another folder")
-        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = open_to_append(self.path)
         try:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(self._file)
             except OSError:
                 raise AuditError(f"audit log: another writer has {self.path} open; wait until its run ends") from None
             self._open()

@@ -26,6 +26,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flwr_robust.adversary import Adversary, written
 from flwr_robust.attack import drawn_attackers
@@ -73,7 +74,7 @@ class AttackRecord:
     round : int
         The round.
     nodes : tuple of int
-        The nodes whose replies were rewritten, by position.
+        The nodes whose replies were rewritten or held back, by position; an attacker whom a fault spared is not there.
     positions : tuple of int
         Their positions among all nodes: their partitions, as far as known.
     strength : float or None
@@ -509,8 +510,11 @@ class AdversarialGrid(Grid):
                 handed.append(reply)
                 continue
             position = self._position(node)
-            failed.append((position, node))
             answer = self._adversary.answer(server_round, position, layers)
+            if isinstance(answer, Mapping) and _unchanged(layers, answer):
+                handed.append(reply)
+                continue
+            failed.append((position, node))
             if isinstance(answer, str):
                 error = Message(Error(_CRASHED, answer), reply_to=asked[node])
                 error.metadata.__dict__["_message_id"] = reply.metadata.message_id
@@ -545,6 +549,11 @@ def parse_attack(text: str) -> MessageAttack | Fault:
     Delay(rounds=2)
     """
     return _attacks.parse(text)
+
+
+def _unchanged(layers: Mapping[str, Tensor], answer: Mapping[str, Tensor]) -> bool:
+    """Say whether an answer is the very arrays that were there."""
+    return layers.keys() == answer.keys() and all(answer[name] is layers[name] for name in layers)
 
 
 def _trains(message: Message) -> bool:

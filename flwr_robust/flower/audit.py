@@ -8,6 +8,7 @@ keep for themselves, momenta in their Context say, is theirs: under Flower it ou
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from flwr_robust.audit import (
     AuditedRun,
     Evaluated,
     Event,
+    Measured,
     Quarantined,
     Released,
     ReplyAbstained,
@@ -66,6 +68,8 @@ class Audit(Observer):
         Keys of it that need not be.
     statements : mapping, optional
         What only the operator knows, for the robustness card; see `flwr_robust.audit.events.STATEMENTS`.
+    measured : sequence of Measured
+        What was measured before the run and belongs to its record, such as how much the clients' labels differ.
     hash_updates, keep_updates : bool
         Whether to put the hash of every update on record, and to keep the updates themselves.
     key : bytes, optional
@@ -89,13 +93,14 @@ class Audit(Observer):
         config: Mapping[str, Any] | None = None,
         may_differ: Collection[str] = ("rounds",),
         statements: Mapping[str, str] | None = None,
+        measured: Sequence[Measured] = (),
         hash_updates: bool = False,
         keep_updates: bool = False,
         key: bytes | None = None,
         sync: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self._config = dict(config or {})
+        self._config, self._measured = dict(config or {}), tuple(measured)
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
         self._options: dict[str, Any] = {
             "every": every,
@@ -128,6 +133,8 @@ class Audit(Observer):
         config = {**opening.config, **self._config}
         self._run = AuditedRun(self.folder, config, rule=opening.rule, strategy=opening.strategy, **self._options)
         self._guard, snapshot = opening.guard, self._run.snapshot
+        if self._run.log.lines == 1:  # it has just begun
+            self._run.record(*self._measured)
         if snapshot is None:
             return None
         self._round = snapshot.round
@@ -210,12 +217,14 @@ class Audit(Observer):
     def aggregated(self, aggregation: Aggregation) -> None:
         """Put on record what the rule made of the replies, and of the model."""
         record = aggregation.record
-        before, after = self._hash(aggregation.before), self._hash(aggregation.after)
-        point = _point(aggregation)
-        measured: dict[str, Any] = {}
-        if point is not None and aggregation.rows is not None:
-            distances, angles, length = distances_and_angles(aggregation.rows, point)
-            measured = {"distances": distances, "angles": angles, "length": length}
+        before = self._hash(aggregation.before)
+        if torch.get_num_threads() > 1:
+            with ThreadPoolExecutor(1) as pool:
+                hashed = pool.submit(self._hash, aggregation.after)
+                measured = _measured(aggregation)
+            after = hashed.result()
+        else:
+            measured, after = _measured(aggregation), self._hash(aggregation.after)
         self._waiting.append(
             Aggregated(
                 record.round,
@@ -252,6 +261,14 @@ def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -
     return audit if isinstance(audit, Audit) else Audit(audit), *observers
 
 
+def _measured(aggregation: Aggregation) -> dict[str, Any]:
+    """Return distances, angles and length, where there is an aggregate."""
+    point = _point(aggregation)
+    if point is None or aggregation.rows is None:
+        return {}
+    return dict(zip(("distances", "angles", "length"), distances_and_angles(aggregation.rows, point), strict=True))
+
+
 def _point(aggregation: Aggregation) -> torch.Tensor | None:
     """Return what the updates are measured against: the aggregate; or the model's change, where a strategy made it."""
     if aggregation.record.outcome is Outcome.INFEASIBLE or aggregation.rows is None:
@@ -271,6 +288,7 @@ def _snapshot(progress: Progress, config: Mapping[str, Any]) -> Snapshot:
     values = {
         "memory": freeze(progress.memory, tensors),
         "refusals": [[node, count] for node, count in progress.refusals.items()],
+        "replaced": [[node, partition] for node, partition in progress.replaced.items()],
         "history": [_written(record, tensors) for record in progress.history],
         "evaluations": [_written(record, tensors) for record in progress.evaluations],
         **{
@@ -295,6 +313,7 @@ def _progress(snapshot: Snapshot) -> Progress:
         snapshot.partitions,
         dict(values["refusals"]),
         thaw(values["memory"], tensors),
+        dict(values.get("replaced", ())),
     )
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ class Progress:
         Flower's, up to that round: the model, and all metrics.
     history, evaluations : sequence of RoundRecord
         What the guard has on record.
-    partitions, refusals : mapping of int to int
+    partitions, refusals, replaced : mapping of int to int
         What the guard knows of nodes.
     memory : mapping
         ``strategy``: what the strategy keeps from round to round; ``train_config`` and ``evaluate_config``: what the
@@ -192,6 +193,7 @@ class Progress:
     partitions: Mapping[int, int]
     refusals: Mapping[int, int]
     memory: Mapping[str, Any]
+    replaced: Mapping[int, int] = field(default_factory=dict)
 
 
 class Observer:
@@ -312,6 +314,8 @@ class Guard:
         The partition of each node, as far as it is known.
     refusals : dict of int to int
         How often each node was refused for what was certainly its own doing, since it was last released.
+    replaced : dict of int to int
+        The partitions of nodes that had other ids before the run was resumed; their records name the old ones.
     stopped : str
         Why the run is to end; empty as long as it is not.
 
@@ -351,6 +355,7 @@ class Guard:
         self.evaluations: list[RoundRecord] = []
         self.partitions: dict[int, int] = {}
         self.refusals: dict[int, int] = {}
+        self.replaced: dict[int, int] = {}
         self.stopped = ""
         self._open: Round | None = None
         self._result: Result | None = None  # what a run has come to, while one is under way
@@ -680,13 +685,31 @@ class Guard:
         progress = found[0]
         vars(result).update(vars(progress.result))
         self.history, self.evaluations = list(progress.history), list(progress.evaluations)
-        self.partitions = {**progress.partitions, **self.partitions}
-        self.refusals = dict(progress.refusals)
+        self._replace(progress)
         guarding.recall(progress.memory["strategy"])
         for name in _CONFIGS:
             configs[name].update(progress.memory[name])
         self._unfinished = None
         return progress.round
+
+    def _replace(self, progress: Progress) -> None:
+        """Restore what is known of nodes, also of those that have new ids since, as all have that Flower simulates.
+
+        They are known by their partition, if it is known before the run goes on, and if one node alone was said to
+        hold it, then and now: nobody gets another one into quarantine by naming its partition.
+        """
+        known, refusals = dict(progress.partitions), dict(progress.refusals)
+        then, now = Counter(known.values()), Counter(self.partitions.values())
+        former = {partition: node for node, partition in known.items() if then[partition] == 1}
+        self.replaced = dict(progress.replaced)
+        for node, partition in self.partitions.items():
+            old = former.get(partition)
+            if old is None or old in self.partitions or node in progress.partitions or now[partition] > 1:
+                continue
+            self.replaced[old] = known.pop(old)
+            if old in refusals:
+                refusals[node] = refusals.pop(old)
+        self.partitions, self.refusals = {**known, **self.partitions}, refusals
 
     def _finish(self, *, last: bool = False) -> None:
         """Tell observers that a round is over, if one is."""
@@ -701,6 +724,7 @@ class Guard:
                 self.partitions,
                 self.refusals,
                 self._memory(),
+                self.replaced,
             )
             for observer in self.observers:
                 observer.round_finished(progress, last=last)

@@ -9,6 +9,7 @@ None and callers take torch's operations instead.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ available = importlib.util.find_spec("numba") is not None
 
 _TYPES = (torch.float32, torch.float64)
 _CHUNK = 1 << 16  # columns whose products are summed before they are added to those of other chunks
+_LONG = 1 << 12  # columns of a strip where two lines of it are held, not all rows
 _STRIP_BYTES = 1 << 18  # copies of a strip of all rows: a quarter of a core's second-level cache
 
 T = TypeVar("T")
@@ -142,14 +144,17 @@ class Lines:
     def _strip(self) -> int:
         return strip_of(8 * len(self.address), 512)
 
-    def _summed(self, kernel: Any, shape: tuple[int, ...], *arguments: Any) -> NDArray[np.float64]:
-        """Add what a kernel sums over each chunk."""
+    def _summed(
+        self, kernel: Any, shape: tuple[int, ...], *arguments: Any, strip: int | None = None
+    ) -> NDArray[np.float64]:
+        """Add what a kernel sums over each chunk, in strips of so many columns."""
+        strip = strip or self._strip()
         chunk = max(_CHUNK, 64 * len(self.address))
 
         def part(index: int) -> NDArray[np.float64]:
             found = np.zeros(shape)
             stop = min(self.width, (index + 1) * chunk)
-            kernel(*self._described, *arguments, index * chunk, stop, self._strip(), found)
+            kernel(*self._described, *arguments, index * chunk, stop, strip, found)
             return found
 
         total = np.zeros(shape)
@@ -163,8 +168,24 @@ class Lines:
 
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (w,), product with it, and squared norm: float64 (n, 3)."""
-        held = np.ascontiguousarray(point.to(torch.float64).numpy())
-        return torch.from_numpy(self._summed(_kernels().against, (len(self.address), 3), held))
+        return self._to_point(_kernels().against, 3, point)
+
+    def products(self, point: Tensor) -> Tensor:
+        """Return every row's product with a point (w,), and its squared norm: float64 (n, 2)."""
+        return self._to_point(_kernels().products, 2, point)
+
+    def _to_point(self, kernel: Any, count: int, point: Tensor) -> Tensor:
+        if point.dtype not in _TYPES:
+            point = point.to(torch.float64)
+        held = point.contiguous()  # kept alive while its address is read
+        shape = len(self.address), count
+        strip = max(64, min(self.width, _LONG))  # no copies of rows are held, so strips may be long
+        found = self._summed(kernel, shape, held.data_ptr(), held.dtype == torch.float64, strip=strip)
+        return torch.from_numpy(found)
+
+    def picked(self, rows: NDArray[np.int64]) -> Lines:
+        """Return some of the rows."""
+        return dataclasses.replace(self, address=self.address[rows], wide=self.wide[rows], relative=self.relative[rows])
 
     def gram(self, centre: int) -> Tensor:
         """Return the inner products (n + 1, n + 1), float64, of the rows and the origin about one row; origin last."""

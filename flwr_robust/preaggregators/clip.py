@@ -3,6 +3,8 @@
     x'_i = x_i min{1, c / ||x_i||}
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent.
+
+Condition: n >= 1.
 """
 
 from __future__ import annotations

@@ -67,8 +67,7 @@ class ALIE(InformedAttack, LineAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.z != "auto":
-            check_number("alie", "z (or 'auto')", self.z)
+        check_number("alie", "z", self.z, words=("auto",))
         for field, value, allowed in (("sign", self.sign, (-1, 1)), ("ddof", self.ddof, (0, 1))):
             if isinstance(value, bool) or value not in allowed:
                 raise ConfigurationError(f"alie: {field} must be {allowed[0]} or {allowed[1]}; got {field}={value!r}")

@@ -53,8 +53,7 @@ class FangKrum(InformedAttack, LineAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size != "auto":
-            check_number("fang_krum", "size (or 'auto')", self.size, above=0)
+        check_number("fang_krum", "size", self.size, above=0, words=("auto",))
         check_number("fang_krum", "least", self.least, above=0)
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:

@@ -53,8 +53,7 @@ class Mimic(InformedAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.worker != "auto":
-            check_integer("mimic", "worker (or 'auto')", self.worker, 0)
+        check_integer("mimic", "worker", self.worker, 0, words=("auto",))
         check_integer("mimic", "warmup", self.warmup, 1)
 
     def craft(self, view: View, state: State, rng: torch.Generator) -> tuple[Rows, State]:

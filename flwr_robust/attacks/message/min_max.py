@@ -57,8 +57,7 @@ class MinMax(InformedAttack, LineAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(self.name, "deviation", self.deviation, DEVIATIONS)
-        if self.gamma != "auto":
-            check_number(self.name, "gamma (or 'auto')", self.gamma, minimum=0)
+        check_number(self.name, "gamma", self.gamma, minimum=0, words=("auto",))
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From the mean, along the deviation."""

@@ -68,8 +68,7 @@ class Pool(InformedAttack, LineAttack):
             if rule.needs_trust:
                 raise ConfigurationError(f"pool: {rule} compares with an update of the server's own; leave it out")
         check_number("pool", "similarity", self.similarity, minimum=0)
-        if self.epsilon != "search":
-            check_number("pool", "epsilon (or 'search')", self.epsilon, above=0)
+        check_number("pool", "epsilon", self.epsilon, above=0, words=("search",))
         check_integer("pool", "budget", self.budget, 1)
 
     @property

@@ -1,3 +1,68 @@
+"""How a card is laid out, as Jinja templates: in a module, for a Flower app takes along no other kind of file."""
+
+__all__ = ["TEMPLATES"]
+
+_MARKDOWN = """\
+{% macro facts(section) %}
+{% for key, fact in section.items() %}
+- **{{ key | heading }}**{% if fact.source != "not stated" %} ({{ fact.source }}){% endif %}:
+{%- if fact.value | listed %}
+
+{% for each in fact.value %}
+  - {{ each | words }}
+{% endfor %}
+{% else %}
+ {{ fact.value | words }}
+{% endif %}
+{% endfor %}
+{% endmacro %}
+# Robustness card
+
+Terms follow {{ card.vocabulary }}. In brackets: where a fact comes from. What nobody said is "not stated".
+
+## Run
+
+{% for key, value in card.run.items() %}
+- **{{ key | heading }}**: {{ value | words or "not stated" }}
+{% endfor %}
+
+## Claim
+
+{{ facts(card.claim) }}
+## Deployment
+
+{{ facts(card.deployment) }}
+## Limits of the rule
+
+From the rule's own file; properties are those of the conformance suite, `tests/test_conformance.py`.
+
+{% for part in card.limits.rule %}
+### {{ part.part | words }}
+
+Condition: {{ part.condition | words }}
+
+{% for lack in part.lacks %}
+- lacks *{{ lack.property }}*: {{ lack.reason | words }} (as tried: {{ lack.cases | words }})
+{% endfor %}
+
+```
+{{ part.description }}
+```
+
+{% else %}
+Not stated: the rule is not one of flwr-robust's.
+
+{% endfor %}
+## Limits of every rule
+
+{% for limit in card.limits.general %}
+- {{ limit }}
+{% endfor %}
+
+Made {{ card.made }}.
+"""
+
+_PAGE = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -21,7 +86,22 @@
 {% macro facts(section) %}
 <table>
 {% for key, fact in section.items() %}
-<tr><th>{{ key | heading }}</th><td{% if fact.source == "not stated" %} class="unknown"{% endif %}>{{ fact.value | words }}</td><td>{{ fact.source if fact.source != "not stated" }}</td></tr>
+{% set known = fact.source != "not stated" %}
+<tr>
+<th>{{ key | heading }}</th>
+<td{{ "" if known else ' class="unknown"' | safe }}>
+{% if fact.value | listed %}
+<ul>
+{% for each in fact.value %}
+<li>{{ each | words }}</li>
+{% endfor %}
+</ul>
+{% else %}
+{{ fact.value | words }}
+{% endif %}
+</td>
+<td>{{ fact.source if known }}</td>
+</tr>
 {% endfor %}
 </table>
 {% endmacro %}
@@ -62,3 +142,7 @@
 <p>Made {{ card.made }}.</p>
 </body>
 </html>
+"""
+
+TEMPLATES = {"md": _MARKDOWN, "html": _PAGE}
+"""By the ending of the file that is made."""
