@@ -20,6 +20,7 @@ from flwr_robust.personal import ClientScore, averaged, evaluated_clients, evalu
 from flwr_robust.seeds import torch_generator
 from flwr_robust.simulation import simulate
 from flwr_robust.tasks import build_model, split_arrays
+from server.app import _audit
 from server.app import app as server_app
 from server.evaluation import asking
 from tests.runs import run
@@ -228,6 +229,18 @@ def test_attacks_on_messages_see_what_is_sent(tmp_path, attack):
     assert len(found) == 4
     assert quick["curve"][-1]["honest_clients"] == 7
     assert quick["outcomes"]["OK"] == 3
+
+
+@pytest.mark.parametrize(("keys", "warned"), [(KEYS, True), ({**KEYS, "personal": ""}, False)])
+def test_an_audited_run_goes_on_record_and_a_resumed_one_says_what_begins_anew(tmp_path, caplog, keys, warned):
+    keys = {**keys, "clients": 3, "rounds": 2, "audit": str(tmp_path / "audit")}
+    document, _ = run(tmp_path, **keys)
+    quick = simulate(RunConfig.from_mapping({**keys, "audit": ""}))
+    assert document["model_sha256"] == quick["model_sha256"]
+    resumed = RunConfig.from_mapping({**keys, "resume": True})
+    with caplog.at_level(logging.WARNING, "flwr"):
+        _audit(resumed)
+    assert ("personal parameters" in caplog.text) == warned
 
 
 def contexts_after(folder, monkeypatch, keys):
