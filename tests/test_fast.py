@@ -133,6 +133,7 @@ ON_MESSAGES = {
     "gaussian": ["gaussian(sigma=0.1)"],
     "inf": ["inf()"],
     "ipm": ["ipm(epsilon=0.5)"],
+    "mean_reversal": ["mean_reversal()", "mean_reversal(c=0.5, weighted=True)"],
     "mimic": ["mimic(warmup=3)"],
     "min_max": ["min_max()", "min_max(deviation='std')"],
     "min_sum": ["min_sum(deviation='sign')"],
