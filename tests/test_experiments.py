@@ -292,7 +292,8 @@ def test_wrong_studies_are_one_sentence(tmp_path, text, kind, words):
 def test_every_study_of_the_project_is_sound():
     for path in STUDIES.glob("*.toml"):
         study = load_study(path.stem)
-        assert study.baseline in study.axes[study.rows]
+        if study.rows == "defence":  # rules are compared with one of them; other rows need no baseline
+            assert study.baseline in study.axes[study.rows]
         assert study.title
         assert study.question
 
