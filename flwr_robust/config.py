@@ -61,7 +61,7 @@ class RunConfig:
     Attributes
     ----------
     task : str
-        ``digits``, ``mnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz.
+        ``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz.
     data : str
         Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.
     model : str

@@ -225,7 +225,7 @@ def test_data_folder(monkeypatch):
 
 # -- torchvision's -------------------------------------------------------------------------------
 
-CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
+CLASSES = {"mnist": "MNIST", "emnist": "EMNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -234,7 +234,7 @@ def test_data_that_are_nowhere(name, tmp_path, monkeypatch):
 
     tried = []
 
-    def missing(root, train, download):
+    def missing(root, train, download, **options):
         tried.append(download)
         raise RuntimeError("Dataset not found") if not download else OSError("no network")
 
@@ -254,9 +254,10 @@ def test_data_on_disk(name, tmp_path, monkeypatch):
     colour = name == "cifar10"
 
     class OnDisk:
-        def __init__(self, root, train, download):
+        def __init__(self, root, train, download, **options):
             assert root == str(tmp_path / name)
             assert not download
+            assert options == ({"split": "byclass"} if name == "emnist" else {})
             x = pictures(20 if train else 10, *((4, 5, 3) if colour else (4, 5)), seed=train)
             labels = np.arange(len(x)) % 10
             # torchvision has tensors for MNIST, an array and a list for CIFAR-10.
@@ -271,6 +272,17 @@ def test_data_on_disk(name, tmp_path, monkeypatch):
     np.testing.assert_array_equal(task.x_train[3, -1], stored[3, :, :, -1] if colour else stored[3])
     assert task.y_test.tolist() == list(range(10))
     assert float(task.inputs(torch.tensor([255], dtype=torch.uint8))) == 1
+
+
+def test_emnist_has_as_many_classes_as_its_labels(tmp_path, monkeypatch):
+    import torchvision
+
+    class OnDisk:
+        def __init__(self, root, train, download, split):
+            self.data, self.targets = torch.zeros(124, 4, 5, dtype=torch.uint8), torch.arange(124) % 62
+
+    monkeypatch.setattr(torchvision.datasets, "EMNIST", OnDisk)
+    assert load_task("emnist", tmp_path / "letters").classes == 62
 
 
 def test_an_npz_stands_in_for_the_files(npz, tmp_path):

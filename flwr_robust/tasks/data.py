@@ -10,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +90,14 @@ def _digits(folder: Path) -> Task:
     return Task("digits", x[~test], y[~test], x[test], y[test], 10, 1 / 16, 0.0)
 
 
-def _torchvision(name: str, class_name: str) -> Callable[[Path], Task]:
+def _torchvision(name: str, class_name: str, **options: str) -> Callable[[Path], Task]:
     def load(folder: Path) -> Task:
         npz = folder / f"{name}.npz"
         if npz.is_file():
             return _from_npz(npz, name)
         import torchvision
 
-        cls = getattr(torchvision.datasets, class_name)
+        cls = partial(getattr(torchvision.datasets, class_name), **options)
         try:
             train, test = (_open(cls, folder, part) for part in (True, False))
         except Exception as error:  # torchvision raises what its download stumbled over
@@ -119,7 +119,7 @@ def _open(cls: Callable[..., Any], folder: Path, train: bool) -> Any:
         return cls(root=str(folder), train=train, download=True)
 
 
-def _images(name: str, x_train: object, y_train: object, x_test: object, y_test: object) -> Task:
+def _images(name: str, x_train: object, labels_train: object, x_test: object, labels_test: object) -> Task:
     def pictures(x: object) -> Tensor:
         array = torch.as_tensor(np.asarray(x))
         return array[:, None] if array.dim() == 3 else array.permute(0, 3, 1, 2).contiguous()
@@ -127,7 +127,9 @@ def _images(name: str, x_train: object, y_train: object, x_test: object, y_test:
     def labels(y: object) -> Tensor:
         return torch.as_tensor(np.asarray(y).astype(np.int64)).reshape(-1)
 
-    return Task(name, pictures(x_train), labels(y_train), pictures(x_test), labels(y_test), 10, 1 / 127.5, -1.0)
+    y_train, y_test = labels(labels_train), labels(labels_test)
+    classes = int(y_train.max()) + 1
+    return Task(name, pictures(x_train), y_train, pictures(x_test), y_test, classes, 1 / 127.5, -1.0)
 
 
 def _from_npz(path: Path, name: str) -> Task:
@@ -177,6 +179,7 @@ def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[T
 TASKS: dict[str, Callable[[Path], Task]] = {
     "cifar10": _torchvision("cifar10", "CIFAR10"),
     "digits": _digits,
+    "emnist": _torchvision("emnist", "EMNIST", split="byclass"),
     "fashion_mnist": _torchvision("fashion_mnist", "FashionMNIST"),
     "mnist": _torchvision("mnist", "MNIST"),
 }
@@ -189,8 +192,8 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     Parameters
     ----------
     name : str
-        ``digits`` (embedded in scikit-learn), ``mnist``, ``fashion_mnist``, ``cifar10`` (read from the folder, else
-        downloaded by torchvision), or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8
+        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (letters and digits, 62 classes), ``fashion_mnist``,
+        ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8
         inputs are taken for images and scaled to [-1, 1].
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
