@@ -6,8 +6,10 @@ Exit status: 0 when all is well, 1 when a log is not what was written, 2 when th
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -30,13 +32,14 @@ from flwr_robust.audit.events import (
     RunStarted,
 )
 from flwr_robust.audit.history import ClientInRound, clients, find_client, rounds, visits
-from flwr_robust.audit.log import Record, Verdict, read_log, verify
+from flwr_robust.audit.log import LEAST_KEY, Finding, Record, Verdict, read_log, verify
 from flwr_robust.audit.run import checkpoint_folder, log_file, rollback
 from flwr_robust.errors import AuditError, ConfigurationError, FlwrRobustError, TamperedError
 
 __all__ = ["app", "card_command", "clients_command", "rollback_command", "show_command", "verify_command"]
 
 _WIDTH = 100
+_HEAD = re.compile(r"[0-9a-f]{64}")
 
 app = typer.Typer(
     help="Read, prove and take back what a robust run did. Its folder holds audit.jsonl and checkpoints/.",
@@ -87,9 +90,12 @@ def _key(path: Path | None) -> bytes | None:
     if path is None:
         return None
     try:
-        return path.read_bytes().rstrip(b"\r\n")
+        key = path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
         raise AuditError(f"--key-file {path} cannot be read: {error.strerror}") from None
+    if len(key) < LEAST_KEY:
+        raise ConfigurationError(f"--key-file {path} must hold at least {LEAST_KEY} bytes; got {len(key)}")
+    return key
 
 
 def _checkpointed(log: Path) -> dict[str, str]:
@@ -146,13 +152,16 @@ def verify_command(
     """
     console = _console()
     try:
+        for head in expect or []:
+            if not _HEAD.fullmatch(head):
+                raise ConfigurationError(f"audit verify: --expect must be a head, 64 hexadecimal digits; got {head}")
         path = _log(log)
         heads = _checkpointed(path)
         verdict = verify(path, expect=[*(expect or []), *heads], key=_key(key_file))
     except FlwrRobustError as error:
         _fail(error)
-    for finding in verdict.findings:
-        console.print(Text(f"line {finding.line}: {_printable(finding.sentence)}", style="red"), soft_wrap=True)
+    for lines, sentence in _gathered(verdict.findings):
+        console.print(Text(f"{lines}: {_printable(sentence)}", style="red"), soft_wrap=True)
     for remark in verdict.remarks:
         console.print(Text(f"note: {_printable(remark)}", style="yellow"), soft_wrap=True)
     console.print(
@@ -162,6 +171,13 @@ def verify_command(
         console.print(f"the heads in {', '.join(heads.values())} are among them")
     console.print(f"head {_printable(verdict.head)}", soft_wrap=True)
     raise typer.Exit(0 if verdict.intact else 1)
+
+
+def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
+    """Yield lines and what is wrong with them, those that follow each other and have the same fault together."""
+    for _, group in groupby(enumerate(findings), lambda pair: (pair[1].line - pair[0], pair[1].sentence)):
+        first, *others = (finding for _, finding in group)
+        yield f"lines {first.line} to {others[-1].line}" if others else f"line {first.line}", first.sentence
 
 
 @audit.command("show")
@@ -192,7 +208,9 @@ def show_command(
                 if (node is None or visit.node == node) and (server_round is None or visit.round == server_round)
             ]
             if not found:
-                raise AuditError(f"audit: the log says nothing of round {server_round}")
+                there = [each.round for each in rounds(records)]
+                known = f"rounds {min(there)} to {max(there)}" if there else "no round"
+                raise AuditError(f"audit: the log says nothing of round {server_round}; it knows {known}")
             _show_visits(console, found, "" if node is None else f"node {node}")
             if server_round is not None:
                 _show_outcomes(console, records, server_round)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from audit_runs import LIAR, NODES, SILENT, make
 from typer.testing import CliRunner
 
-from flwr_robust.audit import verify
+from flwr_robust.audit import read_log, verify
 from flwr_robust.audit.log import head_file
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli import app
@@ -222,3 +226,58 @@ def test_a_head_file_that_is_gone(run):
         done = call("audit", "verify", run, *expect)
         assert done.exit_code == status
         assert "there is no head file" in done.output
+
+
+def test_lines_with_one_fault_are_named_together(tmp_path):
+    make(tmp_path)
+    key = tmp_path / "key"
+    key.write_bytes(b"x" * 20)
+    done = call("audit", "verify", str(tmp_path), "--key-file", str(key))
+    assert done.exit_code == 1
+    found = [line for line in done.output.splitlines() if "mac" in line]
+    lines = len(read_log(log_file(tmp_path)))
+    assert found[0] == f"lines 1 to {lines}: the line does not bear the key's mac"
+    assert len(found) == 2  # and the head file
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--expect", "abc"], "--expect must be a head, 64 hexadecimal digits; got abc"),
+        (["--key-file", "KEY"], "must hold at least 16 bytes; got 5"),
+    ],
+)
+def test_what_is_no_head_or_no_key_is_wrong_input(tmp_path, options, words):
+    make(tmp_path)
+    (tmp_path / "k").write_bytes(b"short\n")
+    done = call("audit", "verify", str(tmp_path), *(str(tmp_path / "k") if o == "KEY" else o for o in options))
+    assert done.exit_code == 2
+    assert words in " ".join(done.output.split())
+
+
+def test_a_red_teams_file_is_attached_by_its_option(tmp_path):
+    make(tmp_path)
+    file = next((Path(__file__).parent.parent / "docs" / "red-team").glob("krum*.json"))
+    done = call("card", str(tmp_path), "--red-team", str(file), "--state", "tls=TLS 1.3")
+    assert done.exit_code == 0
+    text = (tmp_path / "card.md").read_text()
+    assert "same_rule_as_the_run: no" in text
+    assert "backdoor triggers: tested" in text
+    assert call("card", str(tmp_path), "--red-team", str(tmp_path / "no.json")).exit_code == 2
+
+
+def test_the_cards_files_travel_in_a_flower_app(tmp_path):
+    environment = {**os.environ, "FLWR_HOME": str(tmp_path / "home"), "FLWR_TELEMETRY_ENABLED": "0"}
+    environment |= {"FLWR_DISABLE_UPDATE_CHECK": "1"}
+    root = Path(__file__).parent.parent
+    binary = Path(sys.executable).parent / "flwr"
+    command = [str(binary), "build", "--app", str(root)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with zipfile.ZipFile(next(tmp_path.glob("*.fab"))) as fab:
+        packed = {name for name in fab.namelist() if name.startswith("flwr_robust/")}
+    package = root / "flwr_robust"
+    needed = {
+        p.relative_to(root).as_posix() for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert needed - packed == {"flwr_robust/py.typed"}  # a mark for type checkers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import time
 
@@ -561,3 +562,33 @@ def test_nobody_inherits_a_quarantine_by_another_ones_claim(tmp_path):
     again = known(quick(tmp_path, resume=True), 1000)
     drive(again, APP, MODEL, 10, rounds=4, grid=Renumbered(1000))
     assert again.quarantined == (FIRST + LIAR,)  # of the new nodes none
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"folder": 5}, "the run's folder must be a path; got 5"),
+        ({"folder": __file__}, r"test_flower_audit.py is a file; name the run's folder"),
+        ({"every": 0}, "every must be an integer >= 1"),
+        ({"keep": 0}, "keep must be an integer >= 1"),
+        ({"resume": "yes"}, "resume must be True, False or a round >= 0; got resume='yes'"),
+        ({"resume": -1}, "got resume=-1"),
+        ({"key": "a text of some length"}, "key must be at least 16 bytes; got str"),
+        ({"key": b"short"}, "key must be at least 16 bytes; got 5 bytes"),
+        ({"config": {"x": [1]}}, r"config holds scalars; got x=\[1\]"),
+        ({"statements": {"tls": 5}}, "a statement is a text; got tls=5"),
+        ({"statements": {"tsl": "x"}}, "unknown statement 'tsl'"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_made(arguments, words, tmp_path):
+    with pytest.raises(ConfigurationError, match=words):
+        Audit(**{"folder": tmp_path / "new", **arguments})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew_silently(tmp_path):
+    run("mixtailor", 2, quick(tmp_path))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="the log knows those of rounds 0, 1, 2; put one back"):
+        run("mixtailor", 3, quick(tmp_path, resume=True))
+    assert verify(log_file(tmp_path)).intact

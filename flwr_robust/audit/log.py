@@ -38,10 +38,12 @@ from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
 from flwr_robust.errors import AuditError, TamperedError
 from flwr_robust.files import lock, open_to_append, sync_folder, write_atomically
 
-__all__ = ["AuditLog", "Fault", "Finding", "Record", "Verdict", "head_file", "read_log", "verify"]
+__all__ = ["LEAST_KEY", "AuditLog", "Fault", "Finding", "Record", "Verdict", "head_file", "read_log", "verify"]
 
+_ABSENT = "audit log: there is no file {}; name a run's folder, or the audit.jsonl in it"
 _GENESIS = "0" * 64
-_LEAST_KEY = 16
+LEAST_KEY = 16
+"""Bytes of the shortest key."""
 
 
 class Fault(Enum):
@@ -167,8 +169,8 @@ class AuditLog:
     def __init__(self, path: Path | str, *, key: bytes | None = None, sync: bool = True) -> None:
         self.path = Path(path)
         self._key, self._sync = key, sync
-        if key is not None and len(key) < _LEAST_KEY:
-            raise AuditError(f"audit log: the key must have at least {_LEAST_KEY} bytes; got {len(key)}")
+        if key is not None and len(key) < LEAST_KEY:
+            raise AuditError(f"audit log: the key must have at least {LEAST_KEY} bytes; got {len(key)}")
         if head_file(self.path).is_file() and not self.path.is_file():
             raise TamperedError(f"audit log: {self.path} is gone, but its head file is there; name another folder")
         self._file = open_to_append(self.path)
@@ -313,7 +315,7 @@ def verify(path: Path | str, *, expect: Collection[str] = (), key: bytes | None 
     """
     path = Path(path)
     if not path.is_file() and not head_file(path).is_file():
-        raise AuditError(f"audit log: there is no file {path}")
+        raise AuditError(_ABSENT.format(path))
     anchor = _read_anchor(path, key)  # before the log, which its writer may lengthen in between
     return _examine(path.read_bytes() if path.is_file() else b"", anchor, key, expect)
 
@@ -328,7 +330,7 @@ def read_log(path: Path | str) -> list[Record]:
     """
     path = Path(path)
     if not path.is_file():
-        raise AuditError(f"audit log: there is no file {path}")
+        raise AuditError(_ABSENT.format(path))
     records = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if (read := _envelope(line)) is None:
@@ -336,7 +338,10 @@ def read_log(path: Path | str) -> list[Record]:
         fields = {key: value for key, value in read.items() if key not in ("schema", "mac")}
         sequence, previous, time, kind = (fields.pop(key) for key in ("sequence", "previous", "time", "kind"))
         if kind not in kinds():
-            raise AuditError(f"audit log: {path}, line {number}: kind '{kind}' is not known in schema {SCHEMA}")
+            raise AuditError(
+                f"audit log: {path}, line {number}: kind '{kind}' is not known in schema {SCHEMA}; "
+                f"see flwr-robust audit verify"
+            )
         try:
             records.append(Record(number, sequence, previous, time, kinds()[kind].from_fields(fields)))
         except AuditError as error:
@@ -470,7 +475,9 @@ class _Chain:
             self.find(
                 number,
                 Fault.MISSING,
-                f"before this line {missing} are missing, of the sequence from {self.expected} to {sequence - 1}",
+                f"before this line one is missing, that of sequence {self.expected}"
+                if missing == 1
+                else f"before this line {missing} are missing, of the sequence from {self.expected} to {sequence - 1}",
             )
         else:
             self.find(number, Fault.FOREIGN, f"the line (sequence {sequence}) {Fault.FOREIGN.value}")
@@ -512,9 +519,8 @@ class _Chain:
         """Hold the end against the head file."""
         if anchor.lines > self.expected:
             missing = anchor.lines - self.expected
-            self.find(
-                number, Fault.MISSING, f"{missing} lines are missing at the end: the head file knows {anchor.lines}"
-            )
+            words = "1 line is" if missing == 1 else f"{missing} lines are"
+            self.find(number, Fault.MISSING, f"{words} missing at the end: the head file knows {anchor.lines}")
         elif anchor.lines == self.expected:
             if anchor.head != (self.head or anchor.head):
                 self.break_link(number)

@@ -184,7 +184,13 @@ class AuditedRun:
 
     def _check_begun(self, may_differ: Collection[str]) -> None:
         """Raise if a run that was stopped before its first checkpoint was begun with another configuration."""
-        event = next((record.event for record in read_log(self.log.path) if isinstance(record.event, RunStarted)), None)
+        events = [record.event for record in read_log(self.log.path)]
+        if written := sorted({event.round for event in events if isinstance(event, CheckpointWritten)}):
+            raise CheckpointError(
+                f"audit: {self.store.folder} holds no checkpoint, but the log knows those of rounds "
+                f"{', '.join(map(str, written))}; put one back, or start a new run in another folder"
+            )
+        event = next((event for event in events if isinstance(event, RunStarted)), None)
         if event is not None and (odd := differences(event.config, self.config, may_differ)):
             raise CheckpointError(
                 f"audit: the run in {self.folder} was begun with another configuration: {'; '.join(odd)}; use the same "
@@ -305,7 +311,7 @@ def rollback(
         If there is no such checkpoint, or it is damaged.
     """
     if not log_file(folder).is_file():
-        raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}")
+        raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
         snapshot = store.load(to_round)

@@ -33,9 +33,11 @@ from flwr_robust.audit import (
     distances_and_angles,
     model_sha256,
 )
-from flwr_robust.errors import AuditError, CheckpointError
+from flwr_robust.audit.events import STATEMENTS
+from flwr_robust.audit.log import LEAST_KEY
+from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError, UnknownNameError, check_integer
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
-from flwr_robust.flower.guard import Aggregation, Guard, Observer, Opening, Progress, RoundRecord
+from flwr_robust.flower.guard import Aggregation, Guard, Observer, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.flower.memory import freeze, storable, thaw
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.rule import Outcome
@@ -81,6 +83,11 @@ class Audit(Observer):
     --------
     >>> from flwr_robust.flower import TrimmedMean
     >>> strategy = TrimmedMean(f=2, audit=Audit("runs/first", every=5, resume=True))
+
+    Raises
+    ------
+    ConfigurationError, UnknownNameError
+        If an argument is of another type or outside its bounds.
     """
 
     def __init__(
@@ -99,6 +106,7 @@ class Audit(Observer):
         key: bytes | None = None,
         sync: bool = True,
     ) -> None:
+        _check_arguments(folder, every, keep, resume, config, statements, key)
         self.folder = Path(folder)
         self._config, self._measured = dict(config or {}), tuple(measured)
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
@@ -252,6 +260,38 @@ class Audit(Observer):
         numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, list)}
         self._waiting.append(Evaluated(server_round, source, numbers))
         self._flush()
+
+
+def _check_arguments(
+    folder: object,
+    every: object,
+    keep: object,
+    resume: object,
+    config: Mapping[str, Any] | None,
+    statements: Mapping[str, str] | None,
+    key: object,
+) -> None:
+    """Raise before anything is made of them."""
+    if not isinstance(folder, str | Path):
+        raise ConfigurationError(f"audit: the run's folder must be a path; got {folder!r}")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise ConfigurationError(f"audit: {folder} is a file; name the run's folder, which need not exist")
+    check_integer("audit", "every", every, 1)
+    if keep is not None:
+        check_integer("audit", "keep", keep, 1)
+    if not isinstance(resume, bool) and not (isinstance(resume, int) and resume >= 0):
+        raise ConfigurationError(f"audit: resume must be True, False or a round >= 0; got resume={resume!r}")
+    for name, value in (config or {}).items():
+        if not isinstance(value, Scalar):
+            raise ConfigurationError(f"audit: config holds scalars; got {name}={value!r:.100}")
+    for name, text in (statements or {}).items():
+        if name not in STATEMENTS:
+            raise UnknownNameError("statement", name, STATEMENTS)
+        if not isinstance(text, str):
+            raise ConfigurationError(f"audit: a statement is a text; got {name}={text!r:.100}")
+    if key is not None and not (isinstance(key, bytes) and len(key) >= LEAST_KEY):
+        what = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise ConfigurationError(f"audit: key must be at least {LEAST_KEY} bytes; got {what}")
 
 
 def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -> tuple[Observer, ...]:

@@ -102,8 +102,11 @@ class Guarded(Guarding, Strategy):
         audit: Audit | Path | str | None = None,
     ) -> None:
         if not isinstance(strategy, Strategy) or isinstance(strategy, Guarding):
+            what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
+            found = f"the class {what}: call it" if isinstance(strategy, type) else what
+            found += ", which has a guard: take it as it is" if isinstance(strategy, Guarding) else ""
             raise ConfigurationError(
-                f"Guarded: strategy must be one of Flower's Message API that has no guard yet; got {strategy!r}"
+                f"Guarded: strategy must be one of Flower's Message API that has no guard yet; got {found}"
             )
         self.strategy = strategy
         self.metrics_aggr_fn = metrics_aggr_fn
