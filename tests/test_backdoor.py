@@ -1,7 +1,7 @@
 """Backdoors and targeted flips on digits: they work where nothing defends, and not where a rule stops them.
 
-The bounds lie around measurements (docs/attacks.md and the study `backdoor`): 99.7 % under the mean, 0 % under the defences
-named here, at 92 to 94 % accuracy.
+The bounds lie around measurements (docs/attacks.md and the study `backdoor`): 99.7 % under the mean, 0 % under the
+defences named here, at 92 to 94 % accuracy.
 """
 
 import pytest

@@ -192,9 +192,9 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     Parameters
     ----------
     name : str
-        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (letters and digits, 62 classes), ``fashion_mnist``,
-        ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8
-        inputs are taken for images and scaled to [-1, 1].
+        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes),
+        ``fashion_mnist``, ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an
+        ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and scaled to [-1, 1].
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
 
