@@ -21,13 +21,14 @@ from flwr_robust.config import RunConfig
 from flwr_robust.errors import InfeasibleError
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Outcome, Rule, State
-from flwr_robust.seeds import numpy_generator, torch_generator
+from flwr_robust.seeds import derive_each, numpy_generator, torch_generator
 from flwr_robust.tasks import Task
 
 __all__ = [
     "Poison",
     "Settled",
     "batch_generator",
+    "batch_seeds",
     "draw_batch",
     "moved",
     "sample_clients",
@@ -44,6 +45,11 @@ A = TypeVar("A", Tensor, NDArray[Any])
 def batch_generator(config: RunConfig, client: int, server_round: int) -> torch.Generator:
     """Return the generator of all batches that a client draws in a round."""
     return torch_generator(config.seed, "batch", client, server_round)
+
+
+def batch_seeds(config: RunConfig, clients: Sequence[int], server_round: int) -> list[int]:
+    """Return the seeds of clients' `batch_generator`."""
+    return derive_each(config.seed, "batch", clients, server_round)
 
 
 def draw_batch(config: RunConfig, held: int, generator: torch.Generator, size: int | None = None) -> Tensor:
@@ -179,5 +185,10 @@ def server_step(message: str, learning_rate: float, value: Tensor) -> NDArray[np
 
 def moved(model: NDArray[Any], step: NDArray[np.float64]) -> NDArray[Any]:
     """Return an array of the model after its step: formed in float64, of the array's own type, saturating."""
+    following = model.astype(np.float64) + step
+    with np.errstate(over="ignore"):
+        rounded: NDArray[Any] = following.astype(model.dtype)
+    if np.isfinite(rounded).all():
+        return rounded
     limits = np.finfo(model.dtype)
-    return (model.astype(np.float64) + step).clip(limits.min, limits.max).astype(model.dtype)
+    return following.clip(limits.min, limits.max).astype(model.dtype)
