@@ -120,6 +120,7 @@ class Rows:
         self._segments = tuple(segments)
         self._origin: Rows | None = None  # the rows these were mixed from, and
         self._mixing: Tensor | None = None  # the matrix that mixed them
+        self._joint: _Segment | None = None  # all columns at once, where they lie side by side
         self.n = n
         self.d = sum(segment.width for segment in self._segments)
         self.dtype = dtype
@@ -265,19 +266,19 @@ class Rows:
                 f"{[tuple(start.shape) for start in reference]}"
             )
         starts = [None] * len(stacks) if reference is None else [start.detach() for start in reference]
-        return cls(
-            [
-                _Segment(x.detach(), start, None, x.shape[1])
-                for x, start in zip(stacks, starts, strict=True)
-                if x.numel()
-            ],
-            n,
-            dtype,
-            layout=layout,
-            counts=counts,
-            asked=asked,
-            trusted=trusted,
-        )
+        segments = [
+            _Segment(x.detach(), start, None, x.shape[1]) for x, start in zip(stacks, starts, strict=True) if x.numel()
+        ]
+        rows = cls(segments, n, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted)
+        rows._joint = _joint(segments)
+        return rows
+
+    def renewed(self, counts: Sequence[float] | Tensor | None = None) -> Rows:
+        """Return these rows, unmixed, for when their memory has been written anew; what was computed is forgotten."""
+        given = None if counts is None else torch.as_tensor(counts, dtype=torch.float64)
+        rows = self._derived(self._segments, self.n, given, self.asked)
+        rows._joint = self._joint
+        return rows
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -286,6 +287,12 @@ class Rows:
         """All segments of unmixed rows for compiled code, if it can read them where they lie."""
         found = [segment.lines for segment in self._segments]
         return [lines for lines in found if lines is not None] if None not in found else None
+
+    @property
+    def _columns(self) -> list[Lines] | None:
+        """The same in as few parts as they lie in, for what goes column by column; sums would depend on the parts."""
+        lines = None if self._joint is None else self._joint.lines
+        return self._lines if lines is None else [lines]
 
     @cached_property
     def _whole(self) -> Tensor | None:
@@ -375,8 +382,8 @@ class Rows:
 
     def spread(self, ddof: int = 1) -> Tensor:
         """Return the standard deviation (d,), float64, of every column; the variance divides by max(n - ddof, 1)."""
-        if self._origin is None and self._lines is not None:
-            return _column_wise(self._lines, torch.float64, lambda lines, value: lines.spread(ddof, value))
+        if self._origin is None and (held := self._columns) is not None:
+            return _column_wise(held, torch.float64, lambda lines, value: lines.spread(ddof, value))
         parts = []
         for _, block in self.blocks():
             ones = block.new_ones(self.n)  # sums of columns as products: many times as fast as torch.std
@@ -426,7 +433,8 @@ class Rows:
 
     def _sums_are_finite(self) -> bool:
         """Say whether sums show that no row is faulty, where they can: a tenth of what norms take."""
-        pieces = [p for s in self._segments for p in ([s.pieces] if isinstance(s.pieces, Tensor) else s.pieces)]
+        segments = self._segments if self._joint is None else [self._joint]
+        pieces = [p for s in segments for p in ([s.pieces] if isinstance(s.pieces, Tensor) else s.pieces)]
         alone = self._origin is None and all(s.extra is None for s in self._segments)
         narrow = alone and all(p.element_size() <= 4 for p in pieces)
         # A NaN or Inf makes the sum of its piece no number; anything else that does is looked at by norms.
@@ -501,10 +509,10 @@ class Rows:
     def _mix_in_place(self, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
         """Return the weighted sum if compiled code can form it where the rows lie."""
         rows = self if self._origin is None else self._origin
-        if rows._lines is None:
+        if (held := rows._columns) is None:
             return None
         unmixed = weights if self._mixing is None else weights @ self._mixing
-        return _column_wise(rows._lines, dtype, lambda lines, value: lines.mix(unmixed, value))
+        return _column_wise(held, dtype, lambda lines, value: lines.mix(unmixed, value))
 
     def mix_exactly(self, weights: Tensor) -> Tensor:
         """Return what `mix` does, in float64."""
@@ -614,6 +622,37 @@ class Rows:
             segments.append(_Segment(s.pieces, s.reference, extra, s.width))
             offset += s.width
         return Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked + 1)
+
+
+def _joint(segments: Sequence[_Segment]) -> _Segment | None:
+    """Return stacks as one where they are parts of one tensor, side by side; so must be what they are relative to."""
+    stacks, starts = [], []
+    for segment in segments:
+        if not isinstance(segment.pieces, Tensor):
+            return None
+        stacks.append(segment.pieces)
+        starts += [] if segment.reference is None else [segment.reference[None]]
+    whole, start = _side_by_side(stacks), _side_by_side(starts)
+    if whole is None or (starts and (start is None or len(starts) != len(stacks))):
+        return None
+    return _Segment(whole, None if start is None else start[0], None, whole.shape[1])
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
+    """Return the tensor (n, w) that parts (n, w_i) of one memory make up in their order; None where they do not."""
+    if not parts:
+        return None
+    n, width = parts[0].shape[0], sum(part.shape[1] for part in parts)
+    stride = parts[0].stride(0) if n > 1 else width
+    memory, offset = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
+        steps = n == 1 or part.stride(0) == stride, part.shape[1] == 1 or part.stride(1) == 1
+        if not all(steps) or part.dtype != parts[0].dtype or part.storage_offset() != offset:
+            return None
+        if part.untyped_storage().data_ptr() != memory:
+            return None
+        offset += part.shape[1]
+    return parts[0].as_strided((n, width), (stride, 1)) if stride >= width else None
 
 
 def _column_wise(held: Sequence[Lines], dtype: torch.dtype, write: Callable[[Lines, Tensor], None]) -> Tensor:
