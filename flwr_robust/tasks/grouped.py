@@ -9,19 +9,19 @@ column, whatever stands beside, and is done for all clients at once.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from itertools import repeat
+from functools import partial
+from itertools import chain, repeat
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flwr_robust.kernels.pool import pool_squares
 from flwr_robust.tasks.learner import Learner
+from flwr_robust.tasks.written import room, walk
 
 __all__ = ["Grouped"]
-
-_ALIGNED = 16  # numbers of four bytes in what memory is aligned to
 
 _aten: Any = torch.ops.aten
 
@@ -67,28 +67,57 @@ class Grouped:
         parts = flat.split_with_sizes(self._sizes, 1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def gradients(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]) -> None:
+    def models(self, count: int) -> list[Tensor]:
+        """Return room for models, (count, *shape) per array, where each lies as memory of its own would."""
+        held = (parameter.detach() for parameter in self.learner.parameters)
+        return [room(parameter.expand(count, *parameter.shape), *parameter.shape) for parameter in held]
+
+    def gradients(
+        self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], *, decay: bool = True
+    ) -> None:
         """Write every client's gradient, as `Learner.gradient` defines it.
 
         Parameters
         ----------
         parameters : sequence of Tensor
-            Each (n, *shape), or (1, *shape) where the clients share the model; without gradients of their own.
+            Each (r, *shape), without gradients of their own: of r models each is shared by n / r clients in a row.
         x : Tensor (n, b, ...)
             Every client's inputs, scaled; written over where the model starts with a ReLU.
         y : Tensor (n, b) of int64
             Their labels.
         into : sequence of Tensor (n, *shape)
             Where the gradients are written.
+        decay : bool
+            Whether the weight decay's part is added.
         """
-        n = x.shape[0]
-        step = 1 if self._alone else n
-        for some in (slice(start, start + step) for start in range(0, n, step)):
-            own = parameters if parameters[0].shape[0] == 1 else [parameter[some] for parameter in parameters]
-            self._walk(own, x[some], y[some], [gradient[some] for gradient in into])
-        if decay := self.learner.weight_decay:
-            for gradient, parameter in zip(into, parameters, strict=True):
-                gradient.add_(decay * parameter)
+        n, share = x.shape[0], x.shape[0] // parameters[0].shape[0]
+        if self._alone:
+            for i in range(n):
+                model, some = slice(i // share, i // share + 1), slice(i, i + 1)
+                own = [parameter[model] for parameter in parameters]
+                self._walk(own, x[some], y[some], [gradient[some] for gradient in into])
+        else:
+            self._walk(parameters, x, y, into)
+        weight = self.learner.weight_decay
+        if decay and weight:
+            _add_decay(parameters, into, weight)
+
+    def prepared(
+        self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], *, decay: bool = True
+    ) -> Callable[[], None]:
+        """Return what does `gradients` with the same memory again and again, in less time where models are small."""
+        calls = walk(self._modules, parameters, x, y, into)
+        if calls is None:
+            return partial(self.gradients, parameters, x, y, into, decay=decay)
+        weight = self.learner.weight_decay if decay else 0.0
+
+        def gradients() -> None:
+            for call in calls:
+                call()
+            if weight:
+                _add_decay(parameters, into, weight)
+
+        return gradients
 
     def _walk(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]) -> None:
         held, written, backs = list(parameters), list(into), []
@@ -104,15 +133,10 @@ class Grouped:
             error = back(error, further)
 
 
-def _store(like: Tensor, *shape: int) -> Tensor:
-    """Return room for tensors (n, *shape), each client's at such an address as memory of its own would have.
-
-    Products round by where their operands lie.
-    """
-    size = math.prod(shape)
-    if size % _ALIGNED == 0:
-        return like.new_empty(like.shape[0], *shape)
-    return like.new_empty(like.shape[0], -(-size // _ALIGNED) * _ALIGNED)[:, :size].view(-1, *shape)
+def _add_decay(parameters: Sequence[Tensor], into: Sequence[Tensor], weight: float) -> None:
+    for gradient, parameter in zip(into, parameters, strict=True):
+        shared = (len(parameter), -1, *parameter.shape[1:])
+        gradient.view(shared).add_((weight * parameter).unsqueeze(1))
 
 
 def _loss_gradient(scores: Tensor, y: Tensor) -> Tensor:
@@ -120,7 +144,8 @@ def _loss_gradient(scores: Tensor, y: Tensor) -> Tensor:
     logarithms = torch.log_softmax(scores, 2)
     error = torch.zeros_like(logarithms).scatter_(2, y.unsqueeze(2), -1 / y.shape[1])
     error = _aten._log_softmax_backward_data(error, logarithms, 2, scores.dtype)
-    return error if math.prod(error.shape[1:]) % _ALIGNED == 0 else _store(error, *error.shape[1:]).copy_(error)
+    lying = room(error, *error.shape[1:])
+    return error if lying.is_contiguous() else lying.copy_(error)
 
 
 def _apart(tensor: Tensor) -> bool:
@@ -129,51 +154,64 @@ def _apart(tensor: Tensor) -> bool:
 
 
 def _each(operation: Callable[..., Tensor], out: Tensor, *operands: Tensor) -> None:
-    """Call an operation for one client after the other."""
-    clients = [repeat(operand[0]) if operand.shape[0] == 1 else operand.unbind(0) for operand in operands]
+    """Call an operation for one client after the other; an operand of fewer models is shared by clients in a row."""
+    n = out.shape[0]
+    clients = [
+        repeat(operand[0])
+        if operand.shape[0] == 1
+        else operand.unbind(0)
+        if operand.shape[0] == n
+        else chain.from_iterable(map(repeat, operand.unbind(0), repeat(n // operand.shape[0])))
+        for operand in operands
+    ]
     for target, *given in zip(out.unbind(0), *clients, strict=False):
         operation(*given, out=target)
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
-    """Multiply every client's matrices."""
-    if _apart(out):
-        _each(torch.mm, out, left, right)
-    else:
-        torch.matmul(left, right, out=out)
+def _folded(tensor: Tensor, models: int) -> Tensor:
+    """Put the samples (n, b, w) of clients that share a model under one another: (models, n / models * b, w)."""
+    return tensor.view(models, -1, tensor.shape[2])
 
 
 def _linear(module: nn.Linear, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
     weight, bias = held
-    scores = _store(x, x.shape[1], module.out_features)
+    scores = room(x, x.shape[1], module.out_features)
     if _apart(x):
         _each(torch.addmm, scores, bias, x, weight.mT)
     else:
-        torch.matmul(x, weight.mT, out=scores).add_(bias.unsqueeze(1))
+        models = weight.shape[0]
+        torch.matmul(_folded(x, models), weight.mT, out=_folded(scores, models)).add_(bias.unsqueeze(1))
 
     def back(error: Tensor, further: bool) -> Tensor:
-        _product(error.mT, x, into[0])
+        if _apart(x):
+            _each(torch.mm, into[0], error.mT, x)
+        else:
+            torch.matmul(error.mT, x, out=into[0])
         torch.sum(error, 1, out=into[1])
         if not further:
             return error
-        below = _store(x, *x.shape[1:])
-        _product(error, weight, below)
+        below = room(x, *x.shape[1:])
+        if _apart(x):
+            _each(torch.mm, below, error, weight)
+        else:
+            models = weight.shape[0]
+            torch.matmul(_folded(error, models), weight, out=_folded(below, models))
         return below
 
     return scores, back
 
 
 def _conv(module: nn.Conv2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
-    n = x.shape[0]
-    weights, biases = (p.expand(n, *p.shape[1:]) for p in held)
+    n, share = x.shape[0], x.shape[0] // held[0].shape[0]
+    weights, biases = held
     settings: Any = (module.stride, module.padding, module.dilation)
     convolve: Any = nn.functional.conv2d
-    parts = [convolve(x[i], weights[i], biases[i], *settings, module.groups) for i in range(n)]
+    parts = [convolve(x[i], weights[i // share], biases[i // share], *settings, module.groups) for i in range(n)]
 
     def back(error: Tensor, further: bool) -> Tensor:
         below = []
         for i in range(n):
-            given = error[i], x[i], weights[i], [module.out_channels]
+            given = error[i], x[i], weights[i // share], [module.out_channels]
             asked = [further, True, True]
             found, into[0][i], into[1][i] = _aten.convolution_backward(
                 *given, *settings, False, [0, 0], module.groups, asked
@@ -202,13 +240,23 @@ def _relu(module: nn.ReLU, x: Tensor, held: Sequence[Tensor], into: Sequence[Ten
 def _pool(module: nn.MaxPool2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
     images = x.flatten(0, 1)
     settings = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-    pooled, places = _aten.max_pool2d_with_indices(images, *settings)
+    squares = pool_squares(images.flatten(0, 1)) if _pairs(*settings) else None
+    if squares is None:
+        pooled, places = _aten.max_pool2d_with_indices(images, *settings)
+    else:
+        pooled, places = (found.view(*images.shape[:2], *found.shape[1:]) for found in squares)
 
     def back(error: Tensor, further: bool) -> Tensor:
         found: Tensor = _aten.max_pool2d_with_indices_backward(error.flatten(0, 1), images, *settings, places)
         return found.view_as(x)
 
     return pooled.view(*x.shape[:2], *pooled.shape[1:]), back
+
+
+def _pairs(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> bool:
+    """Say whether a pooling takes squares of two by two pixels that lie side by side."""
+    squares = kernel in (2, (2, 2)) and stride in (2, (2, 2)) and padding in (0, (0, 0)) and dilation in (1, (1, 1))
+    return squares and not ceil
 
 
 def _flatten(module: nn.Flatten, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:

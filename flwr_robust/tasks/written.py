@@ -1,0 +1,118 @@
+"""A dense model's walk written out once: all operations on all clients' tensors, ready to be called again and again.
+
+Where a model is small its calls cost more than its numbers, and most of that is making the tensors they are given. Here
+every operand is made once: the room for what is between the layers, and each client's part of everything. The
+operations are those of `Grouped`'s walk in the same order on tensors that lie alike, and so its numbers to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["room", "walk"]
+
+_ALIGNED = 16  # numbers of four bytes in what memory is aligned to
+
+_aten: Any = torch.ops.aten
+
+Call = Callable[[], object]
+
+
+def room(like: Tensor, *shape: int) -> Tensor:
+    """Return room for tensors (n, *shape), each client's at such an address as memory of its own would have.
+
+    Products round by where their operands lie, on a CPU.
+    """
+    size = math.prod(shape)
+    if size % _ALIGNED == 0 or like.device.type != "cpu":
+        return like.new_empty(like.shape[0], *shape)
+    return like.new_empty(like.shape[0], -(-size // _ALIGNED) * _ALIGNED)[:, :size].view(-1, *shape)
+
+
+def walk(
+    modules: Sequence[nn.Module], parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]
+) -> list[Call] | None:
+    """Write out the gradients of all clients at one model, or at one each.
+
+    Parameters
+    ----------
+    modules : sequence of nn.Module
+        The model, layer by layer.
+    parameters, x, y, into
+        As for `Grouped.gradients`: the memory that every call reads and writes.
+
+    Returns
+    -------
+    list of callable () -> object, or None
+        To be called in order; None where the model has layers that are not dense, or the tensors lie on a GPU.
+    """
+    if x.device.type != "cpu" or any(type(module) not in (nn.Flatten, nn.Linear, nn.ReLU) for module in modules):
+        return None
+    n = x.shape[0]
+    calls: list[Call] = []
+    held, written = list(parameters), list(into)
+    backs: list[Callable[[Tensor, bool], Tensor]] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            weight, bias, target, total = held.pop(0), held.pop(0), written.pop(0), written.pop(0)
+            scores = room(x, x.shape[1], module.out_features)
+            operands = (_each(bias, n), _each(x, n), _each(weight.mT, n), _each(scores, n))
+            calls += [partial(torch.addmm, b, inner, w, out=out) for b, inner, w, out in zip(*operands, strict=True)]
+            backs.append(partial(_linear_back, calls, x, weight, target, total))
+            x = scores
+        elif isinstance(module, nn.ReLU):
+            calls.append(x.relu_)
+            backs.append(partial(_relu_back, calls, x))
+        else:
+            x = x.flatten(2)
+            backs.append(lambda error, further: error)  # only products follow, and they are of two dimensions
+    error = _loss_back(calls, x, y)
+    first = next(index for index, module in enumerate(modules) if isinstance(module, nn.Linear))
+    for index in range(len(modules) - 1, first - 1, -1):
+        error = backs[index](error, index > first)
+    return calls
+
+
+def _each(tensor: Tensor, n: int) -> list[Tensor]:
+    """Return every client's part; that of a model is shared by clients in a row."""
+    return [part for part in tensor.unbind(0) for _ in range(n // tensor.shape[0])]
+
+
+def _linear_back(
+    calls: list[Call], x: Tensor, weight: Tensor, target: Tensor, total: Tensor, error: Tensor, further: bool
+) -> Tensor:
+    n = x.shape[0]
+    operands = (_each(error.mT, n), _each(x, n), _each(target, n))
+    calls += [partial(torch.mm, e, inner, out=out) for e, inner, out in zip(*operands, strict=True)]
+    calls.append(partial(torch.sum, error, 1, out=total))
+    if not further:
+        return error
+    below = room(x, *x.shape[1:])
+    operands = (_each(error, n), _each(weight, n), _each(below, n))
+    calls += [partial(torch.mm, e, w, out=out) for e, w, out in zip(*operands, strict=True)]
+    return below
+
+
+def _relu_back(calls: list[Call], x: Tensor, error: Tensor, further: bool) -> Tensor:
+    calls.append(partial(_aten.threshold_backward.grad_input, error, x, 0, grad_input=error))
+    return error
+
+
+def _loss_back(calls: list[Call], scores: Tensor, y: Tensor) -> Tensor:
+    """Write out the gradient of each client's mean cross-entropy by its scores (n, b, K)."""
+    logarithms, marks, error = (torch.empty(scores.shape, dtype=scores.dtype) for _ in range(3))
+    calls.append(partial(_aten._log_softmax.out, scores, 2, False, out=logarithms))
+    calls.append(marks.zero_)
+    calls.append(partial(marks.scatter_, 2, y.unsqueeze(2), -1 / y.shape[1]))
+    calls.append(partial(_aten._log_softmax_backward_data.out, marks, logarithms, 2, scores.dtype, out=error))
+    if math.prod(error.shape[1:]) % _ALIGNED == 0:
+        return error
+    lying = room(error, *error.shape[1:])
+    calls.append(partial(lying.copy_, error))
+    return lying
