@@ -8,12 +8,14 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flwr_robust.audit import model_sha256
 from flwr_robust.config import RunConfig
@@ -21,6 +23,7 @@ from flwr_robust.files import write_atomically
 from flwr_robust.personal import ClientScore, averaged
 from flwr_robust.probe import Probe
 from flwr_robust.rule import Outcome
+from flwr_robust.tasks import Task
 
 __all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
 
@@ -86,7 +89,7 @@ def evaluator(
     """
     task = config.data_set
     learner = config.learner(device)
-    x, y = task.inputs(task.x_test, device), task.y_test.to(device)
+    x, y = _test_samples(task, torch.device(device))
     trial = config.data_attack and config.data_attack.trial(x, y, task.span)
     probe = Probe(config, learner) if config.diagnose else None
 
@@ -105,6 +108,12 @@ def evaluator(
         return metrics
 
     return evaluate
+
+
+@lru_cache(maxsize=1)  # runs that advance together share them
+def _test_samples(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the test inputs, as a model sees them, and their labels."""
+    return task.inputs(task.x_test, device), task.y_test.to(device)
 
 
 def document(
