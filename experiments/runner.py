@@ -16,15 +16,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.flower_run import FlowerRuns
 from experiments.study import Cell, Study
 from flwr_robust.config import RunConfig
-from flwr_robust.errors import ConfigurationError, FlwrRobustError
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.files import write_atomically
-from flwr_robust.simulation import simulate, unbatched
+from flwr_robust.simulation import batches, simulate, simulate_many, unbatched
 
 __all__ = [
     "ENGINES",
@@ -34,6 +35,7 @@ __all__ = [
     "progress_bar",
     "read_results",
     "run_fast_cell",
+    "run_fast_cells",
     "run_in_process_cell",
     "run_study",
     "side_by_side",
@@ -43,6 +45,7 @@ K = TypeVar("K")
 R = TypeVar("R")
 
 ENGINES = ("in-process", "fast", "ray")
+_ON_GPU = 16  # runs that advance together there
 _PACKAGES = ("flwr", "flwr-robust", "numpy", "ray", "torch")
 
 
@@ -86,6 +89,25 @@ def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**run_in_process_cell(values), "engine": "in-process", "fallback": sentence}
 
 
+def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | Exception]:
+    """Run configurations side by side by `simulate_many`, those that it does not batch in process, one after another.
+
+    Returns, in the order of the configurations, what came of each, or what was raised.
+    """
+    configs = [RunConfig.from_mapping(values) for values in cells]
+    found: dict[int, dict[str, Any] | Exception] = {}
+    together = [place for place, config in enumerate(configs) if unbatched(config) is None]
+    for place, outcome in simulate_many([configs[place] for place in together], max(1, len(together))):
+        found[together[place]] = outcome
+    for place, values in enumerate(cells):
+        if place not in found:
+            try:
+                found[place] = run_fast_cell(values)
+            except Exception as error:  # as from a process of its own
+                found[place] = error
+    return [found[place] for place in range(len(cells))]
+
+
 def run_study(
     study: Study,
     results: Path,
@@ -93,6 +115,7 @@ def run_study(
     engine: str = "in-process",
     workers: int | None = None,
     ray_address: str = "",
+    batch_runs: int | None = None,
     console: Console | None = None,
 ) -> Summary:
     """Run the cells that have no result yet.
@@ -112,6 +135,10 @@ def run_study(
     ray_address : str
         A Ray cluster whose CPUs run the cells of the first two engines instead, e.g. ``auto``; this project and the
         data must lie at the same place on all its machines.
+    batch_runs : int, optional
+        With ``fast``: how many runs a process lets advance together (`simulate_many`), which is what a GPU needs to be
+        busy with small models; their results are written when the last of them ends. When not given: 16 for runs on a
+        GPU, else 1.
     console : Console, optional
         Where progress is shown; standard error when not given.
 
@@ -128,6 +155,13 @@ def run_study(
         raise ConfigurationError(
             f"--ray-address runs cells of the engines in-process and fast; got --engine {engine}: leave one of them out"
         )
+    if batch_runs is not None:
+        check_integer("run", "--batch-runs", batch_runs, 1)
+        if engine != "fast" or ray_address:
+            raise ConfigurationError(
+                f"--batch-runs={batch_runs} is for --engine fast without --ray-address; got --engine {engine}"
+                f"{' with --ray-address ' + ray_address if ray_address else ''}: leave one of them out"
+            )
     make_folder(results)
     waiting = [cell for cell in study.cells if _found(results, cell) is None]
     splits = {
@@ -146,6 +180,8 @@ def run_study(
         runs = _on_ray(first)
     elif ray_address:
         runs = _on_cluster(first, ray_address, run)
+    elif engine == "fast" and (most := batch_runs or _usual(first)) > 1:
+        runs = _in_batches(first, workers or os.cpu_count() or 1, most)
     else:
         runs = _in_processes(first, workers or os.cpu_count() or 1, run)
     with progress_bar(console) as progress:
@@ -231,6 +267,19 @@ Run = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 def _in_processes(cells: Sequence[Cell], workers: int, run: Run) -> Runs:
     return side_by_side(run, [(cell, [cell.config.to_mapping()]) for cell in cells], workers)
+
+
+def _usual(cells: Sequence[Cell]) -> int:
+    """Return how many runs advance together where nobody says it."""
+    return _ON_GPU if torch.cuda.is_available() and any(cell.config.device != "cpu" for cell in cells) else 1
+
+
+def _in_batches(cells: Sequence[Cell], workers: int, most: int) -> Runs:
+    chosen = [[cells[place] for place in places] for places in batches([cell.config for cell in cells], most)]
+    calls = [(number, [[cell.config.to_mapping() for cell in batch]]) for number, batch in enumerate(chosen)]
+    for number, outcomes in side_by_side(run_fast_cells, calls, workers):
+        batch = chosen[number]
+        yield from zip(batch, [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes, strict=True)
 
 
 def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:

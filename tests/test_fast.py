@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.runner import read_results, run_fast_cell, run_study
-from experiments.study import load_study
+from experiments import runner
+from experiments.runner import Summary, read_results, run_fast_cell, run_study
+from experiments.study import Cell, load_study
 from flwr_robust import ConfigurationError, Rows
 from flwr_robust.config import MESSAGES, RunConfig
 from flwr_robust.fault import faults
 from flwr_robust.message_attack import message_attacks
 from flwr_robust.rule import parse
-from flwr_robust.simulation import simulate, unbatched
-from flwr_robust.tasks import MODELS, Grouped, grouped
+from flwr_robust.simulation import batches, simulate, simulate_many, unbatched
+from flwr_robust.tasks import MODELS, Grouped, grouped, load_task
 from tests.runs import run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +59,7 @@ CASES = {
         "defence": "trimmed_mean(f=1)",
     },
     "cnn delta": {"message": "delta", "local_steps": 2, "model": "cnn", "rounds": 2, "batch_size": 4, "clients": 3},
+    "local steps on single samples": {"message": "delta", "local_steps": 3, "batch_size": 1, "model": "mlp"},
     "one client": {"clients": 1},
 }
 
@@ -84,12 +86,6 @@ def test_it_is_the_run_in_process_to_the_bit(tmp_path, name):
     assert list(found) == list(expected)
     assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
     assert quick["outcomes"]["OK"] == slow["curve"][-1]["round"]
-
-
-def test_local_steps_on_single_samples_agree_to_rounding(tmp_path):
-    (_, expected), (_, found) = both(tmp_path, message="delta", batch_size=1, model="mlp", local_steps=2)
-    for key in expected:
-        np.testing.assert_allclose(found[key], expected[key], atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"attack": "none", "attackers": 0}, {"alpha": 0.2}])
@@ -227,6 +223,145 @@ def test_what_attackers_chose_is_on_record(tmp_path):
         assert simulate(RunConfig.from_mapping({**keys, "attack": attack}))["strengths"] == []
 
 
+# -- several runs together ---------------------------------------------------------------------------
+
+TOGETHER = {"rounds": 5, "evaluate_every": 2, "clients": 6, "batch_size": 8, "device": "cpu"}
+
+# Runs that differ in all that may differ, over each model, kind of message and sampling.
+SIDE_BY_SIDE = {
+    "softmax": {},
+    "mlp": {"model": "mlp", "batch_size": 7, "weight_decay": 0.01},
+    "cnn": {"model": "cnn", "clients": 5, "batch_size": 4, "rounds": 2},
+    "gradient": {"message": "gradient", "weight_decay": 0.1, "batching": "consecutive"},
+    "delta": {"message": "delta", "local_steps": 2, "model": "mlp"},
+    "parameters": {"message": "parameters", "local_steps": 2},
+    "personal heads": {
+        "message": "parameters",
+        "model": "mlp",
+        "local_steps": 3,
+        "tail_averaging": True,
+        "personal": "head.*",
+        "fraction_train": 0.85,
+    },
+    "class-wise": {"message": "class_momentum", "classes_per_round": 2, "rounds": 4},
+    "sampled": {"fraction_train": 0.85, "weight_decay": 0.01},
+}
+THEIR_OWN = [
+    {"seed": 1, "defence": "trimmed_mean(f=2)"},
+    {"seed": 2, "attack": "label_flip(scale=2.0)", "attackers": 1, "partition": "dirichlet(beta=0.5)"},
+    {"attack": "dynamic_label_flip()", "attackers": 2, "defence": "centered_clipping(tau=0.3)", "redraw": True},
+    {
+        "attack": "mimic()",
+        "attackers": 1,
+        "server_learning_rate": 0.2,
+        "defence": "krum(f=1)",
+        "local_learning_rate": 0.2,
+    },
+    {"attack": "stale()", "attackers": 2, "evaluate_every": 1},
+]
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_runs_side_by_side_are_those_one_by_one_to_the_bit(name):
+    fixed = {"redraw": False} if name == "personal heads" else {}
+    configs = [RunConfig.from_mapping({**TOGETHER, **SIDE_BY_SIDE[name], **own, **fixed}) for own in THEIR_OWN]
+    found = dict(simulate_many(configs, most=len(configs)))
+    assert sorted(found) == list(range(len(configs)))
+    for place, config in enumerate(configs):
+        assert found[place].pop("runs_together", 1) == (1 if name == "class-wise" else len(configs))
+        assert untimed(found[place]) == untimed(simulate(config))
+    assert len({document["model_sha256"] for document in found.values()}) == len(configs)
+
+
+def test_only_runs_of_one_shape_go_together():
+    differ = [{}, {"clients": 7}, {"model": "mlp"}, {"batch_size": 9}, {"rounds": 3}, {"message": "gradient"}]
+    differ += [{"alpha": 0.2}, {"weight_decay": 0.1}, {"batching": "consecutive"}, {"seed": 5}, {"seed": 6}]
+    configs = [RunConfig.from_mapping({**TOGETHER, **own}) for own in differ]
+    places = batches(configs, 2)
+    assert places[:2] == [[0, 9], [10]]
+    assert places[2:] == [[place] for place in range(1, 9)]
+    documents = dict(simulate_many(configs, most=2))
+    assert [documents[place].get("runs_together") for place in (0, 9, 10, 1)] == [2, 2, None, None]
+    assert documents[4]["model_sha256"] == simulate(configs[4])["model_sha256"]
+
+
+def test_a_run_that_cannot_be_stops_no_other():
+    configs = [RunConfig(rounds=3, defence=d) for d in ("mean()", "fltrust()", "lfighter(head='tail')", "median()")]
+    found = dict(simulate_many(configs, most=4))
+    assert [isinstance(found[place], ConfigurationError) for place in range(4)] == [False, True, True, False]
+    assert found[0]["outcomes"]["OK"] == found[3]["outcomes"]["OK"] == 3
+    with pytest.raises(ConfigurationError, match="most must be"):
+        next(simulate_many(configs, most=0))
+
+
+def test_files_are_written_for_each_run(tmp_path):
+    configs = [
+        RunConfig(rounds=2, seed=s, output=str(tmp_path / f"{s}.json"), save_model=str(tmp_path / f"{s}.npz"))
+        for s in (0, 1)
+    ]
+    for place, found in simulate_many(configs, most=2):
+        assert json.loads((tmp_path / f"{place}.json").read_text())["model_sha256"] == found["model_sha256"]
+    with np.load(tmp_path / "0.npz") as first, np.load(tmp_path / "1.npz") as second:
+        assert not np.array_equal(first["1.weight"], second["1.weight"])
+
+
+def test_cells_run_in_batches_are_those_run_alone(tmp_path, monkeypatch):
+    def here(function, calls, workers):
+        return ((key, function(*arguments)) for key, arguments in calls)
+
+    monkeypatch.setattr("experiments.runner.side_by_side", here)
+    monkeypatch.setitem(MODELS, "odd", odd)
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY)
+    study = load_study(str(path))
+    assert run_study(study, tmp_path / "batched", engine="fast", batch_runs=3) == Summary(4, 0, {})
+    assert run_study(study, tmp_path / "alone", engine="fast") == Summary(4, 0, {})
+    batched, alone = (read_results(study, tmp_path / folder) for folder in ("batched", "alone"))
+    assert [d["model_sha256"] for d in batched] == [d["model_sha256"] for d in alone]
+    assert [d.get("runs_together") for d in batched] == [2, 2, None, None]
+    assert [d["engine"] for d in batched] == ["fast", "fast", "in-process", "in-process"]
+    assert run_study(study, tmp_path / "batched", engine="fast", batch_runs=3).skipped == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"engine": "ray"}, "--batch-runs=2 is for --engine fast .* got --engine ray"),
+        ({"engine": "fast", "ray_address": "auto"}, "with --ray-address auto"),
+        ({"engine": "fast", "batch_runs": 0}, "--batch-runs must be"),
+    ],
+)
+def test_batches_of_runs_are_refused_where_there_are_none(tmp_path, options, words):
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY.replace('"odd"', '"mlp"'))
+    with pytest.raises(ConfigurationError, match=words):
+        run_study(load_study(str(path)), tmp_path, **{"batch_runs": 2, **options})
+
+
+def test_on_a_gpu_runs_go_together_unasked(monkeypatch):
+    study = [Cell({}, RunConfig(device=device)) for device in ("cpu", "auto")]
+    assert runner._usual(study) == (16 if torch.cuda.is_available() else 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (runner._usual(study), runner._usual(study[:1])) == (16, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["softmax", "mlp", "cnn"])
+def test_runs_side_by_side_on_a_gpu_agree_with_the_cpu_to_rounding(tmp_path, model):
+    models = {}
+    for device in ("cpu", "cuda"):
+        names = [str(tmp_path / f"{device}-{i}.npz") for i in range(len(THEIR_OWN))]
+        configs = [
+            RunConfig.from_mapping({**TOGETHER, "model": model, **own, "device": device, "save_model": path})
+            for own, path in zip(THEIR_OWN, names, strict=True)
+        ]
+        assert len(list(simulate_many(configs, most=len(configs)))) == len(configs)
+        models[device] = [dict(np.load(path)) for path in names]
+    for here, there in zip(models["cpu"], models["cuda"], strict=True):
+        for key in here:
+            np.testing.assert_allclose(there[key], here[key], atol=1e-3)
+
+
 # -- the parts ---------------------------------------------------------------------------------------
 
 
@@ -260,6 +395,22 @@ def test_all_clients_at_once_as_on_a_gpu_give_the_same_to_rounding(monkeypatch, 
     monkeypatch.setattr(grouped, "_apart", lambda tensor: False)
     found, expected = walked(model, 8)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("model", ["softmax", "mlp", "cnn"])
+def test_clients_of_several_models_at_once_as_on_a_gpu_give_the_same_to_rounding(monkeypatch, model):
+    learner, task = RunConfig(model=model, weight_decay=0.01).learner(), load_task("digits")
+    walk, x = Grouped(learner), task.inputs(task.x_train[:48]).unflatten(0, (6, 8))
+    parameters = walk.models(3)
+    for parameter, start in zip(parameters, learner.parameters, strict=True):
+        parameter.copy_(start.detach() * torch.tensor([1.0, 2.0, 3.0]).view(-1, *[1] * start.dim()))
+    given = parameters, task.y_train[:48].view(6, 8)
+    found, expected = torch.empty(2, 6, sum(p.numel() for p in learner.parameters)).unbind(0)
+    walk.gradients(given[0], x.clone(), given[1], walk.layers(expected))
+    monkeypatch.setattr(grouped, "_apart", lambda tensor: False)
+    walk.gradients(given[0], x.clone(), given[1], walk.layers(found))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert bool((expected[0] - expected[5]).abs().max() > 1e-3)
 
 
 STRANGE = [
