@@ -31,7 +31,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option("--rules", help="rules: which rules; all by default.")] = None,
     repeats: Annotated[int, typer.Option(help="rules: rounds.", min=1)] = 5,
     limit: Annotated[float, typer.Option(help="rules: seconds after which a slow call is not repeated.")] = 20.0,
-    quick: Annotated[bool, typer.Option(help="rules: two small sizes, one thread, into rules-quick.json.")] = False,
+    quick: Annotated[bool, typer.Option(help="Small sizes, few rounds, one thread: into NAME-quick.json.")] = False,
 ) -> None:
     """Run benchmarks, contestants in turn, and write their figures with the machine they ran on.
 
@@ -55,13 +55,13 @@ def main(
     for name in names or BENCHMARKS:
         module = BENCHMARKS[name]
         document = {
-            **module.measure(**(options if module is rules else {})),
+            **module.measure(**(options if module is rules else {"quick": quick} if module is engines else {})),
             "machine": {"cpus": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
             "versions": {p: importlib.metadata.version(p) for p in ("flwr", "numpy", "ray", "torch")},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         results.mkdir(parents=True, exist_ok=True)
-        stem = f"{name}-quick" if quick and module is rules else name
+        stem = f"{name}-quick" if quick and module in (rules, engines) else name
         _write(results / f"{stem}.json", json.dumps(document, indent=1).encode())
         if module is rules:
             _write(results / f"{stem}.md", rules.markdown(document).encode())

@@ -1,7 +1,9 @@
 """Rounds per second of the same apps in process and on Flower's Ray engine, and of the same runs by the fast engine.
 
-Ten clients, softmax regression with 7,850 parameters, batches of 32, momentum messages, aggregation by the mean, no
-evaluation. The engines take turns; each turn's figure is its median round, so that starting up does not count.
+Ten clients, batches of 32, momentum messages, no evaluation. All engines run softmax regression with 7,850 parameters
+under the mean; the fast one also runs what studies are made of: images as MNIST's, consecutive batches, weight decay,
+two models, five rules, and several runs side by side. All take turns; each turn's figure is its median round, so that
+starting up does not count.
 """
 
 from __future__ import annotations
@@ -20,15 +22,22 @@ from experiments.flower_run import FlowerRuns
 from experiments.runner import run_fast_cell, run_in_process_cell
 from flwr_robust.config import RunConfig
 from flwr_robust.seeds import numpy_generator
+from flwr_robust.simulation import simulate, simulate_many
 
 __all__ = ["measure", "table"]
 
 _TURNS = 5
 _ROUNDS = {"fast": 4000, "in process": 400, "ray": 60}
+_MODELS = ("softmax", "mlp")
+_RULES = ("mean()", "trimmed_mean(f=1)", "faba(f=1)", "centered_clipping(tau=0.3)", "lfighter()")
+_STUDY_ROUNDS = 1000
+_TOGETHER = 8
+_QUICK = 20  # how many times as few rounds
 
 
-def measure() -> dict[str, Any]:
-    """Run the engines in turn and return their figures."""
+def measure(*, quick: bool = False) -> dict[str, Any]:
+    """Run the engines in turn and return their figures; quick ones, of few rounds, say that all of it runs."""
+    turns, fewer = (1, _QUICK) if quick else (_TURNS, 1)
     with tempfile.TemporaryDirectory() as folder, FlowerRuns() as flower:
         data = Path(folder) / "random.npz"
         draw = numpy_generator(0, "benchmark")
@@ -40,12 +49,28 @@ def measure() -> dict[str, Any]:
             y_test=np.arange(10),
         )
 
+        images = Path(folder) / "images.npz"
+        np.savez(
+            images,
+            x_train=draw.integers(0, 256, (60_000, 28, 28), dtype=np.uint8),
+            y_train=draw.permutation(np.arange(60_000) % 10),
+            x_test=draw.integers(0, 256, (10, 28, 28), dtype=np.uint8),
+            y_test=np.arange(10),
+        )
+
         def config(engine: str) -> RunConfig:
-            rounds = _ROUNDS[engine]
+            rounds = _ROUNDS[engine] // fewer
             return RunConfig(task=str(data), rounds=rounds, evaluate_every=rounds)
 
+        def study(model: str, defence: str, seed: int = 0) -> RunConfig:
+            rounds, like = _STUDY_ROUNDS // fewer, {"batching": "consecutive", "weight_decay": 0.01}
+            keys = {"task": str(images), "model": model, "defence": defence, "seed": seed, **like}
+            return RunConfig.from_mapping({**keys, "rounds": rounds, "evaluate_every": rounds})
+
         seconds: dict[str, list[float]] = {engine: [] for engine in _ROUNDS}
-        for _ in track(range(_TURNS), description="engines, in turn"):
+        alone: dict[str, dict[str, list[float]]] = {model: {rule: [] for rule in _RULES} for model in _MODELS}
+        together: dict[str, list[float]] = {model: [] for model in _MODELS}
+        for _ in track(range(turns), description="engines, in turn"):
             documents = {
                 "fast": run_fast_cell(config("fast").to_mapping()),
                 "in process": run_in_process_cell(config("in process").to_mapping()),
@@ -53,11 +78,21 @@ def measure() -> dict[str, Any]:
             }
             for engine, document in documents.items():
                 seconds[engine].append(document["median_round_seconds"])
+            for model in _MODELS:
+                for rule in _RULES:
+                    alone[model][rule].append(simulate(study(model, rule))["median_round_seconds"])
+                batch = [study(model, _RULES[0], seed) for seed in range(_TOGETHER)]
+                _, first = next(simulate_many(batch, _TOGETHER))
+                assert isinstance(first, dict)
+                together[model].append(first["median_round_seconds"] / _TOGETHER)
     return {
         "what": "seconds per round, 10 clients, 7,850 parameters, mean, one thread per process",
-        "turns": _TURNS,
+        "turns": turns,
         "seconds_per_round": seconds,
         "median_seconds_per_round": {engine: statistics.median(values) for engine, values in seconds.items()},
+        "study_seconds_per_round": alone,
+        "runs_together": _TOGETHER,
+        "seconds_per_round_of_a_run_together": together,
         "in_process_over_fast": _ratio(seconds["in process"], seconds["fast"]),
         "ray_over_in_process": _ratio(seconds["ray"], seconds["in process"]),
     }
@@ -71,11 +106,22 @@ def _ratio(slow: Sequence[float], quick: Sequence[float]) -> dict[str, float]:
 
 def table(document: dict[str, Any]) -> Table:
     """Return the figures as a table."""
-    shown = Table(title="the same run on three engines: 10 clients, 7,850 parameters", title_justify="left")
+    shown = Table(
+        title="three engines, 10 clients: the same run with 7,850 parameters, then runs of studies",
+        title_justify="left",
+    )
     for name in ("engine", "ms per round", "rounds per second"):
         shown.add_column(name, justify="left" if name == "engine" else "right")
     for engine, seconds in document["median_seconds_per_round"].items():
         shown.add_row(engine, f"{1000 * seconds:.2f}", f"{1 / seconds:,.0f}")
+    for model, rules in document["study_seconds_per_round"].items():
+        rows = {f"fast, {model}, {rule}": values for rule, values in rules.items()}
+        rows[f"fast, {model}, {_RULES[0]}, {document['runs_together']} runs together"] = document[
+            "seconds_per_round_of_a_run_together"
+        ][model]
+        for name, values in rows.items():
+            middle = statistics.median(values)
+            shown.add_row(name, f"{1000 * middle:.2f}", f"{1 / middle:,.0f}")
     captions = []
     for name, slow, quick in (
         ("in_process_over_fast", "in process", "fast"),
