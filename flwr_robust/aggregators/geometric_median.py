@@ -134,11 +134,11 @@ def _step_from_zero(rows: Rows, alpha: Tensor, smoothing: float) -> tuple[Tensor
 
     The origin is no combination of the rows, and `Rows.gram` may be about another point.
     """
-    beta = alpha / rows.squared_norms.sqrt().clamp(min=smoothing)
+    norms = rows.squared_norms
+    beta = alpha / norms.sqrt().clamp(min=smoothing)
     weights, total = beta / beta.sum(), float(beta.sum())
-    points = rows.gram_and_origin
-    reach = torch.cat([weights, -torch.ones(1, dtype=torch.float64)])
-    return weights, float((reach @ points @ reach).clamp(min=0).sqrt()) * total
+    reach = weights @ norms - weights @ rows.squared_distances @ weights / 2  # squared length of their combination
+    return weights, float(reach.clamp(min=0).sqrt()) * total
 
 
 def _distances(gram: Tensor, weights: Tensor) -> Tensor:
