@@ -248,7 +248,7 @@ def test_every_paper_of_the_project_is_sound():
         assert paper.summary
         named |= {study.name for study in paper.studies}
         for study in paper.studies:
-            assert study.claims or study.reported, study.name
+            assert study.claims or study.reported or study.report.metrics, study.name
     assert named <= {path.stem for path in STUDIES.glob("*.toml")}
 
 
