@@ -137,6 +137,14 @@ def _sheet(study: Study, section: Section, caption: str, cell: Cell, best: bool 
     )
 
 
+def _written(number: Callable[[str, str], float | None], form: str) -> Cell:
+    def cell(row: str, column: str) -> str:
+        found = number(row, column)
+        return "-" if found is None else format(found, form)
+
+    return cell
+
+
 def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[Sheet]:
     """Yield a section's tables: what was measured, what a paper reports, their difference, drops, the attack's success.
 
@@ -164,32 +172,34 @@ def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[
 
     yield _sheet(study, section, f"{what}{f'; best {study.report.contest}' if section.winners else ''}", measured, True)
 
-    def reported(row: str, column: str) -> float | None:
-        return study.reported_at({**section.labels, study.rows: row, study.columns: column})
+    def compared(ours: Callable[[str, str], float | None], drops: bool) -> Iterator[Sheet]:
+        """Yield what a paper reports of something, and how it differs here."""
 
-    def printed(row: str, column: str) -> str:
-        value = reported(row, column)
-        return "-" if value is None else f"{value:.1f}"
+        def theirs(row: str, column: str) -> float | None:
+            return study.reported_at({**section.labels, study.rows: row, study.columns: column}, drops)
 
-    def difference(row: str, column: str) -> str:
-        value = reported(row, column)
-        if value is None or (row, column) not in groups:
-            return "-"
-        return f"{100 * groups[row, column].mean - value:+.1f}"
+        def difference(row: str, column: str) -> float | None:
+            own, reported = ours(row, column), theirs(row, column)
+            return None if own is None or reported is None else own - reported
 
-    if any(reported(row, column) is not None for row in study.axes[study.rows] for column in study.axes[study.columns]):
-        source = next(r.source for r in study.reported if r.where.items() <= section.labels.items())
-        yield _sheet(study, section, f"reported, %: {source}", printed)
-        yield _sheet(study, section, "measured minus reported", difference)
+        found = [r for r in study.reported if r.drops == drops and r.where.items() <= section.labels.items()]
+        if found:
+            what = "reported drop, points" if drops else "reported, %"
+            yield _sheet(study, section, f"{what}: {found[0].source}", _written(theirs, ".1f"))
+            yield _sheet(study, section, "measured minus reported", _written(difference, "+.1f"))
+
+    def value(row: str, column: str) -> float | None:
+        return 100 * groups[row, column].mean if (row, column) in groups else None
+
+    def drop(row: str, column: str) -> float | None:
+        before, after = value(row, against), value(row, column)
+        return None if before is None or after is None or column == against else before - after
+
+    yield from compared(value, False)
     against = study.report.against
     if against:
-
-        def drop(row: str, column: str) -> str:
-            if (row, column) not in groups or (row, against) not in groups or column == against:
-                return "-"
-            return f"{100 * (groups[row, against].mean - groups[row, column].mean):.1f}"
-
-        yield _sheet(study, section, f"drop from {against}, points", drop)
+        yield _sheet(study, section, f"drop from {against}, points", _written(drop, ".1f"))
+        yield from compared(drop, True)
     if any(group.successes for group in groups.values()):
         yield _sheet(study, section, "success of the attack, %", of(lambda group: group.success))
 

@@ -15,6 +15,7 @@ metrics = ["xi", "A"]
 source = "Table I"
 where = { attack = "static flip" }     # labels on further axes, where there are any
 values = { "mean()" = [91.0, nan] }    # by row, one per column; nan: nothing is reported
+drops = false                          # true: they are drops from the column `against`, in points
 
 [[claims]]                             # see experiments/claims.py
 """
@@ -26,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag
 
 __all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
 
@@ -68,12 +69,15 @@ class Reported:
     where : mapping of str to str
         Labels on the axes that are neither rows nor columns.
     values : mapping of (row, column) to float
-        In percent.
+        In percent, or points.
+    drops : bool
+        Whether they are drops from the report's column ``against``.
     """
 
     source: str
     where: Mapping[str, str]
     values: Mapping[tuple[str, str], float]
+    drops: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[
     """Read [[reported]]; parameters and errors as for `read_report`."""
     further = [axis for axis in axes if axis not in (report.rows, report.columns, report.contest, REPETITION)]
     found = []
-    for table in _tables(study, "reported", tables, {"source", "where", "values"}, {"source", "values"}):
+    for table in _tables(study, "reported", tables, {"source", "where", "values", "drops"}, {"source", "values"}):
         where = table.get("where", {})
         _labels(study, "reported", where, {axis: axes[axis] for axis in further})
         if missing := [axis for axis in further if axis not in where]:
@@ -183,7 +187,12 @@ def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[
                     f"{len(axes[report.columns])}; got {row} = {numbers}"
                 )
             values.update({(row, column): float(x) for column, x in zip(axes[report.columns], numbers, strict=True)})
-        found.append(Reported(str(table["source"]), where, {k: v for k, v in values.items() if not math.isnan(v)}))
+        drops = table.get("drops", False)
+        check_flag(f"study {study}", "drops of [[reported]]", drops)
+        if drops and not report.against:
+            raise ConfigurationError(f"study {study}: drops are reported from a column; name it as against in [report]")
+        known = {place: value for place, value in values.items() if not math.isnan(value)}
+        found.append(Reported(str(table["source"]), where, known, drops))
     return tuple(found)
 
 

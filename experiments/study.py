@@ -127,11 +127,11 @@ class Study:
         shown = (self.rows, self.columns, self.report.contest, REPETITION)
         return [axis for axis in self.axes if axis not in shown]
 
-    def reported_at(self, labels: Mapping[str, str]) -> float | None:
-        """Return what the paper reports for a place, in percent; None where it reports nothing."""
+    def reported_at(self, labels: Mapping[str, str], drops: bool = False) -> float | None:
+        """Return what the paper reports for a place, in percent, or as a drop; None where it reports nothing."""
         place = labels[self.rows], labels[self.columns]
         for reported in self.reported:
-            if reported.where.items() <= labels.items() and place in reported.values:
+            if reported.drops == drops and reported.where.items() <= labels.items() and place in reported.values:
                 return reported.values[place]
         return None
 

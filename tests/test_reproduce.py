@@ -172,6 +172,19 @@ def test_drops_are_from_the_column_named(make):
     assert report.conclude(study, same) == ""
 
 
+def test_reported_drops_stand_beside_the_measured(make):
+    drops = REPORTED.replace("[91.5, 60.0]", "[nan, 31.5]").replace("[nan, 88.5]", "[nan, nan]") + "drops = true\n"
+    study = make(drops, study=STUDY.replace('baseline = "mean()"', 'against = "none"'))
+    same, apart = report.summarise(study, measured(study))
+    _, _, reported, difference = report.sheets(study, same)
+    assert reported.caption == "reported drop, points: Table 1 (setting same)"
+    assert reported.rows == (("mean()", "-", "31.5"), ("median()", "-", "-"))
+    assert difference.rows == (("mean()", "-", "-11.5"), ("median()", "-", "-"))
+    assert len(list(report.sheets(study, apart))) == 2
+    with pytest.raises(ConfigurationError, match="drops are reported from a column; name it as against"):
+        make(drops)
+
+
 def test_the_best_of_a_curve_is_not_its_end(make):
     best = make(study=STUDY + 'take = "best"\n')
     documents = measured(best, dict.fromkeys(MEASURED, 5.0))  # it begins at 10 %
