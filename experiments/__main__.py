@@ -238,7 +238,7 @@ def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path,
     for section in summarise(study, documents):
         for table in tables(study, section):
             console.print(table)
-        if sentence := conclude(study, section):
+        if not study.claims and (sentence := conclude(study, section)):
             console.print(sentence, soft_wrap=False)
     for verdict in judge(study, gather(study, documents)):
         console.print(f"{verdict.text}: [bold]{verdict.word}[/bold]; {verdict.detail}")

@@ -88,7 +88,7 @@ def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
             if upper is None or under is None:
                 return Verdict(claim.text, None, f"{_name(study, places[upper is not None])} is missing")
             margins.append(
-                (upper - under, f"{_name(study, places[0])} {upper:.1f}, {_name(study, places[1])} {under:.1f}")
+                (upper - under, f"{upper:.1f} ({_name(study, places[0])}), {under:.1f} ({_name(study, places[1])})")
             )
     margin, words = min(margins)
     bound = f", asked for {claim.by:.1f}" if claim.by else ""
@@ -106,7 +106,7 @@ def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
             values.append((value, _name(study, {**place, **item})))
         (low, lowest), (high, highest) = min(values), max(values)
         if high - low > widest:
-            widest, words = high - low, f"{highest} {high:.1f}, {lowest} {low:.1f}"
+            widest, words = high - low, f"{high:.1f} ({highest}), {low:.1f} ({lowest})"
     return Verdict(
         claim.text, widest <= claim.within, f"widest range {widest:.1f}, asked for {claim.within:.1f}: {words}"
     )

@@ -84,7 +84,7 @@ CLAIMS = [
     (
         'higher = ["mean()"]\nlower = ["median()"]',
         False,
-        "smallest margin -18.0: mean(), flip, same 70.0, median(), flip, same 88.0",
+        "smallest margin -18.0: 70.0 (mean(), flip, same), 88.0 (median(), flip, same)",
     ),
     ('where = { setting = "apart" }\nhigher = ["mean()"]\nlower = ["median()"]\nby = 25.5', False, "asked for 25.5"),
     # order of places that differ in more than the row
@@ -92,7 +92,7 @@ CLAIMS = [
         'where = { setting = "same" }\nhigher = [{ defence = "median()", attack = "flip" }]\n'
         'lower = [{ defence = "mean()", attack = "flip" }]\nby = 17.9',
         True,
-        "smallest margin +18.0, asked for 17.9: median(), flip, same 88.0, mean(), flip, same 70.0",
+        "smallest margin +18.0, asked for 17.9: 88.0 (median(), flip, same), 70.0 (mean(), flip, same)",
     ),
     # closeness
     ('where = { attack = "none", setting = "same" }\nrows = ["mean()", "median()"]\nwithin = 1.001', True, "range 1.0"),
