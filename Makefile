@@ -1,6 +1,7 @@
 # Everything runs in .venv, which is made and filled when it is missing or older than pyproject.toml.
 #   make demo    the main study and a short run on Ray          make test   every test this machine can run
 #   make check   types, style and structure                     make bench  benchmarks
+#   make pages   docs/reproductions, from the recorded results
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,10 +11,10 @@ READY := $(VENV)/.ready
 HEAVY := ray or deploy or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast check format bench clean
+.PHONY: help demo test fast check format bench pages clean
 
 help:
-	@sed -n '1,3s/^# *//p' Makefile
+	@sed -n '1,4s/^# *//p' Makefile
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -52,6 +53,11 @@ $(PEERS)/.ready: Makefile
 bench: $(READY)
 	-$(MAKE) $(PEERS)/.ready PYTHON=$(PYTHON)
 	$(BIN)/python -m benchmarks --peers $(PEERS)/bin/python
+
+pages: $(READY)
+	for paper in experiments/papers/*.toml; do \
+	  $(BIN)/python -m experiments reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache
