@@ -58,13 +58,17 @@ def as_png(figure: Figure, dpi: int = 140) -> bytes:
     return buffer.getvalue()
 
 
+_WIDEST = 10.0  # inches of bars
+
+
 def _what(study: Study) -> str:
     return f"test {study.report.metric.replace('_', ' ')}, %"
 
 
 def _bars(study: Study, groups: _Places) -> Figure:
     columns, rows = study.axes[study.columns], study.axes[study.rows]
-    figure, axis = plt.subplots(figsize=(1.8 + 2.6 * len(columns), 3.8), layout="constrained")
+    size = (1.8 + min(2.6 * len(columns), _WIDEST), 3.8)
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
     width = 0.8 / len(rows)
     for index, row in enumerate(rows):
         at = [c + (index - (len(rows) - 1) / 2) * width for c in range(len(columns))]
@@ -72,7 +76,8 @@ def _bars(study: Study, groups: _Places) -> Figure:
         heights = [math.nan if g is None else 100 * g.mean for g in found]
         errors = [0.0 if g is None or math.isnan(g.spread) else 100 * g.spread for g in found]
         axis.bar(at, heights, width * 0.92, yerr=errors, label=row, color=_colour(index), error_kw={"lw": 1})
-    axis.set_xticks(range(len(columns)), columns)
+    slanted = {"rotation": 20, "ha": "right"} if 2.6 * len(columns) > _WIDEST else {}
+    axis.set_xticks(range(len(columns)), columns, **slanted)
     axis.set_xlabel(study.columns)
     axis.set_ylabel(f"{study.report.take} {_what(study)}")
     axis.set_ylim(0, 100)
