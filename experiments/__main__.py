@@ -153,7 +153,10 @@ def report(
     try:
         loaded = _load(study, data, overrides)
         documents = read_recorded(loaded) if recorded else read_results(loaded, results / loaded.name)
-        _report(loaded, documents, results, _command("run", study, results, data, overrides))
+        if recorded and not documents:
+            raise ConfigurationError(f"no result of study {loaded.name} is recorded with these settings; run it")
+        words = ["report", study, "--recorded"] if recorded else ["run", study]
+        _report(loaded, documents, results, _command(words, results, data, overrides))
     except FlwrRobustError as error:
         _fail(error)
 
@@ -162,6 +165,8 @@ def report(
 def record(study: StudyName, results: Results = Path("results")) -> None:
     """Keep a study's finished cells with the project, in experiments/recorded: the results that --recorded shows."""
     try:
+        if study.endswith(".toml"):
+            raise ConfigurationError(f"record: only studies of the project are recorded; got the file {study}")
         loaded = _load(study, "", None)
         if not (documents := read_results(loaded, results / loaded.name)):
             raise ConfigurationError(f"{results / loaded.name} holds no result of study {loaded.name}; run it first")
@@ -180,37 +185,50 @@ def reproduce(
     engine: Engine = "fast",
     workers: Workers = None,
     ray_address: RayAddress = "",
+    batch_runs: BatchRuns = None,
     overrides: Overrides = None,
     recorded: Recorded = False,
 ) -> None:
     """Reproduce a paper: run its studies, and show what they give beside what the paper reports.
 
-    Finished cells are kept; stop it at any time and call it again. Shorter: --set rounds=500.
+    Finished cells are kept; stop it at any time and call it again. Shorter: --set rounds=500. What --recorded shows
+    goes into results/recorded, unless a folder is named.
     """
     try:
         check_choice("reproduce", "--engine", engine, ENGINES)
-        loaded = load_paper(paper, _keys(data, overrides))
-        names = [study.name for study in loaded.studies]
-        for name in only or []:
-            check_choice("reproduce", "--study", name, names)
-        loaded = dataclasses.replace(loaded, studies=tuple(s for s in loaded.studies if s.name in (only or names)))
-        make_folder(results)
+        loaded = load_paper(paper, _keys(data, overrides), only)
+        shown = Path("results/recorded") if recorded and results == Path("results") else results
+        make_folder(shown)
         failed: dict[str, str] = {}
         documents = {}
         for study in loaded.studies:
-            folder = results / study.name
             if not recorded:
-                failed |= run_study(study, folder, engine=engine, workers=workers, ray_address=ray_address).failed
-            documents[study.name] = read_recorded(study) if recorded else read_results(study, folder)
+                failed |= run_study(
+                    study,
+                    results / study.name,
+                    engine=engine,
+                    workers=workers,
+                    ray_address=ray_address,
+                    batch_runs=batch_runs,
+                ).failed
+            documents[study.name] = read_recorded(study) if recorded else read_results(study, results / study.name)
+        if not any(documents.values()):
+            raise ConfigurationError(
+                f"paper {paper}: no result {'is recorded' if recorded else 'came about'} of "
+                f"{', '.join(documents)} with these settings{'; leave out --recorded to compute them' * recorded}"
+            )
+        words = ["reproduce", paper, *(word for name in only or [] for word in ("--study", name))]
+        words += ["--recorded"] if recorded else ["--engine", engine] if engine != "fast" else []
+        command = _command(words, results, data, overrides)
         for study in loaded.studies:
             console.rule(study.title, align="left")
             if documents[study.name]:
-                make_folder(results / study.name)
-                command = _command("reproduce", paper, results, data, overrides, study.name)
-                _report(study, documents[study.name], results, command)
+                make_folder(shown / study.name)
+                _report(study, documents[study.name], shown, command)
             else:
                 console.print("[yellow]no cell has been run yet[/yellow]")
-        console.print(f"page: {write_page(loaded, documents, results)}", soft_wrap=True)
+        page = write_page(loaded, documents, shown, command, ", ".join(overrides or []))
+        console.print(f"page: {page}", soft_wrap=True)
     except FlwrRobustError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -219,12 +237,9 @@ def reproduce(
     _exit_if_failed(failed)
 
 
-def _command(
-    name: str, subject: str, results: Path, data: str, overrides: list[str] | None, study: str | None = None
-) -> str:
-    """Return the command that runs what is reported on."""
-    words = ["python", "-m", "experiments", name, subject]
-    words += ["--study", study] if study else []
+def _command(words: Sequence[str], results: Path, data: str, overrides: list[str] | None) -> str:
+    """Return the command that gives what is reported on."""
+    words = ["python", "-m", "experiments", *words]
     words += ["--results", str(results)] if results != Path("results") else []
     words += ["--data", data] if data else []
     words += [word for override in overrides or [] for word in ("--set", override)]
@@ -269,7 +284,7 @@ def demo(results: Results = Path("results"), workers: Workers = None) -> None:
             f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
         )
         documents = read_results(study, results / study.name)
-        _report(study, documents, results, _command("run", "demo", results, "", None))
+        _report(study, documents, results, _command(["run", "demo"], results, "", None))
     except FlwrRobustError as error:
         _fail(error)
 
@@ -319,7 +334,10 @@ def diagnose_command(
         own = {"task": task, "model": model, "partition": partition, "clients": clients, "seed": seed}
         poison = {"attack": attack, "attackers": attackers}
         length = {"rounds": rounds, "evaluate-every": max(1, rounds // 10), "diagnose": samples}
-        config = RunConfig.from_mapping({**own, **poison, **length, **_keys(data, overrides)})
+        keys = _keys(data, overrides)
+        if taken := {key.replace("_", "-") for key in keys} & {"defence", "audit", *own, *poison, *length}:
+            raise ConfigurationError(f"diagnose: {min(taken)} cannot be set; see --help for what it takes")
+        config = RunConfig.from_mapping({**own, **poison, **length, **keys})
         with console.status(f"{config.rounds} rounds of {config.clients} clients"):
             found = diagnose(config, defence or ())
         if plot is not None:

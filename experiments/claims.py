@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.groups import Groups
-from experiments.study import REPETITION, Claim, Study
+from experiments.study import Claim, Study
 
 __all__ = ["Verdict", "judge"]
 
@@ -63,13 +63,13 @@ def judge(study: Study, groups: Groups) -> list[Verdict]:
 
 def _percent(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
     """Return a place's mean in percent."""
-    group = groups.get(tuple(labels[axis] for axis in study.axes if axis != REPETITION))
+    group = groups.get(tuple(labels[axis] for axis in study.places))
     return None if group is None else 100 * group.mean
 
 
 def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
     """Yield every combination of labels on the axes that a claim leaves open."""
-    open_axes = [axis for axis in study.axes if axis not in {*fixed, *taken, REPETITION}]
+    open_axes = [axis for axis in study.places if axis not in {*fixed, *taken}]
     for labels in itertools.product(*(study.axes[axis] for axis in open_axes)):
         yield {**fixed, **dict(zip(open_axes, labels, strict=True))}
 
@@ -124,18 +124,25 @@ def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
         shown += 1
         if ours[0] - ours[1] <= claim.contrasts:
             missed.append(f"{_name(study, second)} ({theirs[0] - theirs[1]:.1f} there, {ours[0] - ours[1]:.1f} here)")
+    if not shown:
+        return Verdict(claim.text, None, f"nothing that is reported differs by more than {claim.contrasts:.1f}")
     detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
     return Verdict(claim.text, not missed, detail)
 
 
 def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
-    pairs: Sequence[tuple[str, str]] = claim.pairs
+    rows, columns = (_allowed(study, claim, axis) for axis in (study.rows, study.columns))
     for place in _places(study, claim.where, {study.rows, study.columns}):
         if claim.against:
-            for row, column in itertools.product(study.axes[study.rows], study.axes[study.columns]):
+            for row, column in itertools.product(rows, columns):
                 if column != claim.against:
                     at = {**place, study.rows: row}
                     yield {**at, study.columns: claim.against}, {**at, study.columns: column}
-        for (first, second), column in itertools.product(pairs, study.axes[study.columns]):
+        for (first, second), column in itertools.product(claim.pairs, columns):
             at = {**place, study.columns: column}
             yield {**at, study.rows: first}, {**at, study.rows: second}
+
+
+def _allowed(study: Study, claim: Claim, axis: str) -> Sequence[str]:
+    """Return the labels on an axis that a claim speaks of."""
+    return [claim.where[axis]] if axis in claim.where else study.axes[axis]

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from experiments.bands import band, named_lines
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
 __all__ = ["metric_curves", "winners_heatmap"]
@@ -210,9 +211,7 @@ def metric_curves(
         _use_logarithms(axes[0][0])
     else:
         axes[0][0].set_ylim(bottom=0)
-    handles: dict[str, Any] = {}
-    for axis in axes.flat:
-        handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)})
+    handles = named_lines(axes.flat)
     figure.legend(
         handles.values(),
         handles.keys(),
@@ -226,18 +225,11 @@ def metric_curves(
 def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) -> None:
     for index, metric in enumerate(metrics):
         title, factor = _METRICS.get(metric, (metric, 1.0))
-        values: dict[int, list[float]] = {}
-        for document in documents:
-            for at, value in _curve(document, metric):
-                values.setdefault(at, []).append(factor * value)
-        if not values:
+        curves = [_curve(document, metric) for document in documents]
+        if not any(curves):
             continue
-        rounds = sorted(values)
         colour, dashes = _LINES[index % len(_LINES)]
-        means = [statistics.fmean(values[at]) for at in rounds]
-        axis.plot(rounds, means, color=colour, ls=dashes, lw=1.7, label=title)
-        low, high = ([f(values[at]) for at in rounds] for f in (min, max))
-        axis.fill_between(rounds, low, high, color=colour, alpha=0.2, lw=0)
+        band(axis, curves, factor, color=colour, ls=dashes, lw=1.7, label=title)
     axis.grid(alpha=0.3)
 
 

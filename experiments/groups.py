@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.study import REPETITION, Study
+import numpy as np
+
+from experiments.study import Study
+from flwr_robust.errors import FlwrRobustError
 
 __all__ = ["Group", "Groups", "gather", "percent"]
 
@@ -42,7 +45,7 @@ class Group:
     @property
     def spread(self) -> float:
         """Standard deviation over repetitions; NaN for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else math.nan
 
     @property
     def success(self) -> str:
@@ -56,25 +59,34 @@ class Group:
 
 def percent(values: Sequence[float]) -> str:
     """Write a mean in percent, with its spread where there is one; a dash for no values."""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}" if values else "-"
 
 
 Groups = Mapping[tuple[str, ...], Group]
-"""Groups by their labels, in the order of the study's axes without the one of repetitions."""
+"""Groups by their labels, in the order of the study's `places`."""
 
 
 def gather(study: Study, documents: Sequence[Mapping[str, Any]]) -> Groups:
-    """Put the repetitions of each cell together."""
+    """Put the repetitions of each cell together.
+
+    Raises
+    ------
+    FlwrRobustError
+        If a result lacks the study's metric.
+    """
     found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for document in documents:
-        place = tuple(label for axis, label in document["labels"].items() if axis != REPETITION)
+        place = tuple(document["labels"][axis] for axis in study.places)
         found.setdefault(place, []).append(document)
     return {place: _group(study, repetitions) for place, repetitions in found.items()}
 
 
 def _group(study: Study, documents: Sequence[Mapping[str, Any]]) -> Group:
     metric = study.report.metric
+    for document in documents:
+        if metric not in document["final"]:
+            raise FlwrRobustError(f"a result of study {study.name} has no {metric}; take another metric in [report]")
     curves = tuple(tuple((p["round"], p[metric]) for p in d["curve"] if metric in p) for d in documents)
     last = (d["final"][metric] for d in documents)
     return Group(

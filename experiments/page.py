@@ -23,7 +23,9 @@ _PAGE = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=Tru
 _SETTING = ("task", "model", "clients", "rounds", "message", "batch-size")
 
 
-def write_page(paper: Paper, documents: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path) -> Path:
+def write_page(
+    paper: Paper, documents: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, command: str, changed: str = ""
+) -> Path:
     """Write ``<paper>.md``, with the plots of each study in a folder of the study's name beside it.
 
     Parameters
@@ -34,6 +36,10 @@ def write_page(paper: Paper, documents: Mapping[str, Sequence[Mapping[str, Any]]
         Results by the name of the study.
     folder : Path
         Where the page goes.
+    command : str
+        What the user would type to get it.
+    changed : str
+        What was set otherwise than the studies say; empty for nothing.
 
     Returns
     -------
@@ -42,7 +48,13 @@ def write_page(paper: Paper, documents: Mapping[str, Sequence[Mapping[str, Any]]
     """
     parts = [_part(study, documents[study.name], folder) for study in paper.studies]
     text = _PAGE.render(
-        paper=paper, parts=parts, seconds=sum(part["seconds"] for part in parts), hours=_hours, cell=_cell
+        paper=paper,
+        parts=parts,
+        seconds=sum(part["seconds"] for part in parts),
+        hours=_hours,
+        cell=_cell,
+        command=command,
+        changed=changed,
     )
     path = folder / f"{paper.name}.md"
     write_atomically(path, lambda file: file.write(text.encode()))
@@ -81,7 +93,8 @@ def _setting(documents: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{max(1, round(seconds / 60))} minutes"
+    minutes = max(1, round(seconds / 60))
+    return f"{seconds / 3600:.1f} hours" if minutes >= 90 else f"{minutes} minute{'s' if minutes > 1 else ''}"
 
 
 def _cell(text: str) -> str:

@@ -13,13 +13,13 @@ text = "..."
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.study import Study, load_study
-from flwr_robust.errors import ConfigurationError, UnknownNameError
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
 __all__ = ["PAPERS", "Paper", "load_paper"]
 
@@ -49,7 +49,7 @@ class Paper:
     notes: Mapping[str, tuple[str, ...]]
 
 
-def load_paper(name: str, overrides: Mapping[str, object] | None = None) -> Paper:
+def load_paper(name: str, overrides: Mapping[str, object] | None = None, only: Sequence[str] | None = None) -> Paper:
     """Read a paper and its studies.
 
     Parameters
@@ -57,7 +57,10 @@ def load_paper(name: str, overrides: Mapping[str, object] | None = None) -> Pape
     name : str
         Its name.
     overrides : mapping, optional
-        Keys of the run config that replace the studies' common ones.
+        Keys of the run config that replace the studies' common ones. What is said of the recorded results is then left
+        out.
+    only : sequence of str, optional
+        The studies to take; all when not given.
 
     Raises
     ------
@@ -68,13 +71,16 @@ def load_paper(name: str, overrides: Mapping[str, object] | None = None) -> Pape
     if not path.is_file():
         raise UnknownNameError("paper", name, sorted(found.stem for found in PAPERS.glob("*.toml")))
     document: dict[str, Any] = tomllib.loads(path.read_text())
-    studies = tuple(load_study(study, overrides) for study in document["studies"])
+    for chosen in only or ():
+        check_choice(f"paper {name}", "study", chosen, document["studies"])
+    studies = tuple(load_study(study, overrides) for study in document["studies"] if not only or study in only)
     notes: dict[str, list[str]] = {}
     for note in document.get("notes", []):
         about = note.get("about", "")
         if about not in ("", *document["studies"]):
             raise UnknownNameError(f"study of a note in paper {name}", about, document["studies"])
-        notes.setdefault(about, []).append(note["text"])
+        if not about or not overrides:
+            notes.setdefault(about, []).append(note["text"])
     if not studies:
         raise ConfigurationError(f"paper {name}: it names no study")
     return Paper(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from experiments.bands import band, named_lines
 from experiments.document_plots import metric_curves, winners_heatmap
 from experiments.groups import Group
 from experiments.study import Study
@@ -76,8 +76,9 @@ def _bars(study: Study, groups: _Places) -> Figure:
         heights = [math.nan if g is None else 100 * g.mean for g in found]
         errors = [0.0 if g is None or math.isnan(g.spread) else 100 * g.spread for g in found]
         axis.bar(at, heights, width * 0.92, yerr=errors, label=row, color=_colour(index), error_kw={"lw": 1})
-    slanted = {"rotation": 20, "ha": "right"} if 2.6 * len(columns) > _WIDEST else {}
-    axis.set_xticks(range(len(columns)), columns, **slanted)
+    axis.set_xticks(range(len(columns)), columns)
+    if 2.6 * len(columns) > _WIDEST:
+        plt.setp(axis.get_xticklabels(), rotation=20, ha="right")
     axis.set_xlabel(study.columns)
     axis.set_ylabel(f"{study.report.take} {_what(study)}")
     axis.set_ylim(0, 100)
@@ -104,19 +105,15 @@ def _curves(study: Study, groups: _Places) -> Figure:
             group = groups.get((row, column))
             if group is None:
                 continue
-            at = [point[0] for point in group.curves[0]]
-            values = [[100 * point[1] for point in curve] for curve in group.curves]
-            means = [statistics.fmean(v) for v in zip(*values, strict=True)]
-            axis.plot(at, means, color=_colour(index), ls=_line(index), label=row, lw=1.6)
-            low, high = ([f(v) for v in zip(*values, strict=True)] for f in (min, max))
-            axis.fill_between(at, low, high, color=_colour(index), alpha=0.18, lw=0)
+            band(axis, group.curves, 100, color=_colour(index), ls=_line(index), label=row, lw=1.6)
         axis.set_title(column, fontsize=10)
         axis.set_xlabel("round")
         axis.grid(alpha=0.3)
     for line in axes:
         line[0].set_ylabel(_what(study))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", frameon=False, title=study.rows)
+    named = named_lines(panels)
+    order = [row for row in rows if row in named]
+    figure.legend([named[row] for row in order], order, loc="outside right center", frameon=False, title=study.rows)
     return figure
 
 

@@ -39,6 +39,8 @@ _DIGITS = 6  # of figures
 def record(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path = RECORDED) -> Path:
     """Write a study's results to its file of recorded results, beside those of its other cells that are there.
 
+    What is there of cells that the study no longer has is left out.
+
     Parameters
     ----------
     study : Study

@@ -15,9 +15,9 @@ import jinja2
 from rich.table import Table
 
 from experiments.claims import judge
-from experiments.groups import Group, gather
+from experiments.groups import Group, gather, percent
 from experiments.plots import as_png, draw
-from experiments.study import REPETITION, Study
+from experiments.study import Study
 from flwr_robust.files import write_atomically
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _WIDE = 5  # columns from which on the terminal shows means alone
+_TERMINAL = 100  # characters abreast
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ def summarise(study: Study, documents: Sequence[Mapping[str, Any]]) -> list[Sect
     documents : sequence of mapping
         Results of its finished cells.
     """
-    axes = [axis for axis in study.axes if axis != REPETITION]
     found: dict[tuple[str, ...], dict[tuple[str, str], dict[str, Group]]] = {}
     for place, group in gather(study, documents).items():
-        labels = dict(zip(axes, place, strict=True))
+        labels = dict(zip(study.places, place, strict=True))
         section = found.setdefault(tuple(labels[axis] for axis in study.further), {})
         rivals = section.setdefault((labels[study.rows], labels[study.columns]), {})
         rivals[labels.get(study.report.contest, "")] = group
@@ -201,7 +201,15 @@ def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[
         yield _sheet(study, section, f"drop from {against}, points", _written(drop, ".1f"))
         yield from compared(drop, True)
     if any(group.successes for group in groups.values()):
-        yield _sheet(study, section, "success of the attack, %", of(lambda group: group.success))
+        yield _sheet(study, section, "success of the attack, %", of(_success if spreads else _mean_success))
+
+
+def _success(group: Group) -> str:
+    return group.success
+
+
+def _mean_success(group: Group) -> str:
+    return percent([statistics.fmean(group.successes)] if group.successes else [])
 
 
 def tables(study: Study, section: Section) -> Iterator[Table]:
@@ -216,14 +224,27 @@ def tables(study: Study, section: Section) -> Iterator[Table]:
     """
     wide = len(study.axes[study.columns]) >= _WIDE
     for sheet in sheets(study, section, spreads=not wide):
-        table = Table(title=sheet.caption, title_justify="left", padding=(0, 0) if wide else (0, 1))
-        table.add_column(sheet.columns[0], no_wrap=True)
-        for column in sheet.columns[1:]:
-            table.add_column(column, justify="right")
-        for number, (name, *cells) in enumerate(sheet.rows):
-            bold = [f"[bold]{text}[/bold]" if (number, at) in sheet.best else text for at, text in enumerate(cells)]
-            table.add_row(name, *bold)
-        yield table
+        for number, columns in enumerate(_abreast(sheet)):
+            title = sheet.caption if number == 0 else f"{sheet.caption}, continued"
+            table = Table(title=title, title_justify="left", padding=(0, 1))
+            table.add_column(sheet.columns[0], no_wrap=True)
+            for column in columns:
+                table.add_column(sheet.columns[column], justify="right", no_wrap=True)
+            for place, row in enumerate(sheet.rows):
+                bold = [f"[bold]{row[at]}[/bold]" if (place, at - 1) in sheet.best else row[at] for at in columns]
+                table.add_row(row[0], *bold)
+            yield table
+
+
+def _abreast(sheet: Sheet) -> list[list[int]]:
+    """Return the columns of each part of a sheet that fits a terminal."""
+    widths = [max(map(len, column)) + 3 for column in zip(sheet.columns, *sheet.rows, strict=True)]
+    parts: list[list[int]] = [[]]
+    for column, width in enumerate(widths[1:], 1):
+        if parts[-1] and widths[0] + 1 + sum(widths[at] for at in parts[-1]) + width > _TERMINAL:
+            parts.append([])
+        parts[-1].append(column)
+    return parts
 
 
 def conclude(study: Study, section: Section) -> str:
@@ -323,8 +344,8 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
     Path
         The HTML file.
     """
-    sections = []
-    for number, section in enumerate(summarise(study, documents)):
+    sections, summaries = [], summarise(study, documents)
+    for number, section in enumerate(summaries):
         bought = _sheet(
             study,
             section,
@@ -345,7 +366,7 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
         study=study,
         verdicts=judge(study, gather(study, documents)),
         sections=sections,
-        repetitions=len(study.axes.get(REPETITION, ("",))),
+        repetitions=max(len(group.values) for section in summaries for group in section.groups.values()),
         command=command,
         finished=len(documents),
         total=len(study.cells),

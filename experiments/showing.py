@@ -1,10 +1,10 @@
 """How a study is shown: the tables [report], [[reported]] and [[claims]] of its file.
 
 [report]
-rows = "defence"                       # axes of the table; the first and the last axis when left out
+rows = "defence"                       # axes of the table; when left out the first and the last, seeds aside
 columns = "setting"
 baseline = "mean()"                    # the row the others are compared with
-metric = "accuracy"                    # what is looked at: a number of the curve
+metric = "accuracy"                    # what is looked at: a share among the numbers of the curve
 take = "final"                         # at the end of the run, or "best": the largest of the curve
 against = "none"                       # a column; every other is also shown as its drop from that one
 plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
 
 __all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
 
@@ -39,6 +39,9 @@ REPETITION = "seed"
 
 Axes = Mapping[str, Sequence[str]]
 """The labels along each axis."""
+
+SHARES = ("accuracy", "accuracy_unweighted", "attack_success")
+"""The numbers of a curve that lie in [0, 1], and so are shown in percent."""
 
 _TAKES = ("final", "best")
 
@@ -142,7 +145,8 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     keys = [field.name for field in fields(Report)]
     if unknown := set(table) - set(keys):
         raise UnknownNameError(f"key of [report] in study {study}", min(unknown), keys)
-    values: dict[str, Any] = {"rows": next(iter(axes)), "columns": [*axes][-1]}
+    shown = [axis for axis in axes if axis != REPETITION] or [*axes]
+    values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1] if len(shown) > 1 else [*axes][-1]}
     for key, value in table.items():
         several = key in ("plots", "metrics")
         words = value if several and isinstance(value, list) else [value]
@@ -160,6 +164,7 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     if report.against:
         _label(f"against of study {study}", report.against, axes[report.columns])
     check_choice(f"study {study}", "take", report.take, _TAKES)
+    check_choice(f"study {study}", "metric", report.metric, SHARES)
     for plot in report.plots:
         check_choice(f"study {study}", "plots", plot, PLOTS)
     if ("winners" in report.plots) != bool(report.contest):
@@ -179,9 +184,12 @@ def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[
         if missing := [axis for axis in further if axis not in where]:
             raise ConfigurationError(f"study {study}: where of [[reported]] must say the {missing[0]}; got {where}")
         values = {}
+        if not isinstance(table["values"], dict):
+            raise ConfigurationError(f"study {study}: values of [[reported]] must be a table; got {table['values']!r}")
         for row, numbers in table["values"].items():
             _label(f"row of [[reported]] in study {study}", row, axes[report.rows])
-            if not isinstance(numbers, list) or len(numbers) != len(axes[report.columns]):
+            sound = isinstance(numbers, list) and all(isinstance(x, float | int) for x in numbers)
+            if not sound or len(numbers) != len(axes[report.columns]):
                 raise ConfigurationError(
                     f"study {study}: [[reported]] must hold one number per {report.columns}, "
                     f"{len(axes[report.columns])}; got {row} = {numbers}"
@@ -201,6 +209,7 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
     every = {"text", "where", *(key for keys in _CLAIM_KEYS.values() for key in keys)}
     found = []
     for table in _tables(study, "claims", tables, every, {"text"}):
+        _types(study, table)
         own = set(table) - {"text", "where"}
         kind = next((kind for kind, keys in _CLAIM_KEYS.items() if own and own <= keys), None)
         if kind is None or not _complete(kind, own):
@@ -233,14 +242,29 @@ def _complete(kind: str, own: set[str]) -> bool:
 
 
 def _tables(study: str, name: str, tables: Any, allowed: set[str], needed: set[str]) -> list[dict[str, Any]]:
-    for table in tables if isinstance(tables, list) else [tables]:
+    found = tables if isinstance(tables, list) else [tables]
+    for table in found:
         if not isinstance(table, dict) or not needed <= set(table):
             raise ConfigurationError(
                 f"study {study}: each of [[{name}]] must be a table with {', '.join(sorted(needed))}; got {table}"
             )
         if unknown := set(table) - allowed:
             raise UnknownNameError(f"key of [[{name}]] in study {study}", min(unknown), sorted(allowed))
-    return list(tables)
+    return list(found)
+
+
+def _types(study: str, table: Mapping[str, Any]) -> None:
+    """Check the types of a claim's values."""
+    for key in sorted({"higher", "lower", "rows", "pairs"} & set(table)):
+        value = table[key]
+        items = isinstance(value, list) and len(value) > 0
+        if items and key == "pairs":
+            items = all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        if not items:
+            what = "a list of pairs of rows" if key == "pairs" else "a list of at least one row, or table of labels"
+            raise ConfigurationError(f"study {study}: {key} of [[claims]] must be {what}; got {value!r}")
+    for key in sorted({"by", "within", "contrasts"} & set(table)):
+        check_number(f"study {study}", f"{key} of [[claims]]", table[key], minimum=0)
 
 
 def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:

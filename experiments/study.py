@@ -124,8 +124,12 @@ class Study:
     @property
     def further(self) -> list[str]:
         """The axes that are neither rows nor columns, contest nor repetitions: a table for each combination."""
-        shown = (self.rows, self.columns, self.report.contest, REPETITION)
-        return [axis for axis in self.axes if axis not in shown]
+        return [axis for axis in self.places if axis not in (self.rows, self.columns, self.report.contest)]
+
+    @property
+    def places(self) -> list[str]:
+        """The axes along which cells differ in more than repetition; seeds only where they are rows or columns."""
+        return [axis for axis in self.axes if axis != REPETITION or axis in (self.rows, self.columns)]
 
     def reported_at(self, labels: Mapping[str, str], drops: bool = False) -> float | None:
         """Return what the paper reports for a place, in percent, or as a drop; None where it reports nothing."""

@@ -289,6 +289,11 @@ class RunConfig:
         looking = attack if isinstance(attack, MessageAttack) else None
         check_grant(owner, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
         check_honest_left(owner, looking, self.attackers, self.clients)
+        if self.rule.needs_trust:
+            raise ConfigurationError(
+                f"{owner}: {self.rule} compares with an update of the server's own, which no run config can give; got "
+                f"defence={self.defence!r}: take another rule, or RobustStrategy(..., trusted_fn=...) in your own app"
+            )
         if sentence := self.rule.check(self.sampled, asked=self.sampled):
             raise ConfigurationError(sentence)
         for name in ("output", "save_model"):

@@ -47,8 +47,6 @@ _SMALL = 1 << 20
 
 def unbatched(config: RunConfig) -> str | None:
     """Return None, or the sentence that says why a run is not one for `simulate`."""
-    if config.rule.needs_trust:
-        return f"{config.rule} compares with an update of the server's own"
     if config.audit:
         return "an audit log tells of messages"
     if config.quarantine_after or config.on_infeasible != "keep":

@@ -24,6 +24,7 @@ WRONG = [
     ({"attack": "backdoor", "attackers": 1}, ["backdoor: target must be given"]),
     ({"attack": "aliee()", "attackers": 1}, ["'aliee'", "none", "backdoor", "crash", "Did you mean 'alie'"]),
     ({"attack": "crash(p=2)", "attackers": 1}, ["crash: p must be", "<= 1", "p=2"]),
+    ({"defence": "fltrust()"}, ["fltrust() compares with an update", "defence='fltrust()'", "trusted_fn"]),
     ({"attack": "optimised()", "attackers": 1}, ["optimised() needs knowledge='defence'", "'omniscient' is granted"]),
     ({"attack": "alie()", "attackers": 1, "knowledge": "own"}, ["needs knowledge='omniscient'", "'own' is granted"]),
     ({"attack": "alie()", "attackers": 10}, ["alie() looks at honest replies", "below clients=10", "attackers=10"]),

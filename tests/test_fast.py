@@ -286,7 +286,9 @@ def test_only_runs_of_one_shape_go_together():
 
 
 def test_a_run_that_cannot_be_stops_no_other():
-    configs = [RunConfig(rounds=3, defence=d) for d in ("mean()", "fltrust()", "lfighter(head='tail')", "median()")]
+    configs = [
+        RunConfig(rounds=3, defence=d) for d in ("mean()", "lfighter(head='tail')", "lfighter(head='tail')", "median()")
+    ]
     found = dict(simulate_many(configs, most=4))
     assert [isinstance(found[place], ConfigurationError) for place in range(4)] == [False, True, True, False]
     assert found[0]["outcomes"]["OK"] == found[3]["outcomes"]["OK"] == 3
@@ -480,10 +482,6 @@ def test_what_is_not_batched_runs_in_process_and_says_so(monkeypatch):
     batched = run_fast_cell({**config.to_mapping(), "model": "softmax"})
     assert not {"engine", "fallback"} & set(batched)
     assert set(document) - set(batched) == {"engine", "fallback"}
-
-
-def test_rules_that_need_trust_are_not_batched():
-    assert "update of the server's own" in unbatched(RunConfig(defence="fltrust()"))
 
 
 def test_a_rule_that_the_model_does_not_fit_is_an_error_before_round_1():
