@@ -632,6 +632,36 @@ def test_nothing_is_copied_but_what_a_strategy_could_change():
     assert [each.tolist() for each in copied] == [inner.own.tolist()]
 
 
+def test_arrays_and_tensors_of_all_kinds_are_restored(caplog):
+    inner = FedAvg()
+    base = torch.zeros(1)
+    with torch.inference_mode():
+        inner.inference = torch.ones(2)
+    inner.expanded, inner.base, inner.sparse = base.expand(3), base, torch.eye(2).to_sparse()
+    inner.grown, inner.wide = torch.zeros(1), np.zeros((1, 2))
+    inner.scalar, inner.objects = np.zeros(()), np.array([1, None], object)
+    inner.masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    saved = Saved(inner)
+    with torch.inference_mode():
+        inner.inference += 1
+    base += 1
+    inner.sparse.mul_(2)
+    inner.grown.data = torch.ones(3)
+    inner.wide.resize((3, 2), refcheck=False)
+    inner.scalar += 1
+    inner.objects[0] = "x"
+    inner.masked[1] = 9.0
+    caplog.set_level("WARNING", logger="flwr")
+    saved.restore()
+    assert caplog.text == ""
+    assert inner.inference.tolist() == [1.0, 1.0]
+    assert (inner.expanded.tolist(), inner.base.tolist()) == ([0.0] * 3, [0.0])
+    assert (inner.grown.tolist(), inner.wide.tolist()) == ([0.0], [[0.0, 0.0]])
+    assert inner.sparse.to_dense().tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert (inner.scalar.item(), inner.objects.tolist()) == (0.0, [1, None])
+    assert inner.masked.tolist() == [1.0, None]
+
+
 def test_what_does_not_let_itself_be_restored_is_named(caplog):
     class Stubborn(dict):
         def clear(self):

@@ -103,9 +103,11 @@ def _put_back(value: Any, content: Any) -> None:
         value[...] = content
     elif isinstance(value, Tensor):
         with torch.inference_mode(value.is_inference()), torch.no_grad():
-            if value.shape == content.shape:
-                value.copy_(content)
-            else:
+            try:
+                if value.shape != content.shape:
+                    value.data = content
+                value.copy_(content)  # what shares its memory sees it, too
+            except RuntimeError:  # expanded, it has one place in memory for several numbers
                 value.data = content
     elif isinstance(value, _MAPPINGS):
         # Only where something changed: Flower's own record of the model that was sent may be among them.
