@@ -405,6 +405,15 @@ def test_in_evaluation_one_metric_record_is_needed():
     assert reason_of(reply(made), sent=None) is Reason.RECORDS
 
 
+@pytest.mark.parametrize(("claim", "place"), [(1, 1), (True, None), (1.0, None)])
+def test_a_partition_is_an_integer_and_nothing_like_one(claim, place):
+    made = content(MODEL)
+    dict.__setitem__(made["metrics"]._data, "partition-id", claim)  # Flower itself refuses to put True there
+    admitted, refused = judge(reply(made))
+    assert refused == []
+    assert admitted[0].partition == place
+
+
 # -- metrics -----------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import os
 import shutil
 import signal
+import threading
 import time
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -47,6 +51,7 @@ from flwr_robust.flower import (
     guard,
 )
 from flwr_robust.flower.memory import freeze, storable, thaw
+from flwr_robust.flower.state import Fingerprint
 from tests import runs as apps
 from tests.flower_helpers import FIRST, client_app, content, drive, same_bits, values
 
@@ -264,6 +269,94 @@ def test_what_no_checkpoint_can_hold_is_named(tmp_path, caplog):
     assert again.strategy.seen == [1, 2]
 
 
+class Unsorted(FedAvg):
+    """Changes in place what it keeps, some of which no checkpoint can hold."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seen, self.velocity, self.counts = set(), {}, defaultdict(int)
+        self.generator, self.messages, self.inner = np.random.default_rng(0), [], FedAvg()
+        # As they were at the start, whatever their kind: nobody needs to hear of these.
+        self.other, self.lock, self.function = np.random.default_rng(1), threading.Lock(), lambda value: value
+        self.own, self.partial = self.aggregate_train, functools.partial(self.function, self)
+
+    def aggregate_train(self, server_round, replies):
+        replies = list(replies)
+        self.seen.add(server_round)
+        self.velocity[server_round] = np.ones(2) * len(self.seen)
+        self.counts[server_round] += 1
+        self.generator.random()
+        self.messages.append(replies[0])
+        self.inner.fraction_train /= 2
+        return super().aggregate_train(server_round, replies)
+
+
+def test_what_changes_in_place_is_stored_or_named(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="flwr")
+    drive(Guarded(Unsorted(**EVERYBODY), audit=quick(tmp_path)), APP, MODEL, 10, rounds=2)
+    named = [found.getMessage() for found in caplog.records if "cannot be put" in found.getMessage()]
+    assert len(named) == 1  # once, not in every round
+    assert named[0].startswith("Guarded: generator, messages, inner of Guarded(Unsorted) cannot")
+    again = Guarded(Unsorted(**EVERYBODY), audit=quick(tmp_path, resume=True))
+    drive(again, APP, MODEL, 10, rounds=3)
+    assert again.strategy.seen == {1, 2, 3}
+    assert {number: value.tolist() for number, value in again.strategy.velocity.items()} == {
+        1: [1.0, 1.0],
+        2: [2.0, 2.0],
+        3: [3.0, 3.0],
+    }
+    assert again.strategy.counts == {1: 1, 2: 1, 3: 1}
+    assert again.strategy.counts[9] == 0  # still a defaultdict
+
+
+def test_what_stays_as_it_was_is_not_named(tmp_path, caplog):
+    class Still(Unsorted):
+        aggregate_train = FedAvg.aggregate_train
+
+    caplog.set_level("WARNING", logger="flwr")
+    drive(Guarded(Still(**EVERYBODY), audit=quick(tmp_path)), APP, MODEL, 10, rounds=2)
+    assert "cannot be put" not in caplog.text
+
+
+def test_what_cannot_be_compared_is_named(tmp_path, caplog):
+    class Closed:
+        def __reduce__(self):
+            raise TypeError("no")
+
+    caplog.set_level("WARNING", logger="flwr")
+    strategy = FedAvg(**EVERYBODY)
+    strategy.closed = Closed()
+    drive(Guarded(strategy, audit=quick(tmp_path)), APP, MODEL, 10, rounds=1)
+    assert "closed of Guarded(FedAvg) cannot be put into a checkpoint" in caplog.text
+
+
+def test_functions_that_take_each_others_place_are_told_apart():
+    def made(number):
+        return Fingerprint([lambda: number], None)
+
+    first = made(1)
+    assert not first.matches(made(2))
+    same = [lambda: 1]
+    assert Fingerprint(same, None).matches(Fingerprint(same, None))
+
+
+def test_sets_and_keys_of_other_types_come_back():
+    kept = {1: "a", "1": "b", (2, None): {3, "x", 1.5}, b"k": frozenset({True}), 0.5: {}, "deep": [{7: np.ones(1)}]}
+    tensors = {}
+    frozen = json.loads(json.dumps(freeze(kept, tensors)))
+    found = thaw(frozen, tensors)
+    assert storable(kept)
+    assert found["deep"][0][7].tolist() == [1.0]
+    del found["deep"], kept["deep"]
+    assert found == kept
+    assert [type(key) for key in found] == [type(key) for key in kept]
+    assert [type(each) for each in found.values()] == [type(each) for each in kept.values()]
+    assert freeze({"b", "a", "c"}, {}) == {"set": ["a", "b", "c"]}  # whatever the process's order
+    assert freeze({"a": 1}, {}) == {"items": {"a": 1}}  # as checkpoints always had it
+    for odd in ({np.int64(1): 2}, {print: 1}, {print}, {(1, print)}, {1: print}, frozenset({np.float32(1)})):
+        assert not storable(odd)
+
+
 def test_memory_comes_back():
     arrays = {"a": np.float32(2), "b": [np.arange(3), (None, 1.5, "x", b"\0", True)], "c": {}}
     tensors = {}
@@ -271,7 +364,7 @@ def test_memory_comes_back():
     assert found["b"][1] == arrays["b"][1]
     assert (found["a"], found["a"].dtype, found["c"]) == (2, np.float32, {})
     assert found["b"][0].tolist() == [0, 1, 2]
-    for odd in (object(), {1: 2}, np.array(["x"]), np.longdouble(1), [print]):
+    for odd in (object(), {1: print}, np.array(["x"]), np.longdouble(1), [print]):
         assert not storable(odd)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter, deque
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedAvg, Strategy
@@ -24,6 +26,7 @@ from flwr_robust.flower import (
     trimmed_metrics,
 )
 from flwr_robust.flower.guarded import _cast
+from flwr_robust.flower.state import Saved
 from tests.flower_helpers import FIRST, client_app, content, drive, record, same_bits, sends, values
 
 SILENT = {"fraction_evaluate": 0.0}
@@ -509,6 +512,170 @@ def test_a_strategy_that_goes_wrong_leaves_the_model(name):
     assert strategy.history[1].sentence.startswith("Broken: ")
     np.testing.assert_allclose(found["w"], [1.5, -1.5], rtol=1e-6)  # two steps, not three
     assert inner.memory == 2  # the failed round left nothing behind
+
+
+class InPlace(FedAvg):
+    """Accumulates what it is given, in place, in all kinds of things; evaluation can go wrong, too."""
+
+    def __init__(self, *, fails=(), **options):
+        super().__init__(**options)
+        self.fails = fails
+        self.momentum = np.zeros(2, np.float32)
+        self.view = self.momentum[:1]  # of the same memory
+        self.weight = torch.nn.Parameter(torch.zeros(2))
+        self.optimizer = torch.optim.SGD([self.weight], lr=1.0)  # no copy may take its tensor's place
+        self.grown = torch.zeros(1)
+        self.fitted = np.zeros(1)
+        self.nested = {"list": [np.zeros(2)], "tuple": ({1: np.zeros(2)}, {"seen"})}
+        self.record, self.sums = record({"w": np.zeros(2)}), MetricRecord({"all": [0.0]})
+        self.counts, self.recent, self.text = Counter(), deque(maxlen=3), bytearray(b"0")
+        self.cycle = [0]
+        self.cycle.append(self.cycle)
+        self.helper = FedAvg()
+        self.helper.momentum = np.zeros(2)
+        self.read_only = np.zeros(2)
+        self.read_only.flags.writeable = False
+
+    def accumulate(self, server_round, found):
+        with torch.no_grad():
+            self.weight += torch.from_numpy(found.astype(np.float32))
+        self.momentum *= np.float32(0.9)
+        self.momentum += found
+        self.grown.data = torch.full((server_round + 1,), float(server_round))
+        self.fitted.resize(server_round + 1, refcheck=False)
+        self.nested["list"][0] += found
+        self.nested["list"].append(found)
+        self.nested["tuple"][0][1] += found
+        self.nested["tuple"][0][server_round] = found
+        self.nested["tuple"][1].add(server_round)
+        self.record["w"] = Array(found)
+        self.sums["all"].append(1.0)
+        self.counts[server_round] += 1
+        self.recent.append(server_round)
+        self.text += b"1"
+        self.cycle[0] += 1
+        self.helper.momentum += found
+        self.helper.rounds = server_round
+        setattr(self, f"new{server_round}", 1)
+        self.nested["cycle"] = self.nested
+
+    def state(self):
+        with torch.no_grad():
+            kept = [self.momentum, self.view, self.weight, self.optimizer.param_groups[0]["params"][0], self.grown]
+            kept += [self.fitted, *self.nested["list"], *self.nested["tuple"][0].values(), self.helper.momentum]
+            kept = [np.array(each).tolist() for each in kept]
+        names = [sorted(vars(self.helper)), sorted(vars(self)), sorted(map(str, self.nested["tuple"][1]))]
+        kept += [list(self.nested), values(self.record)["w"].tolist(), list(self.sums["all"]), dict(self.counts)]
+        return [*kept, *names, list(self.recent), bytes(self.text), self.cycle[0]]
+
+    def aggregate_train(self, server_round, replies):
+        arrays, metrics = super().aggregate_train(server_round, replies)
+        self.accumulate(server_round, values(arrays)["w"])
+        return record({"w": self.momentum}), metrics
+
+    def aggregate_evaluate(self, server_round, replies):
+        if server_round in self.fails:
+            self.accumulate(server_round, np.full(2, 7.0))
+            raise ZeroDivisionError
+        return super().aggregate_evaluate(server_round, replies)
+
+
+def overflowing(rounds):
+    """Clients that send 0.1; in some rounds the first sends the largest number there is."""
+
+    def train(partition, model, config, context):
+        sent = np.finfo(np.float32).max if partition == 0 and config["server-round"] in rounds else 0.1
+        return content({"w": np.full(2, sent, np.float32)}, 10, partition_id=partition)
+
+    return client_app(train, lambda partition, model, config, context: content(None, 10, loss=1.0))
+
+
+def test_what_a_failed_round_did_in_place_is_undone():
+    inner = InPlace(**SILENT)
+    held = {name: getattr(inner, name) for name in ("momentum", "weight", "nested", "record", "counts", "helper")}
+    strategy = Guarded(inner)
+    # With two clients half of the largest number is learnt each time: the third time 0.9 * 0.95 + 0.5 overflows.
+    model, _ = drive(strategy, overflowing({2, 3, 4, 5}), ONE, 2, rounds=5)
+    assert [seen.outcome.name for seen in strategy.history] == ["OK"] * 3 + ["INFEASIBLE"] * 2
+    assert {name: value for name, value in vars(inner).items() if name in held and value is not held[name]} == {}
+
+    same = InPlace(**SILENT)  # it never had the two rounds that failed, nor a guard
+    expected, _ = drive(same, overflowing({2, 3}), ONE, 2, rounds=3)
+    assert inner.state() == same.state()
+    assert same_bits(model, expected)
+    assert inner.cycle[1] is inner.cycle
+
+    drive(strategy, overflowing(()), model, 2, rounds=5)
+    assert {seen.outcome for seen in strategy.history[5:]} == {Outcome.OK}
+
+
+def test_without_that_the_rounds_would_be_lost_for_ever(monkeypatch):
+    monkeypatch.setattr(Saved, "restore", lambda saved: None)
+    strategy = Guarded(InPlace(**SILENT))
+    drive(strategy, overflowing({1, 2, 3}), ONE, 2, rounds=6)
+    assert [seen.outcome.name for seen in strategy.history] == ["OK", "OK", *["INFEASIBLE"] * 4]
+
+
+def test_an_evaluation_that_fails_leaves_nothing_behind_either():
+    inner, same = InPlace(fails={1, 2}), InPlace()
+    for strategy in (inner, same):
+        drive(Guarded(strategy), overflowing(()), ONE, 2, rounds=2)
+    assert inner.state() == same.state()
+
+
+def test_nothing_is_copied_but_what_a_strategy_could_change():
+    inner = FedAvg()
+    inner.current, inner.frozen, inner.own = record(ONE), np.zeros(3), np.zeros(3)
+    inner.frozen.flags.writeable = False
+    inner.elsewhere = [print, object(), Median()]
+    copied = [content for _, content in Saved(inner)._found.values() if isinstance(content, np.ndarray | bytes)]
+    assert [each.tolist() for each in copied] == [inner.own.tolist()]
+
+
+def test_arrays_and_tensors_of_all_kinds_are_restored(caplog):
+    inner = FedAvg()
+    base = torch.zeros(1)
+    with torch.inference_mode():
+        inner.inference = torch.ones(2)
+    inner.expanded, inner.base, inner.sparse = base.expand(3), base, torch.eye(2).to_sparse()
+    inner.grown, inner.wide = torch.zeros(1), np.zeros((1, 2))
+    inner.scalar, inner.objects = np.zeros(()), np.array([1, None], object)
+    inner.masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    saved = Saved(inner)
+    with torch.inference_mode():
+        inner.inference += 1
+    base += 1
+    inner.sparse.mul_(2)
+    inner.grown.data = torch.ones(3)
+    inner.wide.resize((3, 2), refcheck=False)
+    inner.scalar += 1
+    inner.objects[0] = "x"
+    inner.masked[1] = 9.0
+    caplog.set_level("WARNING", logger="flwr")
+    saved.restore()
+    assert caplog.text == ""
+    assert inner.inference.tolist() == [1.0, 1.0]
+    assert (inner.expanded.tolist(), inner.base.tolist()) == ([0.0] * 3, [0.0])
+    assert (inner.grown.tolist(), inner.wide.tolist()) == ([0.0], [[0.0, 0.0]])
+    assert inner.sparse.to_dense().tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert (inner.scalar.item(), inner.objects.tolist()) == (0.0, [1, None])
+    assert inner.masked.tolist() == [1.0, None]
+
+
+def test_what_does_not_let_itself_be_restored_is_named(caplog):
+    class Stubborn(dict):
+        def clear(self):
+            raise TypeError("never")
+
+    inner = FedAvg()
+    inner.first, inner.second = Stubborn(), [1]
+    saved = Saved(inner)
+    inner.first["a"] = 1
+    inner.second.append(2)
+    caplog.set_level("WARNING", logger="flwr")
+    saved.restore()
+    assert inner.second == [1]
+    assert "a Stubborn of the strategy could not be restored: never" in caplog.text
 
 
 def test_a_strategy_sees_nothing_of_the_guard_afterwards():

@@ -337,7 +337,7 @@ def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, sent: SentM
     classes = sent.answered(arrays) if sent is not None and sent.classes and arrays else () if abstains else None
     partition: Any = metrics[0].get(PARTITION)
     number: Any = metrics[0][terms.weighted_by_key]
-    place = partition if isinstance(partition, int) else None
+    place = partition if type(partition) is int else None  # True is an int, too
     return Admitted(node, message, tuple(arrays.values()), float(number), place, tuple(arrays), classes)
 
 

@@ -4,7 +4,8 @@ The strategy inside sees only replies that were admitted, rebuilt as the model d
 same metrics in all, none with more examples than ``clamp`` times the median. What it then does wrong is mended: its
 model gets the names, order, shapes and types of the model that was sent (integers are rounded, numbers beyond a type's
 range end there). Where it raises, returns no model, or one that does not fit or is not finite, the model stays as it
-was, the strategy goes on with the attributes it had, and the round is on record as infeasible.
+was, the strategy goes on with the attributes it had, and the round is on record as infeasible. Arrays, tensors, records
+and containers among them hold what they held; other objects are the same ones, and their inside is not looked into.
 
 A rule that is not robust does not become so: finite arrays of the right shape are the strategy's own business.
 """
@@ -39,6 +40,7 @@ from flwr_robust.flower.guard import (
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.records import as_tensor, decode, encode, fill, is_finite
+from flwr_robust.flower.state import Fingerprint, Saved
 from flwr_robust.rows import Layer, Rows
 from flwr_robust.rule import Outcome
 
@@ -110,7 +112,8 @@ class Guarded(Guarding, Strategy):
             )
         self.strategy = strategy
         self.metrics_aggr_fn = metrics_aggr_fn
-        self._before: dict[str, Any] = {}  # its attributes when a run started
+        self._before: dict[str, Fingerprint] = {}  # those of its attributes, when a run started, that cannot be stored
+        self._named: set[str] = set()  # those that a warning named
         self._own = {name: getattr(strategy, name) for name in METHODS}
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self.guard = Guard(
@@ -130,7 +133,8 @@ class Guarded(Guarding, Strategy):
 
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
         """Return the strategy inside, and its own ``start``; its four methods are the guarded ones meanwhile."""
-        self._before = dict(vars(self.strategy))
+        self._named = set()
+        self._before = self._fingerprints() if self.guard.observers else {}
         return self.strategy, self.strategy.start
 
     # -- on record --------------------------------------------------------------------------------
@@ -145,16 +149,44 @@ class Guarded(Guarding, Strategy):
         return scalars(self.strategy)
 
     def memory(self) -> Mapping[str, Any]:
-        """Return those attributes of the strategy inside that a checkpoint can hold."""
-        held = {name: value for name, value in vars(self.strategy).items() if name not in METHODS}
-        kept = {name: value for name, value in held.items() if storable(value)}
-        if lost := [name for name in held if name not in kept and held[name] is not self._before.get(name)]:
-            log.warning("Guarded: %s of %s cannot be put into a checkpoint", ", ".join(lost), self.label)
-        return kept
+        """Return those attributes of the strategy inside that a checkpoint can hold.
+
+        Others are named in a warning, once in a run, unless they are as they were when it started.
+        """
+        unlike = Fingerprint(None, None)
+        lost = [
+            name for name, found in self._fingerprints().items() if not found.matches(self._before.get(name, unlike))
+        ]
+        if lost:
+            self._named.update(lost)
+            log.warning(
+                "Guarded: %s of %s cannot be put into a checkpoint: a resumed run has what the strategy is made with",
+                ", ".join(lost),
+                self.label,
+            )
+        return {name: value for name, value in self._held().items() if storable(value)}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Restore them."""
-        vars(self.strategy).update(memory)
+        held = vars(self.strategy)
+        for name, value in memory.items():
+            own = held.get(name)
+            if isinstance(own, dict) and type(own) is not dict and isinstance(value, dict):
+                own.clear()  # a defaultdict, say, remains one
+                own.update(value)
+            else:
+                held[name] = value
+
+    def _held(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.strategy).items() if name not in METHODS}
+
+    def _fingerprints(self) -> dict[str, Fingerprint]:
+        """Return those of the attributes that cannot be stored and are not yet known to be lost."""
+        return {
+            name: Fingerprint(value, self.strategy)
+            for name, value in self._held().items()
+            if name not in self._named and not storable(value)
+        }
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -221,16 +253,14 @@ class Guarded(Guarding, Strategy):
         if 0 < len(judged.admitted) < self.guard.least:
             sentence = f"{len(judged.admitted)} replies were admitted, but {self.guard.least} are needed"
         elif judged.admitted:
-            held = vars(self.strategy)
-            before = dict(held)
+            before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
                     found, told = self._own["aggregate_train"](server_round, self._clean(judged))
                     arrays, outcome, sentence = _mended(found, judged.model), Outcome.OK, ""
             except Exception as error:
                 sentence = short(f"{type(self.strategy).__name__}: {str(error) or type(error).__name__}")
-                held.clear()
-                held.update(before)
+                before.restore()
         rows = _rows(judged, judged.model) if judged.admitted and self.guard.observers else None
         return self.guard.close_training(judged, outcome, sentence, arrays, self._metrics(judged, told), rows=rows)
 
@@ -241,11 +271,13 @@ class Guarded(Guarding, Strategy):
             return None
         told = None
         if judged.admitted:
+            before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
                     told = self._own["aggregate_evaluate"](server_round, self._clean(judged))
             except Exception as error:
                 log.warning("aggregate_evaluate: %s", short(f"{type(self.strategy).__name__}: {error}"))
+                before.restore()
         return self.guard.close_evaluation(judged, self._metrics(judged, told))
 
     def _metrics(self, judged: Round, told: MetricRecord | None) -> MetricRecord | None:

@@ -16,14 +16,23 @@ __all__ = ["freeze", "storable", "thaw"]
 
 
 def storable(value: object) -> bool:
-    """Say whether `thaw` gives a value back: numbers, text, bytes, arrays, tensors, models, and what holds them."""
+    """Say whether `thaw` gives a value back: numbers, text, bytes, arrays, tensors, models; containers."""
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "fiub" and value.dtype.itemsize <= 8 and value.dtype.isnative
     if isinstance(value, dict):
-        return all(type(key) is str and storable(each) for key, each in value.items())
+        return all(_is_key(key) and storable(each) for key, each in value.items())
+    if isinstance(value, set | frozenset):
+        return all(_is_key(each) for each in value)
     if isinstance(value, list | tuple):
         return all(storable(each) for each in value)
     return value is None or isinstance(value, bool | int | float | str | bytes | Tensor | ArrayRecord)
+
+
+def _is_key(value: object) -> bool:
+    """Say whether a value comes back equal and of the same type, and can be a key: not so numpy's scalars."""
+    if type(value) is tuple:
+        return all(_is_key(each) for each in value)
+    return value is None or type(value) in (bool, int, float, str, bytes)
 
 
 def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -45,7 +54,13 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, ArrayRecord):
         return {"record": freeze(decode_record(value), tensors)}
     if isinstance(value, Mapping):
-        return {"items": {key: freeze(each, tensors) for key, each in value.items()}}
+        if all(type(key) is str for key in value):
+            return {"items": {key: freeze(each, tensors) for key, each in value.items()}}
+        return {"pairs": [[freeze(key, tensors), freeze(each, tensors)] for key, each in value.items()]}
+    if isinstance(value, set | frozenset):
+        # Their order differs from process to process; a checkpoint's bytes must not.
+        kind = "set" if isinstance(value, set) else "frozenset"
+        return {kind: [freeze(each, tensors) for each in sorted(value, key=repr)]}
     if isinstance(value, tuple):
         return {"tuple": [freeze(each, tensors) for each in value]}
     if isinstance(value, list):
@@ -68,4 +83,8 @@ def thaw(frozen: Any, tensors: Mapping[str, Tensor]) -> Any:
         return encode_record(thaw(held, tensors))
     if kind == "items":
         return {key: thaw(each, tensors) for key, each in held.items()}
-    return bytes.fromhex(held) if kind == "bytes" else tuple(thaw(each, tensors) for each in held)
+    if kind == "pairs":
+        return {thaw(key, tensors): thaw(each, tensors) for key, each in held}
+    if kind == "bytes":
+        return bytes.fromhex(held)
+    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](thaw(each, tensors) for each in held)
