@@ -89,7 +89,7 @@ def test_a_checkpoint_of_a_round_that_never_was_is_not_believed(tmp_path, says):
     make(tmp_path, ended=False)
     path = tmp_path / "checkpoints"
     shutil.copytree(path / "round-00000003", path / "round-00000004")
-    forge(tmp_path, 4, says=says)
+    forge(tmp_path, 4, says=says, change=False)
     with pytest.raises(CheckpointError if says == 2 else TamperedError, match=r"of round (2|4)"):
         resumed(tmp_path)
     (line,) = [sentence for fault, sentence in found(tmp_path) if fault is Fault.CHECKPOINT]
