@@ -5,7 +5,6 @@ Exit status: 0 when all is well, 1 when a log is not what was written, 2 when th
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from flwr_robust.audit.card import write_card
+from flwr_robust.audit.checkpoint import ARRAYS, CheckpointStore
+from flwr_robust.audit.contents import checkpoint_folder, checkpointed_heads, log_file, verify_run
 from flwr_robust.audit.events import (
     STATEMENTS,
     Aggregated,
@@ -32,8 +33,8 @@ from flwr_robust.audit.events import (
     RunStarted,
 )
 from flwr_robust.audit.history import ClientInRound, clients, find_client, rounds, visits
-from flwr_robust.audit.log import LEAST_KEY, Finding, Record, Verdict, read_log, verify
-from flwr_robust.audit.run import checkpoint_folder, log_file, rollback
+from flwr_robust.audit.log import LEAST_KEY, UNCHECKED, Finding, Record, Verdict, read_log, verify
+from flwr_robust.audit.run import rollback
 from flwr_robust.errors import AuditError, ConfigurationError, FlwrRobustError, TamperedError
 
 __all__ = ["app", "card_command", "clients_command", "rollback_command", "show_command", "verify_command"]
@@ -98,17 +99,6 @@ def _key(path: Path | None) -> bytes | None:
     return key
 
 
-def _checkpointed(log: Path) -> dict[str, str]:
-    """Return the heads that the checkpoints beside a log hold, with the checkpoints' names."""
-    heads = {}
-    for path in sorted(checkpoint_folder(log.parent).glob("round-*/checkpoint.json")):
-        try:
-            heads[str(json.loads(path.read_bytes())["log_head"])] = path.parent.name
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged checkpoint says nothing about the log
-    return heads
-
-
 def _read(path: Path) -> tuple[list[Record], Verdict]:
     """Return a log's events, and what its chain says; to be shown even if it is not intact."""
     log = _log(path)
@@ -117,14 +107,13 @@ def _read(path: Path) -> tuple[list[Record], Verdict]:
 
 
 def _warn(verdict: Verdict) -> None:
-    """End with status 1 if what was shown came from a log that is not intact."""
+    """Say if macs were not checked, and end with status 1 if what was shown is not intact."""
+    if UNCHECKED in verdict.remarks:
+        hint = "flwr-robust audit verify --key-file FILE checks them"
+        typer.secho(f"note: the log was read without its key: {UNCHECKED}; {hint}", fg="yellow", err=True)
     if not verdict.intact:
-        finding = verdict.findings[0]
-        typer.secho(
-            f"the log is NOT INTACT: line {finding.line}: {finding.sentence}; see flwr-robust audit verify",
-            fg="red",
-            err=True,
-        )
+        finding = _printable(str(verdict.findings[0]))
+        typer.secho(f"the log is NOT INTACT: {finding}; see flwr-robust audit verify", fg="red", err=True)
         raise typer.Exit(1)
 
 
@@ -139,7 +128,8 @@ def verify_command(
 ) -> None:
     """Find every edit, insertion, deletion, reordering and truncation, and say where.
 
-    LOG is the audit log, or the run's folder that holds it.
+    LOG is the audit log, or the run's folder that holds it. Every checkpoint and kept update there is held against
+    the hash that the log has on record, and every round's model against the one before.
 
     Every line carries the hash of the line before; a head file beside the log, and every checkpoint, names the last
     one. That finds what happened to the log by accident, or by somebody who changed it alone.
@@ -156,12 +146,17 @@ def verify_command(
             if not _HEAD.fullmatch(head):
                 raise ConfigurationError(f"audit verify: --expect must be a head, 64 hexadecimal digits; got {head}")
         path = _log(log)
-        heads = _checkpointed(path)
-        verdict = verify(path, expect=[*(expect or []), *heads], key=_key(key_file))
+        key = _key(key_file)
+        heads = checkpointed_heads(path.parent)
+        # A log of another name is a copy that somebody put there; the folder is not what it is about.
+        if path == log_file(path.parent):
+            verdict = verify_run(path.parent, expect=expect or [], key=key)
+        else:
+            verdict = verify(path, expect=[*(expect or []), *heads], key=key)
     except FlwrRobustError as error:
         _fail(error)
     for lines, sentence in _gathered(verdict.findings):
-        console.print(Text(f"{lines}: {_printable(sentence)}", style="red"), soft_wrap=True)
+        console.print(Text(f"{lines}{_printable(sentence)}", style="red"), soft_wrap=True)
     for remark in verdict.remarks:
         console.print(Text(f"note: {_printable(remark)}", style="yellow"), soft_wrap=True)
     console.print(
@@ -177,7 +172,8 @@ def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
     """Yield lines and what is wrong with them, those that follow each other and have the same fault together."""
     for _, group in groupby(enumerate(findings), lambda pair: (pair[1].line - pair[0], pair[1].sentence)):
         first, *others = (finding for _, finding in group)
-        yield f"lines {first.line} to {others[-1].line}" if others else f"line {first.line}", first.sentence
+        place = f"lines {first.line} to {others[-1].line}" if others else f"line {first.line}"
+        yield f"{place}: " if first.line else "", first.sentence
 
 
 @audit.command("show")
@@ -343,8 +339,11 @@ def rollback_command(
         snapshot = rollback(run, to_round, reason=reason, key=_key(key_file))
     except FlwrRobustError as error:
         _fail(error)
-    console = _console()
-    console.print(f"round {snapshot.round} is current; its model is in {checkpoint_folder(run)}", soft_wrap=True)
+    path, last = CheckpointStore(checkpoint_folder(run)).path(snapshot.round), len(snapshot.model) - 1
+    arrays = "array 0 of it" if last == 0 else f"arrays 0 to {last} of it"
+    order = "in the order of the names under model in checkpoint.json beside it"
+    sentence = f"round {snapshot.round} is current; its model is in {path / ARRAYS}: {arrays}, {order}"
+    _console().print(_text(sentence), soft_wrap=True)
 
 
 @app.command("card")
@@ -370,7 +369,7 @@ def card_command(
     try:
         statements = dict(_pair(text) for text in state or [])
         paths = write_card(run, html=html, statements=statements, key=_key(key_file), red_team=red_team)
-        verdict = verify(log_file(run), key=_key(key_file))
+        verdict = verify_run(run, key=_key(key_file))
     except FlwrRobustError as error:
         _fail(error)
     console = _console()
@@ -384,3 +383,7 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise ConfigurationError(f"card: --state must be KEY=TEXT; got '{text}'")
     return key.strip().replace("-", "_"), value.strip()
+
+
+if __name__ == "__main__":
+    app()

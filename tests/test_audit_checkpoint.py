@@ -391,7 +391,7 @@ def test_the_log_shows_that_a_checkpoint_is_another(tmp_path):
     train(tmp_path, 3)
     made = CheckpointStore(tmp_path / "checkpoints")
     forged = made.load(3)
-    for head in (forged.head, made.load(2).head):
+    for head in (forged.head, made.load(2).head, json.loads(head_file(log_file(tmp_path)).read_text())["head"]):
         made.save(Snapshot(3, forged.config, {"w": np.ones(4, np.float32)}, forged.states, head=head))
         with pytest.raises(AuditError, match=r"the checkpoint of round 3 is not the one that .* has on record"):
             train(tmp_path, 6, resume=True)

@@ -121,6 +121,41 @@ def test_a_key(tmp_path):
     assert verify(log_file(run), key=KEY).intact
 
 
+def test_reading_a_keyed_log_without_its_key_says_so(tmp_path):
+    run, plain = make(tmp_path / "run", key=KEY), make(tmp_path / "plain")
+    (tmp_path / "key").write_bytes(KEY)
+    for command in (["audit", "clients"], ["audit", "show"], ["card"]):
+        done = call(*command, run)
+        assert done.exit_code == 0
+        assert "only the key can check" in done.stderr
+        assert "only the key can check" not in call(*command, plain).output
+    assert "only the key" not in call("card", run, "--key-file", tmp_path / "key").output
+
+
+def test_a_changed_checkpoint_is_found(run):
+    path = run / "checkpoints" / "round-00000002" / "arrays.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    for place in (run, log_file(run)):
+        done = call("audit", "verify", place)
+        assert done.exit_code == 1
+        assert "the checkpoint round-00000002 is not the one on record: the SHA-256 of arrays.npz is" in done.output
+        assert "NOT INTACT" in done.output
+    done = call("card", run)
+    assert (done.exit_code, "round-00000002" in done.stderr) == (1, True)
+
+
+def test_the_module_is_a_command_too(run):
+    def module(*arguments):
+        command = [sys.executable, "-m", "flwr_robust.cli", "audit", "verify", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = module(str(run))
+    assert (done.returncode, "intact, " in done.stdout) == (0, True)
+    tamper(run)
+    done = module(str(run))
+    assert (done.returncode, "NOT INTACT" in done.stdout) == (1, True)
+
+
 def narrow(done):
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
@@ -203,6 +238,7 @@ def test_rollback(run):
     done = call("rollback", run, "--to-round", 2, "--reason", "a backdoor")
     assert done.exit_code == 0
     assert "round 2 is current" in done.output
+    assert f"its model is in {run}/checkpoints/round-00000002/arrays.npz: array 0 of it" in done.output
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "aside",
         "round-00000001",

@@ -32,6 +32,7 @@ from flwr_robust.audit import (
     read_log,
     rollback,
     verify,
+    verify_run,
 )
 from flwr_robust.audit.card import make_card
 from flwr_robust.audit.history import clients, rounds
@@ -168,7 +169,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(name, tmp_path):
         folder = tmp_path / str(at)
         run(name, at, quick(folder))
         assert_the_same(run(name, 4, quick(folder, resume=True)), whole)
-        assert verify(log_file(folder)).intact
+        assert (verify_run(folder).findings, verify_run(folder).remarks) == ((), ())
         assert [event.round for event in events(folder, RoundConfigured) if event.phase == "train"] == [1, 2, 3, 4]
         assert [event.round for event in events(folder, Resumed)] == [at]
 
@@ -558,6 +559,17 @@ def test_a_run_that_fails_is_on_record_and_can_go_on(tmp_path):
     ended = events(tmp_path)[-1]
     assert (ended.round, ended.outcome, ended.sentence) == (2, "failed", "RuntimeError: no test data")
     assert_the_same(run("mixtailor", 3, quick(tmp_path, resume=True)), run("mixtailor", 3))
+
+
+def test_a_resumption_that_fails_ends_at_the_round_it_was_to_go_on_from(tmp_path):
+    run("centered clipping", 2, quick(tmp_path))
+    with pytest.raises(CheckpointError, match="holds another model"):
+        run("centered clipping", 4, quick(tmp_path, resume=True), model={"w": np.zeros((3, 3), np.float32)})
+    last = events(tmp_path)[-2:]
+    assert last[0] == Resumed(2)
+    assert (last[1].round, last[1].outcome) == (2, "failed")
+    run("centered clipping", 4, quick(tmp_path, resume=True))
+    assert (events(tmp_path)[-1].round, events(tmp_path)[-1].outcome) == (4, "finished")
 
 
 def test_rounds_without_start_are_not_forgotten_silently(tmp_path):

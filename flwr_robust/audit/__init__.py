@@ -4,6 +4,7 @@
 """
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot
+from flwr_robust.audit.contents import verify_run
 from flwr_robust.audit.digest import config_sha256, model_sha256
 from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
@@ -62,4 +63,5 @@ __all__ = [
     "read_log",
     "rollback",
     "verify",
+    "verify_run",
 ]

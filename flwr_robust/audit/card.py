@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flwr_robust.audit.card_templates import TEMPLATES
+from flwr_robust.audit.contents import log_file, verify_run
 from flwr_robust.audit.events import (
     STATEMENTS,
     Aggregated,
@@ -36,9 +37,8 @@ from flwr_robust.audit.events import (
     UpdateKept,
 )
 from flwr_robust.audit.history import counting
-from flwr_robust.audit.log import Record, Verdict, read_log, verify
+from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
-from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError, FlwrRobustError, UnknownNameError
 from flwr_robust.files import write_atomically
 from flwr_robust.registry import Component
@@ -60,6 +60,7 @@ _LIMITS = (
     "Secure aggregation hides from the server what a filter needs to see.",
 )
 
+_CONTENTS = (Fault.CHECKPOINT, Fault.UPDATE, Fault.MODEL)  # what is found in other files than the log, or between lines
 _ACTIVE = re.compile(r"[\\`*<\[|]")  # what Markdown would obey
 
 E = TypeVar("E", bound=Event)
@@ -102,7 +103,7 @@ def make_card(
         if name not in STATEMENTS:
             raise UnknownNameError("statement", name, STATEMENTS)
     log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
-    verdict, everything = verify(log, key=key), read_log(log)
+    verdict, everything = verify_run(folder, key=key), read_log(log)
     starts = _of(everything, RunStarted)
     if not starts:
         raise AuditError(f"card: {log} does not say that a run started")
@@ -115,7 +116,10 @@ def make_card(
         "vocabulary": "NIST AI 100-2e2025",
         "run": _run(everything, records, start),
         "claim": _claim(records, start, rule, stated),
-        "deployment": {**_deployment(everything, start, rule, stated, verdict), **_tested(everything, start, tried)},
+        "deployment": {
+            **_deployment(everything, start, rule, stated, _evidence(verdict, key)),
+            **_tested(everything, start, tried),
+        },
         "limits": {"rule": [] if rule is None else [_limits(part) for part in _parts(rule)], "general": list(_LIMITS)},
     }
 
@@ -223,7 +227,11 @@ def _first(*facts: Fact) -> Fact:
 
 
 def _deployment(
-    everything: Sequence[Record], start: RunStarted, rule: Rule | None, stated: Mapping[str, str], verdict: Verdict
+    everything: Sequence[Record],
+    start: RunStarted,
+    rule: Rule | None,
+    stated: Mapping[str, str],
+    evidence: Mapping[str, Any],
 ) -> dict[str, Fact]:
     bounds = [str(part) for part in ([] if rule is None else _parts(rule)) if part.name in _BOUNDING]
     refused = Counter(event.reason for event in _of(everything, ReplyRefused))
@@ -240,15 +248,30 @@ def _deployment(
         "quarantined": _fact(len({event.node for event in _of(everything, Quarantined)}), "log"),
         "evidence": _fact(
             {
-                "log_lines": verdict.lines,
-                "log_head": verdict.head,
-                "log_intact": verdict.intact,
-                "findings": [f"line {finding.line}: {finding.sentence}" for finding in verdict.findings],
+                **evidence,
                 "checkpoints_written": len(_of(everything, CheckpointWritten)),
                 "raw_updates": f"{kept} kept" if start.keeps_updates else "not kept",
             },
             "log",
         ),
+    }
+
+
+def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
+    """Return what was found in the log, and in the files that it names."""
+    contents = [finding for finding in verdict.findings if finding.fault in _CONTENTS]
+    macs = "none"
+    if UNCHECKED in verdict.remarks:
+        macs = "not checked: the log was written with a key, and read without"
+    elif key is not None:
+        macs = "checked with the key"
+    return {
+        "log_lines": verdict.lines,
+        "log_head": verdict.head,
+        "log_intact": len(contents) == len(verdict.findings),
+        "files_intact": not contents,
+        "findings": [str(finding) for finding in verdict.findings],
+        "macs": macs,
     }
 
 

@@ -31,10 +31,12 @@ from flwr_robust.audit.digest import config_sha256
 from flwr_robust.errors import CheckpointError, ConfigurationError, check_integer
 from flwr_robust.files import file_sha256, sync_folder
 
-__all__ = ["CheckpointStore", "Snapshot", "differences"]
+__all__ = ["ARRAYS", "CheckpointStore", "Snapshot", "differences"]
 
 VERSION = 1
-_ARRAYS, _VALUES, _SUMS = "arrays.npz", "checkpoint.json", "SHA256SUMS"
+ARRAYS = "arrays.npz"
+"""The file of a checkpoint's arrays; the model's come first."""
+_VALUES, _SUMS = "checkpoint.json", "SHA256SUMS"
 # What reading a file can raise that has the hash it should have, but was not written here.
 _FORGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration, OSError, zipfile.BadZipFile)
 _FOLDER = re.compile(r"round-([0-9]{8,})")
@@ -121,13 +123,13 @@ class CheckpointStore:
         self.clean()
         part = self.folder / f".{self.path(snapshot.round).name}.part"
         part.mkdir()
-        with (part / _ARRAYS).open("wb") as file:
+        with (part / ARRAYS).open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         (part / _VALUES).write_bytes(document)
-        sums = "".join(f"{file_sha256(part / name)}  {name}\n" for name in (_ARRAYS, _VALUES))
+        sums = "".join(f"{file_sha256(part / name)}  {name}\n" for name in (ARRAYS, _VALUES))
         (part / _SUMS).write_text(sums)
         if self._sync:
-            for name in (_ARRAYS, _VALUES, _SUMS):
+            for name in (ARRAYS, _VALUES, _SUMS):
                 with (part / name).open("rb+") as file:  # Windows syncs only what may be written to
                     os.fsync(file.fileno())
             sync_folder(part)
@@ -169,12 +171,16 @@ class CheckpointStore:
 
     def damage(self, server_round: int) -> str | None:
         """Say what is wrong with a round's checkpoint, or return None if it is intact."""
-        path = self.path(server_round)
+        return self.damage_of(self.path(server_round))
+
+    @staticmethod
+    def damage_of(path: Path) -> str | None:
+        """Say what is wrong with the checkpoint in a folder, or return None if it is intact."""
         try:
             lines = (path / _SUMS).read_text().splitlines()
             sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
-            if set(sums) != {_ARRAYS, _VALUES}:
-                return f"{_SUMS} does not list {_ARRAYS} and {_VALUES}"
+            if set(sums) != {ARRAYS, _VALUES}:
+                return f"{_SUMS} does not list {ARRAYS} and {_VALUES}"
             odd = [name for name, expected in sums.items() if file_sha256(path / name) != expected]
         except (OSError, ValueError) as error:
             return f"it cannot be read ({error})"
@@ -223,6 +229,8 @@ class CheckpointStore:
         if damage is None:
             try:
                 snapshot = _unpack(self.path(wanted))
+                if snapshot.round != wanted:  # else another round's hash would vouch for it
+                    raise ValueError(f"it says that it is of round {snapshot.round}")
             except _FORGED as error:
                 damage = f"it does not hold what it must ({error})"
         if damage is not None:
@@ -302,7 +310,7 @@ def _unpack(path: Path) -> Snapshot:
     document = json.loads((path / _VALUES).read_bytes())
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']}; this release reads {VERSION}")
-    with np.load(path / _ARRAYS, allow_pickle=False) as held:
+    with np.load(path / ARRAYS, allow_pickle=False) as held:
         arrays = iter([held[str(index)] for index in range(len(held.files))])
     model = {name: next(arrays) for name in document["model"]}
     states = {

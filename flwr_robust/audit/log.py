@@ -38,12 +38,25 @@ from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
 from flwr_robust.errors import AuditError, TamperedError
 from flwr_robust.files import lock, open_to_append, sync_folder, write_atomically
 
-__all__ = ["LEAST_KEY", "AuditLog", "Fault", "Finding", "Record", "Verdict", "head_file", "read_log", "verify"]
+__all__ = [
+    "LEAST_KEY",
+    "UNCHECKED",
+    "AuditLog",
+    "Fault",
+    "Finding",
+    "Record",
+    "Verdict",
+    "head_file",
+    "read_log",
+    "verify",
+]
 
 _ABSENT = "audit log: there is no file {}; name a run's folder, or the audit.jsonl in it"
 _GENESIS = "0" * 64
 LEAST_KEY = 16
 """Bytes of the shortest key."""
+UNCHECKED = "its lines bear macs, which only the key can check"
+"""The remark on a log that was written with a key and read without."""
 
 
 class Fault(Enum):
@@ -54,6 +67,9 @@ class Fault(Enum):
     MISSING = "lines are missing"
     UNSIGNED = "does not bear the key's mac"
     HEAD = "the head file does not fit"
+    CHECKPOINT = "is not the one on record"
+    UPDATE = "is not as it was kept"
+    MODEL = "began with another model"
 
 
 @dataclass(frozen=True)
@@ -63,7 +79,8 @@ class Finding:
     Attributes
     ----------
     line : int
-        Number of the line, from 1; behind the last one where lines are missing at the end.
+        Number of the line, from 1; behind the last one where lines are missing at the end. 0 where no line says
+        anything about what was found.
     fault : Fault
         What is wrong.
     sentence : str
@@ -73,6 +90,10 @@ class Finding:
     line: int
     fault: Fault
     sentence: str
+
+    def __str__(self) -> str:
+        """Return the sentence with its place."""
+        return f"line {self.line}: {self.sentence}" if self.line else self.sentence
 
 
 @dataclass(frozen=True)
@@ -431,7 +452,7 @@ def _examine(data: bytes, anchor: _Anchor | str, key: bytes | None, expect: Coll
         if head not in chain.hashes.values():
             chain.find(number, Fault.MISSING, f"no line has the expected hash {head}: lines are missing, or others")
     if key is None and macs:
-        chain.remarks.append("its lines bear macs, which only the key can check")
+        chain.remarks.append(UNCHECKED)
     findings = sorted(chain.findings, key=lambda finding: finding.line)
     return Verdict(len(chain.hashes), chain.head or _GENESIS, tuple(findings), tuple(chain.remarks))
 

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
+from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, update_file, updates_aside
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.audit.events import (
     STATEMENTS,
     CheckpointWritten,
     Event,
-    LogReopened,
     Resumed,
     RolledBack,
     RunEnded,
@@ -48,16 +48,6 @@ from flwr_robust.files import file_sha256, write_atomically
 __all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
 
 _PACKAGES = ("flwr-robust", "flwr", "torch", "numpy")
-
-
-def log_file(folder: Path | str) -> Path:
-    """Return the audit log of a run's folder."""
-    return Path(folder) / "audit.jsonl"
-
-
-def checkpoint_folder(folder: Path | str) -> Path:
-    """Return the folder of a run's checkpoints."""
-    return Path(folder) / "checkpoints"
 
 
 class AuditedRun:
@@ -169,17 +159,18 @@ class AuditedRun:
 
     def _resume(self, resume: bool | int, may_differ: Collection[str]) -> None:
         self.store.clean()
-        later = []
+        _put_undone_aside(self.log.path, self.store)
+        late: list[Event] = []
+        later: list[Path] = []
         if self.store.rounds() or resume is not True:
             wanted = None if resume is True else int(resume)
             self.snapshot = self.store.load(wanted, config=self.config, may_differ=may_differ)
-            _check_recorded(self.log.path, self.store, self.snapshot)
+            late = _check_recorded(self.log.path, self.store, self.snapshot)
             later = self.store.later(self.snapshot.round)
         else:
             self._check_begun(may_differ)
-        self.log.append(
-            Resumed(0 if self.snapshot is None else self.snapshot.round, tuple(path.name for path in later))
-        )
+        going_on = Resumed(0 if self.snapshot is None else self.snapshot.round, tuple(path.name for path in later))
+        self.log.append(*late, going_on)
         self.store.put_aside(later)
 
     def _check_begun(self, may_differ: Collection[str]) -> None:
@@ -225,7 +216,8 @@ class AuditedRun:
     def keep_update(self, server_round: int, node: int, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Write a client's raw update to a file, and put that on record.
 
-        The file holds the arrays under their numbers, and their names as ``names``.
+        The file holds the arrays under their numbers, and their names as ``names``. Where the round is done once more,
+        the file of the time before is moved to ``updates/aside``.
 
         Raises
         ------
@@ -234,11 +226,22 @@ class AuditedRun:
         """
         if not self.keep_updates:
             raise ConfigurationError("audit: raw updates are not kept; begin the run with keep_updates=True")
-        path = self.folder / "updates" / f"round-{server_round:08}" / f"{node}.npz"
+        path = update_file(self.folder, server_round, node)
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._put_update_aside(path, server_round)
         numbered = {str(index): values for index, values in enumerate(arrays.values())}
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, names=np.array([*arrays]), **numbered))
         self.log.append(UpdateKept(server_round, node, str(path.relative_to(self.folder)), file_sha256(path)))
+
+    def _put_update_aside(self, path: Path, server_round: int) -> None:
+        if not path.exists():
+            return
+        aside = updates_aside(self.folder, server_round)
+        aside.mkdir(parents=True, exist_ok=True)
+        index = 1
+        while (target := aside / f"{path.stem}.{index}.npz").exists():
+            index += 1
+        path.rename(target)
 
     def end(self, server_round: int, outcome: str, sentence: str = "", model: str = "") -> str:
         """Put the end of the run on record, and close the log.
@@ -314,31 +317,42 @@ def rollback(
         raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
+        _put_undone_aside(log.path, store)
         snapshot = store.load(to_round)
-        _check_recorded(log.path, store, snapshot)
+        late = _check_recorded(log.path, store, snapshot)
         later = store.later(to_round)
         # First on record, then done: whoever is killed in between finds it in the log, and can do it again.
-        log.append(RolledBack(store.rounds()[-1], to_round, reason, tuple(path.name for path in later)))
+        log.append(*late, RolledBack(store.rounds()[-1], to_round, reason, tuple(path.name for path in later)))
         store.put_aside(later)
     return snapshot
 
 
-def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> None:
-    """Raise unless log and checkpoint know each other: the line behind the checkpoint's head is the one about it.
+def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> list[Event]:
+    """Raise unless a checkpoint is the one that the log has on record, and knows no line that the log lacks.
 
-    Where the process was killed in between, it is the first line of what came then, or there is none yet.
+    Where the process was killed between writing the newest one and putting it on record, the event that was not
+    written is returned, for the caller to append: from then on nothing may be in that place but this one.
     """
     what = f"audit: the checkpoint of round {snapshot.round}"
     evidence = "keep both as evidence, and start a new run in another folder"
     if not verify(log, expect=[snapshot.head]).intact:
         raise TamperedError(f"{what} knows lines that {log} lacks; {evidence}")
-    follower = next((record.event for record in read_log(log) if record.previous == snapshot.head), None)
-    if isinstance(follower, CheckpointWritten):
-        known = (follower.round, follower.sha256) == (snapshot.round, store.sha256(snapshot.round))
-    else:
-        known = follower is None or isinstance(follower, LogReopened | Resumed | RolledBack)
-    if not known:
-        raise TamperedError(f"{what} is not the one that {log} has on record; {evidence}")
+    standing = Standing.of(read_log(log))
+    if (why := standing.odd(store, snapshot.round)) is not None:
+        raise TamperedError(f"{what} is not the one that {log} has on record: {why}; {evidence}")
+    newest = store.rounds()[-1]
+    if standing.sha256(newest) is not None or store.damage(newest) is not None:
+        return []
+    try:
+        late = standing.odd(store, newest) is None
+    except CheckpointError:  # a later one than asked for, which is put aside as it is
+        late = False
+    return [CheckpointWritten(newest, store.path(newest).name, store.sha256(newest))] if late else []
+
+
+def _put_undone_aside(log: Path, store: CheckpointStore) -> None:
+    """Do what the log says was done: somebody was killed between putting it on record and moving the checkpoints."""
+    store.put_aside(Standing.of(read_log(log)).undone(store))
 
 
 def _software() -> dict[str, str]:

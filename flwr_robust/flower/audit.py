@@ -123,6 +123,7 @@ class Audit(Observer):
         self._run: AuditedRun | None = None
         self._guard: Guard | None = None
         self._round = 0
+        self._resting: int | None = None  # the round that a run goes on from, until the next one begins
         self._waiting: list[Event] = []
         self._hashed: tuple[ArrayRecord | None, str] = None, ""
 
@@ -141,6 +142,7 @@ class Audit(Observer):
         config = {**opening.config, **self._config}
         self._run = AuditedRun(self.folder, config, rule=opening.rule, strategy=opening.strategy, **self._options)
         self._guard, snapshot = opening.guard, self._run.snapshot
+        self._resting = 0 if snapshot is None else snapshot.round
         if self._run.log.lines == 1:  # it has just begun
             self._run.record(*self._measured)
         if snapshot is None:
@@ -160,6 +162,8 @@ class Audit(Observer):
         """Put the end on record, and close the log."""
         if self._run is None:
             return
+        # The strategy may have failed before it knew of the rounds that it was to go on from.
+        server_round = server_round if self._resting is None else self._resting
         try:
             self._flush()
             self._run.end(server_round, outcome, sentence, self._hashed[1])
@@ -191,7 +195,7 @@ class Audit(Observer):
         self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
     ) -> None:
         """Put on record who is asked, before anybody is."""
-        self._round = server_round
+        self._round, self._resting = server_round, None
         self._waiting.append(
             RoundConfigured(server_round, kind, tuple(asked), None, tuple(quarantined), self._hash(model))
         )
@@ -224,7 +228,7 @@ class Audit(Observer):
 
     def aggregated(self, aggregation: Aggregation) -> None:
         """Put on record what the rule made of the replies, and of the model."""
-        record = aggregation.record
+        record, self._resting = aggregation.record, None
         before = self._hash(aggregation.before)
         if torch.get_num_threads() > 1:
             with ThreadPoolExecutor(1) as pool:

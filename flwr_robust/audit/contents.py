@@ -1,0 +1,308 @@
+"""What a run's folder holds, held against its log: checkpoints, kept updates, and the models from round to round.
+
+The log names the hash of every checkpoint and of every kept update. A checkpoint counts as on record if it is the one
+that the log named last for its round, and nothing later in the log undid that round. One checkpoint may be missing from
+the log: the newest, whose writer was killed before it was on record, or is at work. It must then fit what the log says
+of the round that was aggregated last.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flwr_robust.audit.checkpoint import CheckpointStore
+from flwr_robust.audit.digest import model_sha256
+from flwr_robust.audit.events import (
+    Aggregated,
+    CheckpointWritten,
+    LogReopened,
+    Resumed,
+    RolledBack,
+    UpdateKept,
+)
+from flwr_robust.audit.log import Fault, Finding, Record, Verdict, read_log, verify
+from flwr_robust.errors import AuditError, CheckpointError
+from flwr_robust.files import file_sha256
+
+__all__ = [
+    "Standing",
+    "check_contents",
+    "checkpoint_folder",
+    "checkpointed_heads",
+    "log_file",
+    "update_file",
+    "updates_aside",
+    "verify_run",
+]
+
+
+_ATTEMPTS = 5
+
+
+def log_file(folder: Path | str) -> Path:
+    """Return the audit log of a run's folder."""
+    return Path(folder) / "audit.jsonl"
+
+
+def checkpoint_folder(folder: Path | str) -> Path:
+    """Return the folder of a run's checkpoints."""
+    return Path(folder) / "checkpoints"
+
+
+def update_file(folder: Path | str, server_round: int, node: int) -> Path:
+    """Return the file of a client's raw update."""
+    return Path(folder) / "updates" / f"round-{server_round:08}" / f"{node}.npz"
+
+
+def updates_aside(folder: Path | str, server_round: int) -> Path:
+    """Return the folder of those updates of a round that were put aside because the round was done once more."""
+    return Path(folder) / "updates" / "aside" / f"round-{server_round:08}"
+
+
+@dataclass
+class Standing:
+    """Which checkpoints a log has on record, and what it says of the last round.
+
+    Attributes
+    ----------
+    current : dict of int to Record
+        By round, the last `CheckpointWritten` that was not undone.
+    written : dict of int to set of str
+        By round, the hashes of all that were ever on record.
+    aggregated : Aggregated or None
+        The last one that was not undone.
+    records : sequence of Record
+        The log's.
+    """
+
+    current: dict[int, Record] = field(default_factory=dict)
+    written: dict[int, set[str]] = field(default_factory=dict)
+    aggregated: Aggregated | None = None
+    records: Sequence[Record] = ()
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Standing:
+        """Read it off a log."""
+        records = list(records)
+        standing, rounds = cls(records=records), {}
+        for record in records:
+            event = record.event
+            if isinstance(event, CheckpointWritten):
+                standing.current[event.round] = record
+                standing.written.setdefault(event.round, set()).add(event.sha256)
+            elif isinstance(event, Aggregated):
+                rounds[event.round] = event
+            elif isinstance(event, Resumed | RolledBack):
+                to_round = _back_to(event)
+                standing.current = {key: each for key, each in standing.current.items() if key <= to_round}
+                rounds = {key: each for key, each in rounds.items() if key <= to_round}
+        standing.aggregated = rounds[max(rounds)] if rounds else None
+        return standing
+
+    def sha256(self, server_round: int) -> str | None:
+        """Return the hash that a round's checkpoint must have; None if the log knows of none that counts."""
+        record = self.current.get(server_round)
+        return record.event.sha256 if record and isinstance(record.event, CheckpointWritten) else None
+
+    def undone(self, store: CheckpointStore) -> list[Path]:
+        """Return checkpoints in their place although the log has them undone, the last one first.
+
+        Such are left by a process that was killed between putting it on record and moving them.
+        """
+        found = []
+        for server_round in reversed(store.rounds()):
+            try:
+                sha256 = store.sha256(server_round)
+            except OSError:
+                continue
+            if self.sha256(server_round) is None and sha256 in self.written.get(server_round, ()):
+                found.append(store.path(server_round))
+        return found
+
+    def odd(self, store: CheckpointStore, server_round: int) -> str | None:
+        """Say why an intact checkpoint is not the one that the log knows, or return None if it is, or may be.
+
+        It may be although the log has none of its round, if it is the newest, was written when the log was as long as
+        it is now, and holds the model of the last round.
+        """
+        expected = self.sha256(server_round)
+        if expected is not None:
+            return None if store.sha256(server_round) == expected else "its hash is another one"
+        if server_round != store.rounds()[-1]:
+            return "the log has none of this round, and it is not the newest"
+        snapshot = store.load(server_round)
+        follower = next((each.event for each in self.records if each.previous == snapshot.head), None)
+        if follower is not None and not isinstance(follower, LogReopened | Resumed | RolledBack):
+            return "the log has none of this round, and went on when it was written"
+        if self.aggregated is None:
+            return None
+        if server_round != self.aggregated.round:
+            return f"the log has none of this round, and the last one that counts is {self.aggregated.round}"
+        if model_sha256(snapshot.model) != self.aggregated.model_after:
+            return "it does not hold the model that the log has after this round"
+        return None
+
+
+def _back_to(event: Resumed | RolledBack) -> int:
+    return event.round if isinstance(event, Resumed) else event.to_round
+
+
+def checkpointed_heads(folder: Path | str) -> dict[str, str]:
+    """Return the heads of the log that a run's checkpoints hold, with the checkpoints' names."""
+    heads = {}
+    for path in sorted(checkpoint_folder(folder).glob("round-*/checkpoint.json")):
+        try:
+            heads[str(json.loads(path.read_bytes())["log_head"])] = path.parent.name
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue  # a damaged checkpoint says nothing about the log
+    return heads
+
+
+def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes | None = None) -> Verdict:
+    """Verify a run's log, and hold what its folder holds against it.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    expect, key
+        As for `verify`; the heads that checkpoints hold are expected, too.
+
+    Returns
+    -------
+    Verdict
+        Findings about the log first, then those about checkpoints, kept updates and models.
+
+    Raises
+    ------
+    AuditError
+        If there is neither log nor head file.
+    """
+    log = log_file(folder)
+    verdict = verify(log, expect=[*expect, *checkpointed_heads(folder)], key=key)
+    for _ in range(_ATTEMPTS):
+        try:
+            records = read_log(log) if log.is_file() else []
+        except AuditError as error:
+            remark = f"checkpoints and kept updates could not be held against the log: {error}"
+            return replace(verdict, remarks=(*verdict.remarks, remark))
+        findings, remarks = check_contents(folder, records)
+        # A run that goes on writes checkpoints that the lines read before cannot know.
+        if not findings or not log.is_file() or len(read_log(log)) == len(records):
+            break
+    return replace(verdict, findings=(*verdict.findings, *findings), remarks=(*verdict.remarks, *remarks))
+
+
+def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[Finding], list[str]]:
+    """Hold a run's checkpoints, its kept updates, and the models from round to round against its log.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's.
+    records : sequence of Record
+        The log's.
+
+    Returns
+    -------
+    list of Finding
+        What differs or cannot be read. Checkpoints that are gone are no finding, for old ones are deleted.
+    list of str
+        What one should know although it is no sign of tampering.
+    """
+    remarks: list[str] = []
+    findings = [
+        *_checkpoints(Path(folder), Standing.of(records), remarks),
+        *_aside(Path(folder), Standing.of(records)),
+        *_updates(Path(folder), records, remarks),
+        *_models(records),
+    ]
+    return findings, remarks
+
+
+def _checkpoints(folder: Path, standing: Standing, remarks: list[str]) -> Iterator[Finding]:
+    """Yield the checkpoints in their places that differ or cannot be read."""
+    store = CheckpointStore(checkpoint_folder(folder))
+    undone = standing.undone(store)
+    for server_round in store.rounds():
+        path, record = store.path(server_round), standing.current.get(server_round)
+        why = store.damage(server_round)
+        if why is None and path in undone:
+            remarks.append(f"{path.name} was undone, but not put aside: its process was killed; a resumed run does so")
+            continue
+        try:
+            why = why or standing.odd(store, server_round)
+        except (CheckpointError, OSError, ValueError, zipfile.BadZipFile) as error:
+            why = str(error)
+        if why is None and record is None:
+            remarks.append(f"{path.name} is not on record: its writer was killed before that, or is at work")
+        elif why is not None and path.exists():  # else its writer has deleted it meanwhile, as an old one
+            sentence = f"the checkpoint {path.name} {Fault.CHECKPOINT.value}: {why}"
+            yield Finding(record.line if record else 0, Fault.CHECKPOINT, sentence)
+
+
+def _aside(folder: Path, standing: Standing) -> Iterator[Finding]:
+    """Yield the checkpoints put aside that differ from what was on record once, or cannot be read."""
+    where = checkpoint_folder(folder) / "aside"
+    for path in sorted(where.glob("round-*")):
+        number = path.name.removeprefix("round-").partition(".")[0]
+        why = CheckpointStore.damage_of(path)
+        known = standing.written.get(int(number), ()) if number.isdecimal() else ()
+        if why is None and file_sha256(path / "SHA256SUMS") not in known:
+            why = "no checkpoint of this hash and round was ever on record"
+        if why is not None:
+            yield Finding(0, Fault.CHECKPOINT, f"the checkpoint aside/{path.name} {Fault.CHECKPOINT.value}: {why}")
+
+
+def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Iterator[Finding]:
+    """Yield the kept updates of which no file has the hash that is on record."""
+    kept = [(record.line, record.event) for record in records if isinstance(record.event, UpdateKept)]
+    if kept and not (folder / "updates").is_dir():
+        remarks.append(f"the folder of the {len(kept)} updates that were kept is gone")
+        return
+    hashes: dict[Path, str] = {}
+    for line, event in kept:
+        path = update_file(folder, event.round, event.node)
+        there = [path, *updates_aside(folder, event.round).glob(f"{event.node}.*.npz")]
+        unread = None
+        for each in there:
+            if each not in hashes:
+                try:
+                    hashes[each] = file_sha256(each)
+                except OSError as error:
+                    unread = f"it cannot be read ({error.strerror})"
+                    continue
+            if hashes[each] == event.sha256:
+                break
+        else:
+            why = unread or "its hash is another one"
+            sentence = f"the update {path.relative_to(folder)} {Fault.UPDATE.value}: {why}"
+            yield Finding(line, Fault.UPDATE, sentence)
+
+
+def _models(records: Sequence[Record]) -> Iterator[Finding]:
+    """Yield the rounds that began with another model than the one that was current."""
+    after: dict[int, str] = {}
+    current: tuple[int, str] | None = None
+    begun = False  # whether a checkpoint of the initial model is on record
+    for record in records:
+        event = record.event
+        if isinstance(event, CheckpointWritten):
+            begun = begun or event.round == 0
+        elif isinstance(event, Aggregated):
+            if event.round == 1:
+                after.setdefault(0, event.model_before)
+            if current is not None and current[1] != event.model_before:
+                sentence = f"round {event.round} {Fault.MODEL.value}: {current[1]} was current after round {current[0]}"
+                yield Finding(record.line, Fault.MODEL, f"{sentence}, {event.model_before} was sent")
+            current = event.round, event.model_after
+            after[event.round] = event.model_after
+        elif isinstance(event, Resumed | RolledBack):
+            to_round = _back_to(event)
+            # A run begun anew without a checkpoint has the model that its caller gives it.
+            after = {key: model for key, model in after.items() if key <= to_round and (key or begun)}
+            current = (to_round, after[to_round]) if to_round in after else None
