@@ -13,7 +13,7 @@ from numba import carray, float32, float64, njit
 
 from flwr_robust.kernels.compiled import _pointer
 
-__all__ = ["against", "gram", "mix_float32", "mix_float64", "pair_distances", "products", "spread", "squared_norms"]
+__all__ = ["against", "gram", "mix_float32", "mix_float64", "pair_distances", "spread", "squared_norms"]
 
 # Sums may be split over vector lanes and products fused; NaN and Inf keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
@@ -190,38 +190,6 @@ def _measure(row: Any, shift: Any, point: Any, found: Any) -> None:
     found[2] += own
 
 
-@njit(**_CACHED)
-def against(
-    address: Any,
-    wide: Any,
-    relative: Any,
-    reference: int,
-    wide_reference: bool,
-    point: int,
-    wide_point: bool,
-    start: int,
-    stop: int,
-    strip: int,
-    total: Any,
-) -> None:
-    """Add every row's squared distance from a point, its product with it, and its squared norm, to ``total``."""
-    shifts = np.zeros((2, strip))
-    line = np.zeros(strip)
-    for at in range(start, stop, strip):
-        w = min(strip, stop - at)
-        _read(line[:w], point, wide_point, at)
-        if reference != 0:
-            _read(shifts[1, :w], reference, wide_reference, at)
-        for i in range(address.shape[0]):
-            shift = shifts[1 if relative[i] else 0]
-            if wide[i]:
-                row = carray(_pointer(address[i]), (at + w,), float64)[at:]
-                _measure(row, shift, line, total[i])
-            else:
-                narrow = carray(_pointer(address[i]), (at + w,), float32)[at:]
-                _measure(narrow, shift, line, total[i])
-
-
 @njit(fastmath=_FAST, inline="always")
 def _project(row: Any, shift: Any, point: Any, found: Any) -> None:
     product = own = 0.0
@@ -229,17 +197,18 @@ def _project(row: Any, shift: Any, point: Any, found: Any) -> None:
         value = np.float64(row[k]) - shift[k]
         product += value * point[k]
         own += value * value
-    found[0] += product
-    found[1] += own
+    found[1] += product
+    found[2] += own
 
 
 @njit(**_CACHED)
-def products(
+def against(
     address: Any,
     wide: Any,
     relative: Any,
     reference: int,
     wide_reference: bool,
+    apart: bool,
     point: int,
     wide_point: bool,
     start: int,
@@ -247,7 +216,10 @@ def products(
     strip: int,
     total: Any,
 ) -> None:
-    """Add every row's product with a point, and its squared norm, to ``total``: two thirds of the work of `against`."""
+    """Add every row's squared distance from a point, its product with it, and its squared norm, to ``total``.
+
+    Without ``apart`` distances are left out, which is two thirds of the work.
+    """
     shifts = np.zeros((2, strip))
     line = np.zeros(strip)
     for at in range(start, stop, strip):
@@ -259,10 +231,16 @@ def products(
             shift = shifts[1 if relative[i] else 0]
             if wide[i]:
                 row = carray(_pointer(address[i]), (at + w,), float64)[at:]
-                _project(row, shift, line, total[i])
+                if apart:
+                    _measure(row, shift, line, total[i])
+                else:
+                    _project(row, shift, line, total[i])
             else:
                 narrow = carray(_pointer(address[i]), (at + w,), float32)[at:]
-                _project(narrow, shift, line, total[i])
+                if apart:
+                    _measure(narrow, shift, line, total[i])
+                else:
+                    _project(narrow, shift, line, total[i])
 
 
 @njit(fastmath=_FAST, inline="always")

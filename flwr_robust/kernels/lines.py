@@ -168,19 +168,19 @@ class Lines:
 
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (w,), product with it, and squared norm: float64 (n, 3)."""
-        return self._to_point(_kernels().against, 3, point)
+        return self._to_point(point, apart=True)
 
     def products(self, point: Tensor) -> Tensor:
         """Return every row's product with a point (w,), and its squared norm: float64 (n, 2)."""
-        return self._to_point(_kernels().products, 2, point)
+        return self._to_point(point, apart=False)[:, 1:]
 
-    def _to_point(self, kernel: Any, count: int, point: Tensor) -> Tensor:
+    def _to_point(self, point: Tensor, *, apart: bool) -> Tensor:
         if point.dtype not in _TYPES:
             point = point.to(torch.float64)
         held = point.contiguous()  # kept alive while its address is read
-        shape = len(self.address), count
         strip = max(64, min(self.width, _LONG))  # no copies of rows are held, so strips may be long
-        found = self._summed(kernel, shape, held.data_ptr(), held.dtype == torch.float64, strip=strip)
+        described = apart, held.data_ptr(), held.dtype == torch.float64
+        found = self._summed(_kernels().against, (len(self.address), 3), *described, strip=strip)
         return torch.from_numpy(found)
 
     def picked(self, rows: NDArray[np.int64]) -> Lines:
