@@ -17,11 +17,9 @@ import typer
 from rich.console import Console
 
 from experiments.battery import choose
-from experiments.claims import judge
 from experiments.diagnose import diagnose, diagnosis_notes, diagnosis_tables
 from experiments.document_plots import metric_curves
 from experiments.flower_run import FlowerRuns
-from experiments.groups import gather
 from experiments.page import write_page
 from experiments.paper import PAPERS, load_paper
 from experiments.plots import as_png
@@ -37,7 +35,7 @@ from experiments.red_report import (
     red_tables,
 )
 from experiments.red_team import Setting, read_red_team, red_team
-from experiments.report import conclude, summarise, tables, write_report
+from experiments.report import Rendered, conclude, render, tables, write_report
 from experiments.runner import ENGINES, make_folder, read_results, run_in_process_cell, run_study
 from experiments.study import STUDIES, Study, load_study
 from experiments.subject import maker
@@ -220,14 +218,15 @@ def reproduce(
         words = ["reproduce", paper, *(word for name in only or [] for word in ("--study", name))]
         words += ["--recorded"] if recorded else ["--engine", engine] if engine != "fast" else []
         command = _command(words, results, data, overrides)
+        rendered = {}
         for study in loaded.studies:
             console.rule(study.title, align="left")
             if documents[study.name]:
                 make_folder(shown / study.name)
-                _report(study, documents[study.name], shown, command)
+                rendered[study.name] = _report(study, documents[study.name], shown, command)
             else:
                 console.print("[yellow]no cell has been run yet[/yellow]")
-        page = write_page(loaded, documents, shown, command, ", ".join(overrides or []))
+        page = write_page(loaded, rendered, shown, command, ", ".join(overrides or []))
         console.print(f"page: {page}", soft_wrap=True)
     except FlwrRobustError as error:
         _fail(error)
@@ -246,22 +245,24 @@ def _command(words: Sequence[str], results: Path, data: str, overrides: list[str
     return shlex.join(words)
 
 
-def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str) -> None:
+def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str) -> Rendered:
     folder = results / study.name
     if not documents:
         raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
-    for section in summarise(study, documents):
+    rendered = render(study, documents, folder)
+    for section, _ in rendered.sections:
         for table in tables(study, section):
             console.print(table)
         if not study.claims and (sentence := conclude(study, section)):
             console.print(sentence, soft_wrap=False)
-    for verdict in judge(study, gather(study, documents)):
+    for verdict in rendered.verdicts:
         console.print(f"{verdict.text}: [bold]{verdict.word}[/bold]; {verdict.detail}")
     if len(documents) < len(study.cells):
         console.print(
             f"[yellow]{len(study.cells) - len(documents)} of {len(study.cells)} cells are not finished[/yellow]"
         )
-    console.print(f"report: {write_report(study, documents, folder, command)}", soft_wrap=True)
+    console.print(f"report: {write_report(rendered, command)}", soft_wrap=True)
+    return rendered
 
 
 @app.command()

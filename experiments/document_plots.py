@@ -23,13 +23,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.bands import band, named_lines
+from experiments.showing import REPETITION
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
 __all__ = ["metric_curves", "winners_heatmap"]
 
 Document = Mapping[str, Any]
-
-_REPETITION = "seed"
 
 # Metrics of a curve: what an axis calls them, and the factor they are shown by.
 _METRICS = {
@@ -134,7 +133,7 @@ def winners_heatmap(
     axis.set_xlabel(columns)
     axis.set_ylabel(rows)
     figure.colorbar(image, ax=axis, label=f"{take} {title}")
-    seeds = _labels(documents, _REPETITION) if _REPETITION in documents[0]["labels"] else []
+    seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
     note = f"best {contest} by its {'maximum over training' if take == 'best' else 'end'}" + (
         f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
     )
@@ -278,7 +277,7 @@ def _check_axes(documents: Sequence[Document], *axes: str) -> None:
     if len(set(axes)) < len(axes):
         raise ConfigurationError(f"plot: axes must differ; got {', '.join(axes)}")
     for axis in known:
-        if axis not in axes and axis != _REPETITION and len(labels := _labels(documents, axis)) > 1:
+        if axis not in axes and axis != REPETITION and len(labels := _labels(documents, axis)) > 1:
             raise ConfigurationError(
                 f"plot: results must not differ along axis {axis}, which the plot does not show; got "
                 f"{', '.join(labels)}: choose the results of one"

@@ -8,10 +8,8 @@ from typing import Any
 
 import jinja2
 
-from experiments.claims import judge
-from experiments.groups import gather
 from experiments.paper import Paper
-from experiments.report import sheets, summarise, write_images
+from experiments.report import Rendered, sheets
 from experiments.study import Study
 from flwr_robust.files import write_atomically
 
@@ -23,17 +21,15 @@ _PAGE = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=Tru
 _SETTING = ("task", "model", "clients", "rounds", "message", "batch-size")
 
 
-def write_page(
-    paper: Paper, documents: Mapping[str, Sequence[Mapping[str, Any]]], folder: Path, command: str, changed: str = ""
-) -> Path:
-    """Write ``<paper>.md``, with the plots of each study in a folder of the study's name beside it.
+def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, command: str, changed: str = "") -> Path:
+    """Write ``<paper>.md``, which shows the plots where they are.
 
     Parameters
     ----------
     paper : Paper
         The paper.
-    documents : mapping of str to sequence of mapping
-        Results by the name of the study.
+    rendered : mapping of str to Rendered
+        What was made of the studies that have results, by name, in folders below the page's.
     folder : Path
         Where the page goes.
     command : str
@@ -46,7 +42,7 @@ def write_page(
     Path
         The page.
     """
-    parts = [_part(study, documents[study.name], folder) for study in paper.studies]
+    parts = [_part(study, rendered.get(study.name), folder) for study in paper.studies]
     text = _PAGE.render(
         paper=paper,
         parts=parts,
@@ -61,21 +57,22 @@ def write_page(
     return path
 
 
-def _part(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -> dict[str, Any]:
-    sections = []
-    for number, section in enumerate(summarise(study, documents)):
-        images = [
-            {"alt": image.alt, "path": image.path.relative_to(folder).as_posix()}
-            for image in write_images(study, section, number, documents, folder / study.name)
-        ]
-        sections.append({"sheets": list(sheets(study, section)), "images": images})
+def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, Any]:
+    if rendered is None:
+        return {"study": study, "documents": (), "seconds": 0.0}
     return {
         "study": study,
-        "documents": documents,
-        "seconds": sum(d["seconds"] for d in documents),
-        "setting": _setting(documents),
-        "verdicts": judge(study, gather(study, documents)) if documents else [],
-        "sections": sections,
+        "documents": rendered.documents,
+        "seconds": sum(d["seconds"] for d in rendered.documents),
+        "setting": _setting(rendered.documents),
+        "verdicts": rendered.verdicts,
+        "sections": [
+            {
+                "sheets": list(sheets(study, section)),
+                "images": [{"alt": image.alt, "path": image.path.relative_to(folder).as_posix()} for image in images],
+            }
+            for section, images in rendered.sections
+        ],
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import jinja2
 from rich.table import Table
 
-from experiments.claims import judge
+from experiments.claims import Verdict, judge
 from experiments.groups import Group, gather, percent
 from experiments.plots import as_png, draw
 from experiments.study import Study
@@ -22,13 +22,14 @@ from flwr_robust.files import write_atomically
 
 __all__ = [
     "Image",
+    "Rendered",
     "Section",
     "Sheet",
     "conclude",
+    "render",
     "sheets",
     "summarise",
     "tables",
-    "write_images",
     "write_report",
 ]
 
@@ -297,36 +298,33 @@ class Image:
         return base64.b64encode(self.path.read_bytes()).decode()
 
 
-def write_images(
-    study: Study, section: Section, number: int, documents: Sequence[Mapping[str, Any]], folder: Path
-) -> list[Image]:
-    """Write the plots of a section as PNG files.
+@dataclass(frozen=True)
+class Rendered:
+    """What is made of a study's results once, for the terminal and for every page.
 
-    Parameters
+    Attributes
     ----------
     study : Study
         The study.
-    section : Section
-        One of its sections.
-    number : int
-        Its number, from 0.
     documents : sequence of mapping
-        The study's results.
+        Results of its finished cells.
     folder : Path
-        Where the files go; made when missing.
+        Where the plots are.
+    sections : tuple of (Section, tuple of Image)
+        The tables, each with its plots.
+    verdicts : tuple of Verdict
+        What the results say of the study's claims.
     """
-    own = [d for d in documents if section.labels.items() <= d["labels"].items()]
-    images = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, figure in draw(study, section.groups, own):
-        image = Image(folder / f"{kind}{f'-{number}' if number else ''}.png", f"{kind} {section.title}".strip())
-        write_atomically(image.path, partial(_put, as_png(figure)))
-        images.append(image)
-    return images
+
+    study: Study
+    documents: Sequence[Mapping[str, Any]]
+    folder: Path
+    sections: tuple[tuple[Section, tuple[Image, ...]], ...]
+    verdicts: tuple[Verdict, ...]
 
 
-def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path, command: str) -> Path:
-    """Write report.html, and its plots as PNG files beside it.
+def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -> Rendered:
+    """Put results into tables, write their plots as PNG files, and judge the study's claims.
 
     Parameters
     ----------
@@ -335,7 +333,28 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
     documents : sequence of mapping
         Results of its finished cells; at least one.
     folder : Path
-        Where the files go.
+        Where the files go; made when missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = []
+    for number, section in enumerate(summarise(study, documents)):
+        own = [d for d in documents if section.labels.items() <= d["labels"].items()]
+        images = []
+        for kind, figure in draw(study, section.groups, own):
+            image = Image(folder / f"{kind}{f'-{number}' if number else ''}.png", f"{kind} {section.title}".strip())
+            write_atomically(image.path, partial(_put, as_png(figure)))
+            images.append(image)
+        sections.append((section, tuple(images)))
+    return Rendered(study, documents, folder, tuple(sections), tuple(judge(study, gather(study, documents))))
+
+
+def write_report(rendered: Rendered, command: str) -> Path:
+    """Write report.html beside the plots.
+
+    Parameters
+    ----------
+    rendered : Rendered
+        What it shows.
     command : str
         What the user would type to get these results.
 
@@ -344,8 +363,9 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
     Path
         The HTML file.
     """
-    sections, summaries = [], summarise(study, documents)
-    for number, section in enumerate(summaries):
+    study, documents = rendered.study, rendered.documents
+    sections = []
+    for section, images in rendered.sections:
         bought = _sheet(
             study,
             section,
@@ -358,15 +378,15 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
                 "title": section.title,
                 "sentence": conclude(study, section),
                 "sheets": [*sheets(study, section), bought],
-                "images": write_images(study, section, number, documents, folder),
+                "images": images,
             }
         )
     last = max(documents, key=lambda d: str(d["finished"]))
     page = _PAGE.render(
         study=study,
-        verdicts=judge(study, gather(study, documents)),
+        verdicts=rendered.verdicts,
         sections=sections,
-        repetitions=max(len(group.values) for section in summaries for group in section.groups.values()),
+        repetitions=max(len(group.values) for section, _ in rendered.sections for group in section.groups.values()),
         command=command,
         finished=len(documents),
         total=len(study.cells),
@@ -375,7 +395,7 @@ def write_report(study: Study, documents: Sequence[Mapping[str, Any]], folder: P
         versions=last["versions"],
         documents=documents,
     )
-    path = folder / "report.html"
+    path = rendered.folder / "report.html"
     write_atomically(path, partial(_put, page.encode()))
     return path
 

@@ -194,7 +194,9 @@ def test_the_sentence_follows_the_numbers(small):
 def test_report_is_one_file_with_the_numbers(small, tmp_path):
     study = load_study(small)
     documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
-    page = report.write_report(study, documents[:-1], tmp_path, "python -m experiments run small").read_text()
+    page = report.write_report(
+        report.render(study, documents[:-1], tmp_path), "python -m experiments run small"
+    ).read_text()
     assert "75.0" in page
     assert "7 of 8 cells" in page
     assert page.count("data:image/png;base64,") == 2
@@ -226,11 +228,11 @@ def test_the_attack_s_success_has_a_table_where_it_is_defined(small, tmp_path):
     assert table.title == "success of the attack, %"
     assert list(table.columns[1].cells) == ["31.0 ± 1.4", "2.2 ± 1.4"]
     assert len(list(report.tables(study, report.summarise(study, without)[0]))) == 1
-    page = report.write_report(study, with_success[1:], tmp_path, "run").read_text()
+    page = report.write_report(report.render(study, with_success[1:], tmp_path), "run").read_text()
     assert "success of the attack, %" in page
     assert "31.0 ± 1.4" in page
     assert "32.0" in page  # the cell of the mean that has one seed only
-    page = report.write_report(study, without, tmp_path, "run").read_text()
+    page = report.write_report(report.render(study, without, tmp_path), "run").read_text()
     assert "success of the attack, %" not in page
 
 

@@ -246,7 +246,8 @@ def test_damaged_records_are_named(make, tmp_path):
 def test_a_page_holds_tables_claims_and_notes(make, tmp_path):
     study = make(f'{REPORTED}\n[[claims]]\ntext = "It falls | far"\ncontrasts = 10.0\nagainst = "none"\n')
     paper = Paper("p", "Title", "Somebody: Something.", "It claims.", (study,), {"": ("Whole.",), "study": ("Part.",)})
-    path = write_page(paper, {"study": measured(study)}, tmp_path, "python -m this")
+    rendered = report.render(study, measured(study), tmp_path / "study")
+    path = write_page(paper, {"study": rendered}, tmp_path, "python -m this")
     text = path.read_text()
     for words in ("# Title", "It falls \\| far", "| holds | 1 of 1 |", "| mean() | -1.5 | +10.0 |", "Whole.", "Part."):
         assert words in text, words
@@ -255,7 +256,7 @@ def test_a_page_holds_tables_claims_and_notes(make, tmp_path):
     assert all((tmp_path / image).read_bytes().startswith(b"\x89PNG") for image in images)
     assert "`python -m this` makes this page" in text
     assert "Set otherwise" not in text
-    empty = write_page(paper, {"study": []}, tmp_path, "this", "rounds=5").read_text()
+    empty = write_page(paper, {}, tmp_path, "this", "rounds=5").read_text()
     assert "**Set otherwise than the studies below say: rounds=5.**" in empty
     assert "No cell has been run yet." in empty
 
