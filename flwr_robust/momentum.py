@@ -1,9 +1,18 @@
-"""The momentum message as a pure step.
+"""Momentum as pure steps: the clients' message, and the server's.
+
+A client's message:
 
     m^t = (1 - alpha) m^(t-1) + alpha g^t,   m^0 = g^0
 
 alpha = 1 sends plain gradients. Algorithm 1 of Peng, Li, Vlaski, Ling, JMLR 26 (2025): every worker, poisoned or not,
 follows it honestly.
+
+The server's, after the rule, so that what one round lets through goes on acting in the next ones:
+
+    v^t = beta v^(t-1) + A^t,   v^0 = A^0,   x <- x +- eta v^t
+
+A^t: the rule's aggregate; beta = 0 is no momentum. FedAvgM of Hsu, Qi, Brown, arXiv:1909.06335 (2019), with Flower's
+convention: a constant aggregate is stepped along 1 / (1 - beta) times as far.
 """
 
 from __future__ import annotations
@@ -14,7 +23,7 @@ from torch import Tensor
 
 from flwr_robust.errors import check_number
 
-__all__ = ["check_alpha", "momentum_step"]
+__all__ = ["check_alpha", "heavy_ball", "momentum_step"]
 
 
 def check_alpha(alpha: float) -> None:
@@ -47,3 +56,28 @@ def momentum_step(previous: Sequence[Tensor] | None, gradient: Sequence[Tensor],
     if previous is None:
         return [g.clone() for g in gradient]
     return [(m * (1 - alpha)).add_(g * alpha) for m, g in zip(previous, gradient, strict=True)]
+
+
+def heavy_ball(previous: Tensor | None, aggregate: Tensor, beta: float) -> Tensor:
+    """Return the server's next velocity; neither argument is changed.
+
+    Parameters
+    ----------
+    previous : Tensor (d,), or None
+        The last velocity; None before the first step.
+    aggregate : Tensor (d,)
+        What the rule made of the round.
+    beta : float
+        Weight of the last velocity, in [0, 1).
+
+    Returns
+    -------
+    Tensor (d,)
+
+    Examples
+    --------
+    >>> import torch
+    >>> heavy_ball(torch.tensor([1.0]), torch.tensor([3.0]), 0.5)
+    tensor([3.5000])
+    """
+    return aggregate.clone() if previous is None else (previous * beta).add_(aggregate)

@@ -19,6 +19,7 @@ from torch import Tensor
 from flwr_robust.attack import ClientView, DataAttack
 from flwr_robust.config import RunConfig
 from flwr_robust.errors import InfeasibleError
+from flwr_robust.momentum import heavy_ball
 from flwr_robust.rows import Rows
 from flwr_robust.rule import Aggregate, Outcome, Rule, State
 from flwr_robust.seeds import derive_each, numpy_generator, torch_generator
@@ -37,6 +38,8 @@ __all__ = [
 ]
 
 A = TypeVar("A", Tensor, NDArray[Any])
+
+_VELOCITY = "server.velocity"  # the server's momentum, beside what the rule remembers
 
 
 # -- clients ------------------------------------------------------------------------------------------
@@ -149,17 +152,32 @@ class Settled:
     result : Aggregate or None
         What the rule returned, if it ran to its end.
     state : State
-        The rule's next state.
+        The rule's next state, and the server's velocity.
+    direction : Tensor (d,), float64, or None
+        What the server steps along; None if the round was infeasible.
     """
 
     outcome: Outcome
     sentence: str
     result: Aggregate | None
     state: State
+    direction: Tensor | None = None
 
 
-def settle(rule: Rule, rows: Rows, state: State) -> Settled:
-    """Aggregate a round's rows; never raises for what they hold."""
+def settle(rule: Rule, rows: Rows, state: State, momentum: float = 0.0) -> Settled:
+    """Aggregate a round's rows; never raises for what they hold.
+
+    Parameters
+    ----------
+    rule : Rule
+        The rule.
+    rows : Rows
+        What clients have sent.
+    state : State
+        As returned for the last round; the rule's initial one before the first.
+    momentum : float
+        The server's, in [0, 1); see `heavy_ball`.
+    """
     try:
         result, following = rule(rows, state)
     except InfeasibleError as error:
@@ -168,7 +186,11 @@ def settle(rule: Rule, rows: Rows, state: State) -> Settled:
         return Settled(Outcome.INFEASIBLE, f"{rule.name} kept no reply", result, state)
     if not _finite(result.value):  # no known rows do this; the model must not pay
         return Settled(Outcome.INFEASIBLE, f"{rule.name} gave a value that is not finite", result, state)
-    return Settled(result.outcome, "", result, following)
+    direction = result.value
+    if momentum:  # rows' squared norms are finite, so no sum of their aggregates comes near to overflowing
+        direction = heavy_ball(state.get(_VELOCITY), direction, momentum)
+        following = {**following, _VELOCITY: direction}
+    return Settled(result.outcome, "", result, following, direction)
 
 
 def _finite(value: Tensor) -> bool:

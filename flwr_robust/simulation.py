@@ -297,12 +297,12 @@ class _Run:
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
             rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
-        settled = None if rows is None else settle(config.rule, rows, self._state)
+        settled = None if rows is None else settle(config.rule, rows, self._state, config.server_momentum)
         result = None if settled is None else settled.result
         if settled is not None:
             self._state = settled.state
-            if result is not None and settled.outcome is not Outcome.INFEASIBLE:
-                step = server_step(config.message, config.server_learning_rate, result.value)
+            if settled.direction is not None:
+                step = server_step(config.message, config.server_learning_rate, settled.direction)
                 self.flat[:] = moved(self.flat, step)
         if kept and attacked.places:
             messages[attacked.places] = attacked.honest

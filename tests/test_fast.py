@@ -32,6 +32,12 @@ CASES = {
     "cnn": {"model": "cnn", "rounds": 3, "batch_size": 6, "clients": 4, "defence": "trimmed_mean(f=1)"},
     "decay": {"weight_decay": 0.01, "alpha": 0.5, "defence": "geometric_median(f=2)"},
     "gradient": {"message": "gradient", "defence": "centered_clipping(tau=0.3)", "batching": "consecutive"},
+    "the server's momentum": {
+        "message": "gradient",
+        "server_momentum": 0.9,
+        "defence": "krum(f=2)",
+        "fraction_train": 0.7,
+    },
     "foolsgold": {"message": "gradient", "model": "mlp", "defence": "foolsgold()", "clients": 5, "batch_size": 7},
     "static flip": {"attack": "label_flip(p=0.5)", "attackers": 2, "defence": "trimmed_mean(f=2)"},
     "batch flip": {"attack": "label_flip(p=0.5, per='batch')", "attackers": 2, "defence": "krum(f=2)"},

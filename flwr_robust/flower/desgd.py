@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Unpack
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
@@ -24,7 +23,7 @@ from flwr_robust.flower.records import encode_record
 from flwr_robust.flower.strategy import FedAvgOptions, RobustStrategy
 from flwr_robust.momentum import check_alpha
 from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Rule, State, as_rule
+from flwr_robust.rule import Rule, State, as_rule
 
 __all__ = ["DeSGD", "DeSGDOptions"]
 
@@ -168,8 +167,7 @@ class DeSGD(RobustStrategy):
         )
         self.state, arrays = settled.state, sent.record
         if settled.direction is not None:
-            step = Aggregate(settled.direction, torch.empty(0))
-            arrays = encode_record(self._step(sent, judged.admitted, step))
+            arrays = encode_record(self._step(sent, judged.admitted, settled.direction))
         only = rows[sent.classes[0]] if len(rows) == 1 else None
         return self.guard.close_training(
             judged,

@@ -7,6 +7,8 @@ sent, aggregated by the rule, and the model is stepped,
     x <- x + server_learning_rate * A({delta_i})      message "delta"
     x <- x - server_learning_rate * A({g_i})          messages "gradient" and "momentum"
 
+With a ``server_momentum`` the step is along a velocity instead, v <- server_momentum * v + A (`heavy_ball`).
+
 Arrays that are not learnt have a policy of their own. Integers and booleans (BatchNorm's num_batches_tracked) and
 BatchNorm's running_mean and running_var take the coordinate-wise median of the admitted replies (the lower one for
 integers; it is never averaged, so the type stays) with "parameters"; the sent value plus the median change with
@@ -37,7 +39,7 @@ from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.records import as_tensor, encode_record
 from flwr_robust.rounds import moved, server_step, settle
 from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Aggregate, Outcome, Rule, State, as_rule
+from flwr_robust.rule import Outcome, Rule, State, as_rule
 
 __all__ = ["FedAvgOptions", "Options", "RobustStrategy"]
 
@@ -66,6 +68,7 @@ class Options(FedAvgOptions, total=False):
 
     message: str
     server_learning_rate: float
+    server_momentum: float
     buffers: str
     seed: int
     trusted_fn: TrustedFunction | None
@@ -91,6 +94,9 @@ class RobustStrategy(Guarding, FedAvg):
         ``momentum``.
     server_learning_rate : float
         Length of the server's step, > 0; 1 takes the aggregate as it is.
+    server_momentum : float
+        Weight of the server's last step in the next one, in [0, 1); as in Flower's FedAvgM, so that with a constant
+        aggregate steps come to be 1 / (1 - server_momentum) times as long. What a round lets through goes on acting.
     buffers : str
         ``median`` or ``keep``: what becomes of arrays that are not learnt.
     seed : int
@@ -126,7 +132,7 @@ class RobustStrategy(Guarding, FedAvg):
     guard : Guard
         Judges replies and keeps the records.
     state : State
-        The rule's state.
+        The rule's state, and the server's velocity.
 
     Raises
     ------
@@ -146,6 +152,7 @@ class RobustStrategy(Guarding, FedAvg):
         *,
         message: str = "parameters",
         server_learning_rate: float = 1.0,
+        server_momentum: float = 0.0,
         buffers: str = "median",
         seed: int = 0,
         trusted_fn: TrustedFunction | None = None,
@@ -162,6 +169,7 @@ class RobustStrategy(Guarding, FedAvg):
         owner = "strategy"
         check_choice(owner, "message", message, MESSAGES)
         check_number(owner, "server_learning_rate", server_learning_rate, above=0)
+        check_number(owner, "server_momentum", server_momentum, minimum=0, below=1)
         check_choice(owner, "buffers", buffers, ("median", "keep"))
         self.rule = as_rule(rule)
         least = max(2, _least(self.rule))
@@ -174,6 +182,7 @@ class RobustStrategy(Guarding, FedAvg):
         super().__init__(**options)
         self.message = message
         self.server_learning_rate = server_learning_rate
+        self.server_momentum = server_momentum
         self.buffers = buffers
         self.trusted_fn = trusted_fn
         if self.rule.needs_trust and trusted_fn is None:
@@ -196,7 +205,8 @@ class RobustStrategy(Guarding, FedAvg):
         """Log the defence, then FedAvg's settings."""
         log.info("\t├──> Defence: %s", self.rule)
         log.info("\t│\t├── Messages: %s", self.message)
-        log.info("\t│\t└── Server learning rate: %g", self.server_learning_rate)
+        log.info("\t│\t├── Server learning rate: %g", self.server_learning_rate)
+        log.info("\t│\t└── Server momentum: %g", self.server_momentum)
         super().summary()
 
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
@@ -208,11 +218,11 @@ class RobustStrategy(Guarding, FedAvg):
         return {**super().settings(), "defence": str(self.rule)}
 
     def memory(self) -> Mapping[str, Any]:
-        """Return the rule's state."""
+        """Return the rule's state, and the server's velocity."""
         return self.state
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Restore the rule's state."""
+        """Restore the rule's state, and the server's velocity."""
         self.state = dict(memory)
 
     def state_of(self, kind: int | None = None) -> State:
@@ -286,10 +296,10 @@ class RobustStrategy(Guarding, FedAvg):
         arrays, outcome, sentence, rows, result = judged.model.record, Outcome.INFEASIBLE, NOBODY, None, None
         if judged.admitted:
             rows = self._rows(judged, judged.model)
-            settled = settle(self.rule, rows, self.state)
+            settled = settle(self.rule, rows, self.state, self.server_momentum)
             outcome, sentence, result, self.state = settled.outcome, settled.sentence, settled.result, settled.state
-            if result is not None and outcome is not Outcome.INFEASIBLE:
-                arrays = encode_record(self._step(judged.model, judged.admitted, result))
+            if settled.direction is not None:
+                arrays = encode_record(self._step(judged.model, judged.admitted, settled.direction))
         metrics = self.guard.metrics(judged, self.train_metrics_aggr_fn)
         return self.guard.close_training(
             judged, outcome, sentence, arrays, metrics, rows=rows, aggregate=result, state=self.state
@@ -332,8 +342,8 @@ class RobustStrategy(Guarding, FedAvg):
         parts = [arrays[i].astype(np.float64) - start * models[i].astype(np.float64) for i in sent.learnt]
         return torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
 
-    def _step(self, sent: SentModel, admitted: Sequence[Admitted], result: Aggregate) -> dict[str, NDArray[Any]]:
-        step = server_step(self.message, self.server_learning_rate, result.value)
+    def _step(self, sent: SentModel, admitted: Sequence[Admitted], direction: torch.Tensor) -> dict[str, NDArray[Any]]:
+        step = server_step(self.message, self.server_learning_rate, direction)
         learnt, offset = set(sent.learnt), 0
         arrays: dict[str, NDArray[Any]] = {}
         for index, (name, model) in enumerate(sent.arrays.items()):
