@@ -142,7 +142,7 @@ class _Exchange:
         weights = tuple(self._aggregate.weights.tolist())
         self._record = RoundRecord(1, nodes, nodes, tuple(range(_CLIENTS)), (), Outcome.OK, "", weights)
         self._audit = Audit(folder)
-        self._audit.run_started(Opening(strategy.guard, "Mean", "mean()", {}, self._sent.record))
+        self._audit.run_started(Opening(strategy.guard, "Mean", "mean()", {}, self._sent.record, grid, 60.0))
         self._audit.round_configured(1, "train", nodes, (), self._sent.record)
         self._last, self._next = self._sent.record, ArrayRecord()
 

@@ -39,4 +39,4 @@ def client_fn(context: Context) -> NumPyClient:
     return kind(config, client, context.state)
 
 
-app = serve(client_fn)
+app = serve(client_fn, hand_over_state=True)

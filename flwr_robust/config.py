@@ -103,6 +103,9 @@ class RunConfig:
         With class_momentum: how many classes a round asks for.
     server_learning_rate : float
         Multiplies the aggregated update; the step size for gradients and momenta.
+    server_momentum : float
+        Weight of the server's last step in the next one, in [0, 1); see `flwr_robust.momentum`. Not with
+        class_momentum, whose buffer is the server's memory.
     local_steps : int
         With delta and parameters: steps of a client per round.
     local_learning_rate : float
@@ -152,8 +155,8 @@ class RunConfig:
     checkpoint_every : int
         Rounds between checkpoints.
     resume : bool
-        Go on from the latest checkpoint in ``audit``, if there is one. Clients' momenta and personal parameters, and
-        what an attack on messages remembers, are not in it.
+        Go on from the latest checkpoint in ``audit``, if there is one. It holds the clients' momenta and personal
+        parameters, and what an attack remembers, too: the run is the one that never stopped.
     """
 
     task: str = "digits"
@@ -175,6 +178,7 @@ class RunConfig:
     schedule: str = "cyclic"
     classes_per_round: int = 1
     server_learning_rate: float = 0.1
+    server_momentum: float = 0.0
     local_steps: int = 1
     local_learning_rate: float = 0.1
     tail_averaging: bool = False
@@ -249,12 +253,18 @@ class RunConfig:
         if self.resume and not self.audit:
             raise ConfigurationError(f"{owner}: resume needs the run's folder; got audit='': name it")
         check_number(owner, "server-learning-rate", self.server_learning_rate, above=0)
+        check_number(owner, "server-momentum", self.server_momentum, minimum=0, below=1)
         check_number(owner, "local-learning-rate", self.local_learning_rate, above=0)
         check_number(owner, "weight-decay", self.weight_decay, minimum=0)
         check_number(owner, "fraction-train", self.fraction_train, above=0, maximum=1)
         check_alpha(self.alpha)
         check_choice(owner, "message", self.message, (*MESSAGES, CLASS_MOMENTUM))
         check_desgd(owner, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
+        if self.server_momentum and self.message == CLASS_MOMENTUM:
+            raise ConfigurationError(
+                f"{owner}: with message='{CLASS_MOMENTUM}' the server's memory is its buffer; got "
+                f"server-momentum={self.server_momentum:g}: set server-momentum=0, or another message"
+            )
         check_choice(owner, "batching", self.batching, ("random", "consecutive"))
         check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
         check_choice(owner, "on-infeasible", self.on_infeasible, ("keep", "stop"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from pathlib import Path
@@ -26,8 +25,6 @@ from flwr_robust.results import RoundResult, document, evaluator, write
 from server.evaluation import asking
 
 __all__ = ["app", "main"]
-
-log = logging.getLogger("flwr")
 
 _GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
@@ -117,7 +114,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "audit": _audit(config),
     }
     if config.message != CLASS_MOMENTUM:
-        return RobustStrategy(config.rule, message=config.message, **options)
+        return RobustStrategy(config.rule, message=config.message, server_momentum=config.server_momentum, **options)
     return DeSGD(
         config.rule,
         classes=config.data_set.classes,
@@ -133,19 +130,11 @@ def _audit(config: RunConfig) -> Audit | None:
     """Return where the run goes on record, if it does."""
     if not config.audit:
         return None
-    remembers = (
-        config.message.endswith("momentum")
-        or config.personal
-        or isinstance(config.attack_object, MessageAttack | Fault)
-    )
-    if config.resume and remembers:
-        log.warning(
-            "resume: clients' momenta and personal parameters, and what an attack on messages remembers, begin anew"
-        )
     return Audit(
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
+        client_states=config.message.endswith("momentum") or bool(config.personal),
         measured=_label_distance(config),
         config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )

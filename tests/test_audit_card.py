@@ -72,7 +72,8 @@ def test_a_card_states_what_the_log_says(tmp_path):
 def test_what_nobody_said_is_not_stated(tmp_path):
     card = valid(make_card(minimal(tmp_path)))
     stated = {key for part in ("claim", "deployment") for key, fact in card[part].items() if fact != NOT_STATED}
-    assert stated == {"refusals", "quarantined", "evidence"}  # of which the log says that there were none
+    # Of these the log says that there were none.
+    assert stated == {"refusals", "quarantined", "evidence", "abstentions"}
     assert card["limits"]["rule"] == []
     assert card["run"]["outcome"] == "not ended"
     for path in write_card(tmp_path, html=True):

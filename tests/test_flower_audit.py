@@ -40,6 +40,7 @@ from flwr_robust.audit.run import log_file
 from flwr_robust.config import RunConfig
 from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError
 from flwr_robust.flower import (
+    AdversarialGrid,
     Audit,
     CenteredClipping,
     Guarded,
@@ -587,26 +588,59 @@ def test_without_observers_nothing_is_gathered(monkeypatch):
 # -- the apps -----------------------------------------------------------------------------------------
 
 
-def test_the_apps_resume_too(tmp_path):
-    keys = {
-        "message": "parameters",
-        "defence": "centered_clipping(tau=0.05)",
-        "attack": "label_flip()",
+IN_THE_APPS = {"fraction_train": 0.5, "evaluate_every": 1, "defence": "centered_clipping(tau=0.05)"}
+
+# What is kept where: by the rule, the server, the clients, and attacks.
+REMEMBERED = {
+    "parameters": {"message": "parameters", "server_learning_rate": 1.0, "attack": "label_flip()", "attackers": 2},
+    "momenta": {"message": "momentum", "attack": "label_flip(scale=2.0)", "attackers": 2, "attack_start": 2},
+    "the server's momentum": {"message": "gradient", "server_momentum": 0.5, "server_learning_rate": 0.05},
+    "class-wise momenta": {
+        "message": "class_momentum",
+        "partition": "k_classes(k=3, others=2)",
+        "clients": 22,
         "attackers": 2,
-        "fraction_train": 0.5,
-        "server_learning_rate": 1.0,
-        "evaluate_every": 1,
-    }
-    folder = str(tmp_path / "run")
-    apps.run(tmp_path, rounds=2, audit=folder, checkpoint_every=2, **keys)
-    found, model = apps.run(tmp_path, rounds=4, audit=folder, resume=True, **keys)
-    expected, whole = apps.run(tmp_path, rounds=4, **keys)
+        "attack": "mimic(warmup=3)",
+        "defence": "trimmed_mean(f=2)",
+        "fraction_train": 0.9,
+    },
+    "personal heads": {"message": "delta", "model": "mlp", "personal": "head.*", "local_steps": 2},
+    "mimic": {"message": "momentum", "attack": "mimic(warmup=3)", "attackers": 2},
+    "stale": {"message": "gradient", "attack": "stale(rounds=2)", "attackers": 2},
+    "delay": {"message": "delta", "attack": "delay(rounds=2)", "attackers": 2},
+    "a search against the rule": {
+        "message": "momentum",
+        "attack": "tailored(epsilon='search')",
+        "knowledge": "defence",
+        "attackers": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_the_apps_resume_too(name, tmp_path):
+    folder, keys = str(tmp_path / "run"), {**IN_THE_APPS, **REMEMBERED[name]}
+    apps.run(tmp_path, rounds=3, audit=folder, checkpoint_every=3, **keys)
+    found, model = apps.run(tmp_path, rounds=6, audit=folder, resume=True, **keys)
+    expected, whole = apps.run(tmp_path, rounds=6, **keys)
     times = ("seconds", "median_round_seconds")
     assert {k: v for k, v in found.items() if k not in times} == {k: v for k, v in expected.items() if k not in times}
     assert same_bits(model, whole)
     assert verify(log_file(folder)).intact
-    with pytest.raises(CheckpointError, match=r"alpha was 0\.1 and is 0\.2"):
-        apps.run(tmp_path, rounds=4, audit=folder, resume=True, alpha=0.2, **keys)
+    with pytest.raises(CheckpointError, match=r"batch-size was 32 and is 16"):
+        apps.run(tmp_path, rounds=7, audit=folder, resume=True, batch_size=16, **keys)
+
+
+@pytest.mark.parametrize("name", ["momenta", "class-wise momenta", "personal heads", "mimic", "stale", "delay"])
+def test_the_model_and_the_rule_alone_would_not_do(name, tmp_path, monkeypatch):
+    """What clients and attacks keep matters: without it the resumed run is another one."""
+    folder, keys = str(tmp_path / "run"), {**IN_THE_APPS, **REMEMBERED[name]}
+    apps.run(tmp_path, rounds=3, audit=folder, **keys)
+    monkeypatch.setattr("flwr_robust.flower.audit.restore", lambda *arguments: {})
+    monkeypatch.setattr(AdversarialGrid, "recall", lambda self, memory: None)
+    _, model = apps.run(tmp_path, rounds=6, audit=folder, resume=True, **keys)
+    _, whole = apps.run(tmp_path, rounds=6, **keys)
+    assert not same_bits(model, whole)
 
 
 def test_a_resumed_run_needs_its_folder():

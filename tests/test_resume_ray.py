@@ -14,11 +14,9 @@ from flwr_robust.audit.run import checkpoint_folder, log_file
 from flwr_robust.config import RunConfig
 from tests.runs import run
 
-# Clients that keep nothing for themselves, a rule that does, a sample per round, and one node that is put away.
+# Clients and a rule that remember, a sample per round, and one node that is put away.
 KEYS = {
-    "message": "delta",
-    "local_steps": 2,
-    "server_learning_rate": 1.0,
+    "message": "momentum",
     "defence": "centered_clipping(tau=0.05)",
     "attack": "nan()",
     "attackers": 1,
@@ -39,12 +37,29 @@ def events(folder, kind):
     return [record.event for record in read_log(log_file(folder)) if isinstance(record.event, kind)]
 
 
+# Personal heads, and an attack on messages that remembers.
+ALSO_KEPT = {
+    "message": "delta",
+    "model": "mlp",
+    "personal": "head.*",
+    "local_steps": 2,
+    "attack": "mimic(warmup=3)",
+    "attackers": 1,
+    "defence": "median()",
+    "clients": 4,
+    "evaluate_every": 1,
+}
+
+
 @pytest.mark.ray
 def test_two_rounds_and_two_are_four_on_ray(tmp_path):
-    folder = tmp_path / "run"
+    folder, other = tmp_path / "run", tmp_path / "other"
     with FlowerRuns() as flower:
         flower.run(RunConfig(**KEYS, rounds=2, audit=str(folder)))
         resumed = flower.run(RunConfig(**KEYS, rounds=4, audit=str(folder), resume=True))
+        flower.run(RunConfig(**ALSO_KEPT, rounds=2, audit=str(other)))
+        also = flower.run(RunConfig(**ALSO_KEPT, rounds=4, audit=str(other), resume=True))
+    assert same(also, run(tmp_path, **ALSO_KEPT, rounds=4)[0])
     whole, _ = run(tmp_path, **KEYS, rounds=4)
     assert same(resumed, whole)
     assert verify(log_file(folder)).intact

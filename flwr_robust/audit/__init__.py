@@ -10,6 +10,8 @@ from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
     Aggregated,
     CheckpointWritten,
+    ClientStatesKept,
+    ClientStatesRestored,
     Evaluated,
     Event,
     LogReopened,
@@ -36,6 +38,8 @@ __all__ = [
     "AuditedRun",
     "CheckpointStore",
     "CheckpointWritten",
+    "ClientStatesKept",
+    "ClientStatesRestored",
     "Evaluated",
     "Event",
     "Fault",

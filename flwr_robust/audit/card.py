@@ -22,11 +22,13 @@ from flwr_robust.audit.events import (
     STATEMENTS,
     Aggregated,
     CheckpointWritten,
+    ClientStatesKept,
     Evaluated,
     Event,
     Measured,
     Quarantined,
     RedTeamed,
+    ReplyAbstained,
     ReplyAdmitted,
     ReplyRefused,
     Resumed,
@@ -177,8 +179,10 @@ def _claim(
 ) -> dict[str, Fact]:
     asked = [event for event in _of(records, RoundConfigured) if event.phase == "train"]
     answering = Counter(event.round for event in _of(records, ReplyAdmitted) if event.phase == "train")
+    abstained = Counter(event.round for event in _of(records, ReplyAbstained))
     sizes = [len(event.asked) for event in asked]
-    f = None if rule is None or not sizes else rule.declared(min(sizes))
+    voting = min((len(event.asked) - abstained[event.round] for event in asked), default=0)
+    f = None if rule is None or voting == 0 else rule.declared(voting)
     evaluated = _of(records, Evaluated)
     config = start.config
     attack = config.get("attack")
@@ -189,7 +193,13 @@ def _claim(
         if sizes
         else _NOT_STATED,
         "declared_f": _NOT_STATED if f is None else _fact(f, "rule"),
-        "declared_fraction": _NOT_STATED if f is None else _fact(f / min(sizes), "rule"),
+        "declared_fraction": _NOT_STATED if f is None else _fact(f / voting, "rule"),
+        "abstentions": _fact(sum(abstained.values()), "log"),
+        "aggregation": _configured(
+            config,
+            *("message", "server-learning-rate", "server-momentum", "buffers"),
+            *("classes", "classes-per-round", "schedule", "gamma", "alpha"),
+        ),
         "sampling": _first(
             _stated(stated, "sampling"),
             _configured(config, "fraction-train", "clients", "seed"),
@@ -235,7 +245,7 @@ def _deployment(
 ) -> dict[str, Fact]:
     bounds = [str(part) for part in ([] if rule is None else _parts(rule)) if part.name in _BOUNDING]
     refused = Counter(event.reason for event in _of(everything, ReplyRefused))
-    kept = len(_of(everything, UpdateKept))
+    kept, handed = len(_of(everything, UpdateKept)), _of(everything, ClientStatesKept)
     return {
         "authentication": _stated(stated, "authentication"),
         "tls": _stated(stated, "tls"),
@@ -251,6 +261,7 @@ def _deployment(
                 **evidence,
                 "checkpoints_written": len(_of(everything, CheckpointWritten)),
                 "raw_updates": f"{kept} kept" if start.keeps_updates else "not kept",
+                "client_states": f"of {handed[-1].clients} clients, in checkpoints" if handed else "not kept",
             },
             "log",
         ),

@@ -22,6 +22,8 @@ __all__ = [
     "STATEMENTS",
     "Aggregated",
     "CheckpointWritten",
+    "ClientStatesKept",
+    "ClientStatesRestored",
     "Evaluated",
     "Event",
     "LogReopened",
@@ -398,6 +400,44 @@ class CheckpointWritten(Event, kind="checkpoint_written"):
     round: int
     folder: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class ClientStatesKept(Event, kind="client_states_kept"):
+    """Clients handed over what they keep from round to round, for a checkpoint that is about to be written.
+
+    Attributes
+    ----------
+    round : int
+        The checkpoint's round.
+    clients : int
+        How many did.
+    missing : mapping
+        Why the others did not, by node.
+    """
+
+    round: int
+    clients: int
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClientStatesRestored(Event, kind="client_states_restored"):
+    """Clients were given back what they had handed over, before the run goes on.
+
+    Attributes
+    ----------
+    round : int
+        The checkpoint's round.
+    clients : int
+        How many were.
+    missing : mapping
+        Why the others begin anew, by node.
+    """
+
+    round: int
+    clients: int
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

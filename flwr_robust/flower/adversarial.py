@@ -151,7 +151,7 @@ class AdversarialGrid(Grid):
     history : list of AttackRecord
         One record per round of the attack.
     state : State
-        The attack's state, or those of a fault's nodes, keys prefixed by position; may be set to go on from a file.
+        The attack's state, or those of a fault's nodes, keys prefixed by position. A strategy's checkpoints hold it.
     partitions : dict of int to int
         The partition of each node, as far as it is known: its position. It is learnt from a reply that holds the metric
         ``partition-id``, or set beforehand; other nodes have their place in the order of node ids.
@@ -252,6 +252,24 @@ class AdversarialGrid(Grid):
     def state(self, state: State) -> None:
         self._adversary.state = state
 
+    def memory(self) -> dict[str, Any]:
+        """Return what lasts from round to round, for checkpoints; see `Progress.memory`."""
+        return {
+            "state": self.state,
+            "rule_state": self._rule_state,
+            "follow": self._follow,
+            "counted": self._counted,
+            "learnt": self._learnt,
+            "history": [dataclasses.astuple(record) for record in self.history],
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Restore what `memory` returned."""
+        self.state = dict(memory["state"])
+        self._rule_state = dict(memory["rule_state"])
+        self._follow, self._counted, self._learnt = memory["follow"], memory["counted"], memory["learnt"]
+        self.history = [AttackRecord(*each) for each in memory["history"]]
+
     # -- what a Grid does -------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
@@ -333,7 +351,7 @@ class AdversarialGrid(Grid):
         first = next((message for message in messages if _trains(message)), None)
         if self._nodes or first is None:
             return
-        if isinstance(self.attack, MessageAttack):
+        if isinstance(self.attack, MessageAttack) and not self._learnt:
             # The first model's types count: Flower's built-ins turn integers into floats later on.
             self._learnt = tuple(learnt(_model_in(first)))
             if not self._learnt:

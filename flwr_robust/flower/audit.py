@@ -2,11 +2,12 @@
 
 A checkpoint holds all that the server needs to go on as if it had never stopped: the model, the rule's state or what
 the guarded strategy keeps, partitions, refusals, records, metrics, and what nodes are sent in configs. What clients
-keep for themselves, momenta in their Context say, is theirs: under Flower it outlives the server only if the nodes do.
+keep for themselves, momenta in their Context say, it holds where they are asked for it (``client_states``).
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from flwr.serverapp.strategy import Result
 from flwr_robust.audit import (
     Aggregated,
     AuditedRun,
+    ClientStatesKept,
+    ClientStatesRestored,
     Evaluated,
     Event,
     Measured,
@@ -37,12 +40,15 @@ from flwr_robust.audit.events import STATEMENTS
 from flwr_robust.audit.log import LEAST_KEY
 from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError, UnknownNameError, check_integer
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
-from flwr_robust.flower.guard import Aggregation, Guard, Observer, Opening, Progress, RoundRecord, Scalar
+from flwr_robust.flower.client_states import ClientStates, collect, restore
+from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.flower.memory import freeze, storable, thaw
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.rule import Outcome
 
 __all__ = ["Audit", "observing"]
+
+log = logging.getLogger("flwr")
 
 _METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
@@ -72,6 +78,10 @@ class Audit(Observer):
         What only the operator knows, for the robustness card; see `flwr_robust.audit.events.STATEMENTS`.
     measured : sequence of Measured
         What was measured before the run and belongs to its record, such as how much the clients' labels differ.
+    client_states : bool
+        Whether checkpoints hold what clients keep in their Context, which they are asked for at every checkpoint and
+        given back when the run is resumed; `serve` answers, where the app says so. Otherwise momenta, and what else
+        is theirs, begin anew, unless the nodes outlive the server.
     hash_updates, keep_updates : bool
         Whether to put the hash of every update on record, and to keep the updates themselves.
     key : bytes, optional
@@ -101,6 +111,7 @@ class Audit(Observer):
         may_differ: Collection[str] = ("rounds",),
         statements: Mapping[str, str] | None = None,
         measured: Sequence[Measured] = (),
+        client_states: bool = False,
         hash_updates: bool = False,
         keep_updates: bool = False,
         key: bytes | None = None,
@@ -109,6 +120,7 @@ class Audit(Observer):
         _check_arguments(folder, every, keep, resume, config, statements, key)
         self.folder = Path(folder)
         self._config, self._measured = dict(config or {}), tuple(measured)
+        self._client_states = client_states
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
         self._options: dict[str, Any] = {
             "every": every,
@@ -121,7 +133,7 @@ class Audit(Observer):
             "sync": sync,
         }
         self._run: AuditedRun | None = None
-        self._guard: Guard | None = None
+        self._opening: Opening | None = None
         self._round = 0
         self._resting: int | None = None  # the round that a run goes on from, until the next one begins
         self._waiting: list[Event] = []
@@ -141,7 +153,7 @@ class Audit(Observer):
         """
         config = {**opening.config, **self._config}
         self._run = AuditedRun(self.folder, config, rule=opening.rule, strategy=opening.strategy, **self._options)
-        self._guard, snapshot = opening.guard, self._run.snapshot
+        self._opening, snapshot = opening, self._run.snapshot
         self._resting = 0 if snapshot is None else snapshot.round
         if self._run.log.lines == 1:  # it has just begun
             self._run.record(*self._measured)
@@ -149,14 +161,36 @@ class Audit(Observer):
             return None
         self._round = snapshot.round
         _check_arrays(snapshot, opening.arrays)
+        if "clients" in snapshot.values:
+            self._restore(ClientStates(*thaw(snapshot.values["clients"], snapshot.states["arrays"])), opening)
         return _progress(snapshot)
+
+    def _restore(self, states: ClientStates, opening: Opening) -> None:
+        """Give clients back what they had handed over, and put that on record."""
+        missing = restore(opening.grid, states, opening.guard.partitions, opening.timeout)
+        held = len(states.partitions) + len(states.nodes)
+        self._opened().record(ClientStatesRestored(self._round, held, _by_node(missing)))
+        if missing:
+            log.warning("resume: what clients keep begins anew on %s: %s", *_summary(missing))
+
+    def _collect(self, progress: Progress) -> ClientStates:
+        """Ask clients for what they keep, and put on record who handed it over."""
+        assert self._opening is not None
+        length = sum(len(array.data) for array in progress.result.arrays.values())
+        states = collect(self._opening.grid, progress.partitions, self._opening.timeout, length)
+        held = len(states.partitions) + len(states.nodes)
+        self._waiting.append(ClientStatesKept(progress.round, held, _by_node(states.missing)))
+        if states.missing:
+            log.warning("checkpoint: what clients keep is not in it of %s: %s", *_summary(states.missing))
+        return states
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
         """Write a checkpoint, if it is due."""
         run = self._opened()
         if last or progress.round % run.every == 0:
+            states = self._collect(progress) if self._client_states else None
             self._flush()
-            run.checkpoint(_snapshot(progress, run.config), force=True)
+            run.checkpoint(_snapshot(progress, run.config, states), force=True)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
         """Put the end on record, and close the log."""
@@ -187,7 +221,7 @@ class Audit(Observer):
         return self._hashed[1]
 
     def _partition(self, node: int) -> int | None:
-        return None if self._guard is None else self._guard.partitions.get(node)
+        return None if self._opening is None else self._opening.guard.partitions.get(node)
 
     # -- one round --------------------------------------------------------------------------------
 
@@ -327,7 +361,17 @@ def _point(aggregation: Aggregation) -> torch.Tensor | None:
 # -- checkpoints --------------------------------------------------------------------------------------
 
 
-def _snapshot(progress: Progress, config: Mapping[str, Any]) -> Snapshot:
+def _by_node(missing: Mapping[int, str]) -> dict[str, str]:
+    return {str(node): why for node, why in missing.items()}
+
+
+def _summary(missing: Mapping[int, str]) -> tuple[str, str]:
+    """Return how many nodes there are, and the reason of the first of them."""
+    node, why = next(iter(missing.items()))
+    return f"{len(missing)} nodes", f"node {node}: {why}"
+
+
+def _snapshot(progress: Progress, config: Mapping[str, Any], states: ClientStates | None = None) -> Snapshot:
     tensors: dict[str, torch.Tensor] = {}
     values = {
         "memory": freeze(progress.memory, tensors),
@@ -340,6 +384,8 @@ def _snapshot(progress: Progress, config: Mapping[str, Any]) -> Snapshot:
             for name in _METRICS
         },
     }
+    if states is not None:
+        values["clients"] = freeze((dict(states.partitions), dict(states.nodes)), tensors)
     model = decode_record(progress.result.arrays)
     return Snapshot(progress.round, config, model, {"arrays": tensors}, progress.partitions, values)
 

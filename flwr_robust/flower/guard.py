@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -43,6 +43,7 @@ __all__ = [
     "Observer",
     "Opening",
     "Progress",
+    "Remembering",
     "Round",
     "RoundRecord",
     "replaced",
@@ -158,6 +159,10 @@ class Opening:
         What is known to decide the result: scalars by name.
     arrays : ArrayRecord
         The initial model.
+    grid : Grid
+        Where the nodes are.
+    timeout : float
+        How many seconds to wait for them.
     """
 
     guard: Guard
@@ -165,6 +170,8 @@ class Opening:
     rule: str
     config: Mapping[str, Scalar]
     arrays: ArrayRecord
+    grid: Grid
+    timeout: float
 
 
 @dataclass(frozen=True)
@@ -182,8 +189,9 @@ class Progress:
     partitions, refusals, replaced : mapping of int to int
         What the guard knows of nodes.
     memory : mapping
-        ``strategy``: what the strategy keeps from round to round; ``train_config`` and ``evaluate_config``: what the
-        nodes are sent, which strategies may change on the way. All of it is `storable`.
+        ``strategy``: what the strategy keeps from round to round; ``grid``: the same, if it is `Remembering`;
+        ``train_config`` and ``evaluate_config``: what the nodes are sent, which strategies may change on the way. All
+        of it is `storable`.
     """
 
     round: int
@@ -277,6 +285,17 @@ class Round:
     def asked(self) -> tuple[int, ...]:
         """The nodes that were asked."""
         return tuple(message.metadata.dst_node_id for message in self.messages)
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """What keeps something from round to round that a run needs to go on: strategies, and grids that attack."""
+
+    def memory(self) -> Mapping[str, Any]:
+        """Return what is kept; all of it is `storable`."""
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Restore what `memory` returned."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -649,9 +668,15 @@ class Guard:
         result = self._result = Result()
         result.arrays = arguments["initial_arrays"]
         self.stopped, self._unfinished = "", 0
-        self._memory = lambda: {"strategy": guarding.memory(), **{name: dict(each) for name, each in configs.items()}}
+        holders: dict[str, Remembering] = {"strategy": guarding}
+        if isinstance(grid := arguments["grid"], Remembering):
+            holders["grid"] = grid
+        self._memory = lambda: {
+            **{name: each.memory() for name, each in holders.items()},
+            **{name: dict(each) for name, each in configs.items()},
+        }
         try:
-            done = self._begin(guarding, result, configs, arguments["num_rounds"])
+            done = self._begin(guarding, result, configs, holders, arguments)
             left = {
                 "initial_arrays": result.arrays,
                 "num_rounds": max(arguments["num_rounds"] - done, 0),
@@ -671,13 +696,21 @@ class Guard:
         self._end("stopped" if self.stopped else "finished", self.stopped)
         return result if done else found
 
-    def _begin(self, guarding: Guarding, result: Result, configs: Mapping[str, ConfigRecord], num_rounds: int) -> int:
+    def _begin(
+        self,
+        guarding: Guarding,
+        result: Result,
+        configs: Mapping[str, ConfigRecord],
+        holders: Mapping[str, Remembering],
+        arguments: Mapping[str, Any],
+    ) -> int:
         """Tell observers, restore what one of them has, and return the round to go on from."""
         sent = {f"{name}.{key}": value for name, each in configs.items() for key, value in each.items()}
         own = {name.replace("_", "-"): getattr(self, name) for name in _SETTINGS}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
-        config = {"rounds": num_rounds, **own, **guarding.settings(), **told}
-        opening = Opening(self, guarding.label, str(getattr(guarding, "rule", "")), config, result.arrays)
+        config = {"rounds": arguments["num_rounds"], **own, **guarding.settings(), **told}
+        rule, grid = str(getattr(guarding, "rule", "")), arguments["grid"]
+        opening = Opening(self, guarding.label, rule, config, result.arrays, grid, arguments["timeout"])
         found = [progress for each in self.observers if (progress := each.run_started(opening)) is not None]
         if not found:
             self._finish()
@@ -686,7 +719,9 @@ class Guard:
         vars(result).update(vars(progress.result))
         self.history, self.evaluations = list(progress.history), list(progress.evaluations)
         self._replace(progress)
-        guarding.recall(progress.memory["strategy"])
+        for name, holder in holders.items():
+            if name in progress.memory:
+                holder.recall(progress.memory[name])
         for name in _CONFIGS:
             configs[name].update(progress.memory[name])
         self._unfinished = None

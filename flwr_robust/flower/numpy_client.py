@@ -2,7 +2,7 @@
 
 Flower's Message-API strategies cannot talk to ``ClientApp(client_fn=...)``. `serve` makes a ClientApp whose train and
 evaluate functions call ``fit`` and ``evaluate``; it also answers the query ``identity``, so that a server can learn
-which partition a node holds before it samples.
+which partition a node holds before it samples; and, where it is asked to, it hands its state over for checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from flwr_robust.desgd import answer_names
 from flwr_robust.flower.admission import short
-from flwr_robust.flower.records import decode, encode_record, fill, records_of
+from flwr_robust.flower.client_states import RESTORE, STATE
+from flwr_robust.flower.records import copy_content, decode, encode_record, fill, records_of
 
 __all__ = ["discover", "serve"]
 
@@ -33,7 +34,7 @@ ClientFunction = Callable[[Context], NumPyClient]
 _QUERY = "query.identity"
 
 
-def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
+def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options: Any) -> ClientApp:
     """Make a Message-API ClientApp out of NumPyClients.
 
     Parameters
@@ -41,6 +42,9 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
     client_fn : callable (Context) -> NumPyClient
         Called for every message, as by Flower; keep what must last in ``context.state``. One that ends in
         ``.to_client()`` will do, too.
+    hand_over_state : bool
+        Whether the server is given ``context.state`` when it asks, so that its checkpoints hold that (`Audit`), and may
+        set it when a run is resumed. A momentum is what the client sends anyway; what is personal is not.
     **options
         Passed to ClientApp, e.g. ``mods``.
 
@@ -87,7 +91,22 @@ def serve(client_fn: ClientFunction, **options: Any) -> ClientApp:
         record = MetricRecord({"partition-id": number})
         return Message(RecordDict({"metrics": record, "config": facts}), reply_to=message)
 
+    if hand_over_state:
+        _answer_for_state(app)
     return app
+
+
+def _answer_for_state(app: ClientApp) -> None:
+    """Have an app hand its state over, and take it back."""
+
+    @app.query(STATE.partition(".")[2])
+    def state(message: Message, context: Context) -> Message:
+        return Message(copy_content(context.state), reply_to=message)
+
+    @app.query(RESTORE.partition(".")[2])
+    def restore(message: Message, context: Context) -> Message:
+        context.state = copy_content(message.content)
+        return Message(RecordDict(), reply_to=message)
 
 
 def _numpy_client(client_fn: ClientFunction, context: Context) -> NumPyClient:
