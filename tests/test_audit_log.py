@@ -288,11 +288,13 @@ def test_a_forged_line_that_is_chained_well_is_found(log, number):
     forged = json.dumps(fields).encode() + b"\n"
     log.write_bytes(b"".join([*lines[: number - 1], forged, *lines[number - 1 :]]))
     verdict = verify(log)
-    if number == 9:  # behind the end: nothing but its absence from the head file, and from noted heads, tells
-        assert verdict.intact
-        assert "not yet in the head file" in verdict.remarks[0]
-    else:
-        assert verdict.findings[0].line in (number, number + 1)
+    assert verdict.findings[0].line in (number, number + 1)
+    if number == 9:  # behind the end: its absence from the head file tells
+        assert [str(finding) for finding in verdict.findings] == [
+            "line 9: the head file does not know the line: it does not belong there"
+        ]
+        with pytest.raises(TamperedError, match="line 9: the head file does not know the line"):
+            AuditLog(log)
 
 
 @pytest.mark.parametrize("first", range(8))
@@ -421,10 +423,11 @@ def test_a_log_has_one_key_or_none(tmp_path, log):
 
 
 def torn(log, size=None):
-    """Leave the log as a writer that was killed within its last line does: the head file does not know that line."""
+    """Leave the log as a writer that was killed within its last line does: the head file announces that line."""
     lines = lines_of(log)
-    digest = hashlib.sha256(lines[-2].rstrip()).hexdigest()
-    head_file(log).write_text(json.dumps({"lines": len(read_log(log)) - 1, "head": digest}))
+    head, announced = (hashlib.sha256(line.rstrip()).hexdigest() for line in lines[-2:])
+    told = {"lines": len(read_log(log)) - 1, "head": head, "announced": [announced]}
+    head_file(log).write_text(json.dumps(told))
     log.write_bytes(b"".join(lines[:-1]) + lines[-1][:size])
     return lines[-1][:size]
 
@@ -462,13 +465,45 @@ def test_a_newline_that_was_cut_off_later_is_not_mended(log):
     assert not log.read_bytes().endswith(b"\n")
 
 
-def test_lines_that_the_head_file_does_not_know_are_put_on_record(log):
+def test_lines_that_the_head_file_only_announces_are_put_on_record(log):
     torn(log)
     assert verify(log).intact
-    assert "last 1 are not yet in the head file" in verify(log).remarks[0]
+    assert "last 1 are announced in the head file" in verify(log).remarks[0]
     write(log, 0)
     assert read_log(log)[-1].event == LogReopened(unsealed=1)
     assert verify(log).remarks == ()
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_of_lines_announced_any_number_may_be_there_and_no_others(tmp_path, key):
+    path = tmp_path / "log"
+    write(path, 2, key)
+    before = head_file(path).read_bytes()
+    states = []
+    with AuditLog(path, key=key) as log, pytest.MonkeyPatch.context() as patch:
+        seal = log._seal
+        patch.setattr(log, "_seal", lambda announced=(): (seal(announced), states.append(head_file(path).read_bytes())))
+        log.append(event(2), event(3), event(4))
+    announcing, sealed = states
+    lines = lines_of(path)
+    for there in (2, 3, 4, 5):
+        path.write_bytes(b"".join(lines[:there]))
+        head_file(path).write_bytes(announcing)
+        assert verify(path, key=key).intact
+        head_file(path).write_bytes(sealed)
+        assert verify(path, key=key).intact == (there == 5)
+        head_file(path).write_bytes(before)
+        assert faults(path, key=key) == ([] if there == 2 else [(3, Fault.FOREIGN)])
+    # Another line in the place of one that was announced; another announcement.
+    fields = {**json.loads(lines[3]), "round": 66}
+    forged = json.dumps(fields).encode() + b"\n"
+    path.write_bytes(b"".join([*lines[:3], forged]))
+    head_file(path).write_bytes(announcing)
+    assert [finding.line for finding in verify(path, key=key).findings][-1] == 4
+    told = json.loads(announcing)
+    told["announced"][1] = hashlib.sha256(forged.rstrip()).hexdigest()
+    head_file(path).write_text(json.dumps(told))
+    assert verify(path, key=key).intact == (key is None)  # who can write both files needs the key
 
 
 def test_torn_twice(log):

@@ -141,7 +141,7 @@ class LogReopened(Event, kind="log_reopened"):
     torn_bytes, torn_sha256
         Length and hash of the torn bytes that stand before this line; 0 and empty if there are none.
     unsealed : int
-        Whole lines that the head file did not know yet.
+        Whole lines that the head file had only announced.
     """
 
     torn_bytes: int = 0

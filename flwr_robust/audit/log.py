@@ -8,9 +8,9 @@ A line is one JSON object in ASCII and a newline: ``schema``, ``sequence`` (from
     head             the hash of the last line
     mac              HMAC-SHA-256, by the key, of the line without its mac
 
-A chain alone cannot show that lines are missing at its end. So a small file beside the log, the head file, names the
-head and the number of lines; it is replaced after every append. The head may be noted elsewhere as well, and every
-checkpoint holds one.
+A chain alone cannot show that lines are missing at its end, or were added there. So a small file beside the log, the
+head file, names the head and the number of lines, and, while lines are being appended, their hashes: it is replaced
+before and after every append. The head may be noted elsewhere as well, and every checkpoint holds one.
 
 Somebody who can write both files can compute another chain. Against him a chain proves nothing; heads noted out of his
 reach do, and a key that he does not have: where the key lies on the machine that he holds, only the heads are left. Not
@@ -53,6 +53,7 @@ __all__ = [
 
 _ABSENT = "audit log: there is no file {}; name a run's folder, or the audit.jsonl in it"
 _GENESIS = "0" * 64
+_READS = 1000  # of log and head file, until both are of one moment
 LEAST_KEY = 16
 """Bytes of the shortest key."""
 UNCHECKED = "its lines bear macs, which only the key can check"
@@ -147,8 +148,15 @@ class Record:
 
 
 class _Anchor(NamedTuple):
+    """What the head file says: how many lines there are, the hash of the last, and those of lines that may follow."""
+
     lines: int
     head: str
+    announced: tuple[str, ...] = ()
+
+    def signed(self) -> bytes:
+        """Return what the mac is of."""
+        return " ".join([str(self.lines), self.head, *self.announced]).encode()
 
 
 def head_file(path: Path) -> Path:
@@ -210,8 +218,6 @@ class AuditLog:
         if not data and not head_file(self.path).exists():
             self.lines, self.head = 0, _GENESIS
             self._seal()  # from here on a log without head file is a log that lost it
-            if self._sync:
-                sync_folder(self.path.absolute().parent)
             return
         *whole, torn = data.split(b"\n")
         if self._key is None and whole and "mac" in (_envelope(whole[0]) or ()):
@@ -263,11 +269,12 @@ class AuditLog:
         return self.head
 
     def _write(self, events: Collection[Event], before: bytes = b"") -> None:
-        parts, head = [before], self.head
+        parts, hashes = [before], [self.head]
         for sequence, event in enumerate(events, self.lines):
-            line = self._line(sequence, head, event)
-            head = hashlib.sha256(line).hexdigest()
+            line = self._line(sequence, hashes[-1], event)
+            hashes.append(hashlib.sha256(line).hexdigest())
             parts += [line, b"\n"]
+        self._seal(hashes[1:])
         size = os.fstat(self._file).st_size
         left = memoryview(b"".join(parts))
         try:
@@ -278,7 +285,7 @@ class AuditLog:
         except BaseException:
             os.ftruncate(self._file, size)
             raise
-        self.lines, self.head = self.lines + len(events), head
+        self.lines, self.head = self.lines + len(events), hashes[-1]
         self._seal()
 
     def _line(self, sequence: int, previous: str, event: Event) -> bytes:
@@ -293,12 +300,18 @@ class AuditLog:
         text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode()
         return text if self._key is None else text[:-1] + _mac_part(self._key, text)
 
-    def _seal(self) -> None:
-        anchor = {"lines": self.lines, "head": self.head}
+    def _seal(self, announced: Collection[str] = ()) -> None:
+        """Replace the head file; lines announced may follow, and no others."""
+        anchor = _Anchor(self.lines, self.head, tuple(announced))
+        told: dict[str, Any] = {"lines": anchor.lines, "head": anchor.head}
+        if announced:
+            told["announced"] = anchor.announced
         if self._key is not None:
-            anchor["mac"] = _mac(self._key, f"{self.lines} {self.head}".encode())
-        text = json.dumps(anchor).encode() + b"\n"
+            told["mac"] = _mac(self._key, anchor.signed())
+        text = json.dumps(told).encode() + b"\n"
         write_atomically(head_file(self.path), lambda file: file.write(text), sync=self._sync)
+        if self._sync:  # else the lines might be on the disk, and what announces them not
+            sync_folder(self.path.absolute().parent)
 
     def close(self) -> None:
         """Give the log back; closing twice does nothing."""
@@ -337,8 +350,12 @@ def verify(path: Path | str, *, expect: Collection[str] = (), key: bytes | None 
     path = Path(path)
     if not path.is_file() and not head_file(path).is_file():
         raise AuditError(_ABSENT.format(path))
-    anchor = _read_anchor(path, key)  # before the log, which its writer may lengthen in between
-    return _examine(path.read_bytes() if path.is_file() else b"", anchor, key, expect)
+    for _ in range(_READS):  # a writer may lengthen the log in between
+        anchor = _read_anchor(path, key)
+        data = path.read_bytes() if path.is_file() else b""
+        if anchor == _read_anchor(path, key):
+            break
+    return _examine(data, anchor, key, expect)
 
 
 def read_log(path: Path | str) -> list[Record]:
@@ -408,17 +425,18 @@ def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
     where = head_file(path)
     try:
         anchor = json.loads(where.read_bytes())
-        lines, head = anchor["lines"], anchor["head"]
-        fits = type(lines) is int and lines >= 0 and type(head) is str
+        found = _Anchor(anchor["lines"], anchor["head"], tuple(anchor.get("announced", ())))
+        texts = [found.head, *found.announced]
+        fits = type(found.lines) is int and found.lines >= 0 and all(type(text) is str for text in texts)
     except FileNotFoundError:
         return f"there is no head file {where}: nothing says whether lines are missing at the end"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         return f"the head file {where} cannot be read"
-    if key is not None and not hmac.compare_digest(str(anchor.get("mac")), _mac(key, f"{lines} {head}".encode())):
+    if key is not None and not hmac.compare_digest(str(anchor.get("mac")), _mac(key, found.signed())):
         return f"the head file {where} does not bear the key's mac"
-    return _Anchor(lines, head)
+    return found
 
 
 def _examine(data: bytes, anchor: _Anchor | str, key: bytes | None, expect: Collection[str] = ()) -> Verdict:
@@ -440,7 +458,7 @@ def _examine(data: bytes, anchor: _Anchor | str, key: bytes | None, expect: Coll
         size = sum(len(line) + 1 for _, line in chain.gap) + len(torn)
         chain.remarks.append(f"line {number} is incomplete ({size} bytes): its writer was stopped, or the end cut off")
     elif chain.gap:
-        chain.close_gap(*((chain.expected, chain.head) if isinstance(anchor, str) else anchor))
+        chain.close_gap(*((chain.expected, chain.head) if isinstance(anchor, str) else anchor[:2]))
     if isinstance(anchor, str):
         if chain.head in expect:  # somebody knows better where the end is
             chain.remarks.append(anchor)
@@ -548,7 +566,13 @@ class _Chain:
         elif anchor.lines and self.hashes.get(anchor.lines - 1) != anchor.head:
             self.find(number, Fault.HEAD, f"the head file names line {anchor.lines} as another one than it is")
         else:
-            later = self.expected - anchor.lines
-            self.remarks.append(
-                f"the last {later} are not yet in the head file: the log is being written, or its writer was killed"
-            )
+            later = [self.hashes.get(sequence) for sequence in range(anchor.lines, self.expected)]
+            odd = next((at for at, digest in enumerate(later) if (digest,) != anchor.announced[at : at + 1]), None)
+            if odd is None:
+                self.remarks.append(
+                    f"the last {len(later)} are announced in the head file: the log is being written, or its writer "
+                    f"was killed"
+                )
+            else:
+                at = number - len(later) + odd
+                self.find(at, Fault.FOREIGN, f"the head file does not know the line: it {Fault.FOREIGN.value}")
