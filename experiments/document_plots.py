@@ -241,9 +241,21 @@ def _use_logarithms(axis: Axes) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
+def of_one_unit(metrics: Sequence[str]) -> list[list[str]]:
+    """Return metrics in groups that can share a vertical axis, as they come."""
+    groups: dict[str, list[str]] = {}
+    for metric in metrics:
+        groups.setdefault(_unit_of(metric), []).append(metric)
+    return [*groups.values()]
+
+
+def _unit_of(metric: str) -> str:
+    return _GRADIENTS.get(metric, _METRICS.get(metric, (metric, 1.0))[0])
+
+
 def _unit(metrics: Sequence[str]) -> str:
     """Return what the vertical axis shows, where the metrics have it in common."""
-    units = {_GRADIENTS.get(metric, _METRICS.get(metric, (metric, 1.0))[0]) for metric in metrics}
+    units = {_unit_of(metric) for metric in metrics}
     return units.pop() if len(units) == 1 else "value"
 
 

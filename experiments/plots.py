@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.bands import band, named_lines
-from experiments.document_plots import metric_curves, winners_heatmap
+from experiments.document_plots import metric_curves, of_one_unit, winners_heatmap
 from experiments.groups import Group
 from experiments.study import Study
 
@@ -47,7 +47,8 @@ def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) 
             shown = (study.rows, study.columns, study.report.contest)
             yield "winners", winners_heatmap(documents, *shown, metric=study.report.metric, take=study.report.take)
         elif plot == "metrics":
-            yield "metrics", metric_curves(documents, study.columns, study.rows, study.report.metrics)
+            for metrics in of_one_unit(study.report.metrics):
+                yield "-".join(metrics), metric_curves(documents, study.columns, study.rows, metrics)
 
 
 def as_png(figure: Figure, dpi: int = 140) -> bytes:

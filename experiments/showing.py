@@ -9,7 +9,7 @@ take = "final"                         # at the end of the run, or "best": the l
 against = "none"                       # a column; every other is also shown as its drop from that one
 plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
 contest = "defence"
-metrics = ["xi", "A"]
+metrics = ["xi", "A", "sigma2"]        # a figure for those of each unit
 
 [[reported]]                           # what the paper reports, in percent
 source = "Table I"

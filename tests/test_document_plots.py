@@ -1,6 +1,7 @@
 """Plots across cells: what is drawn is what the documents say."""
 
 import io
+import itertools
 import statistics
 
 import numpy as np
@@ -117,14 +118,15 @@ def test_studies_ask_for_these_plots():
     assert len(texts) == len(frames) == 36  # the mean is level with all, and named first
     assert texts[0, 0] == "50.0\nmean\nmean +0.0"
     documents = [
-        {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0}]}
+        {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0, "sigma2": 3.0}]}
         for cell in metrics.cells
         if cell.labels["model"] == "mlp"
     ]
-    name, figure = next(iter(draw(metrics, {}, documents)))
-    assert name == "metrics"
-    assert len(figure.axes) == 6
+    (one, figure), (other, variances) = itertools.islice(draw(metrics, {}, documents), 2)  # before the curves
+    assert (one, other) == ("xi-A", "sigma2")
+    assert len(figure.axes) == len(variances.axes) == 6
     assert [line.get_ydata().tolist() for line in figure.axes[5].lines] == [[1.0], [2.0]]
+    assert [line.get_ydata().tolist() for line in variances.axes[5].lines] == [[3.0]]
 
 
 def measured(xi, a, seeds=("0", "1", "2"), partitions=("iid", "apart"), attacks=("static", "dynamic")):
