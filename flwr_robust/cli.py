@@ -99,17 +99,17 @@ def _key(path: Path | None) -> bytes | None:
     return key
 
 
-def _read(path: Path) -> tuple[list[Record], Verdict]:
+def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
     """Return a log's events, and what its chain says; to be shown even if it is not intact."""
     log = _log(path)
-    verdict = verify(log)
+    verdict = verify(log, key=_key(key_file))
     return read_log(log) if log.is_file() else [], verdict
 
 
 def _warn(verdict: Verdict) -> None:
     """Say if macs were not checked, and end with status 1 if what was shown is not intact."""
     if UNCHECKED in verdict.remarks:
-        hint = "flwr-robust audit verify --key-file FILE checks them"
+        hint = "--key-file FILE checks them"
         typer.secho(f"note: the log was read without its key: {UNCHECKED}; {hint}", fg="yellow", err=True)
     if not verdict.intact:
         finding = _printable(str(verdict.findings[0]))
@@ -183,6 +183,7 @@ def show_command(
         int | None, typer.Option(help="A node's id, or the partition that one node has: its whole history.")
     ] = None,
     server_round: Annotated[int | None, typer.Option("--round", help="What every client did in this round.")] = None,
+    key_file: KeyFile = None,
 ) -> None:
     """Show a client's or a round's history as a table; without either, all rounds.
 
@@ -193,7 +194,7 @@ def show_command(
     """
     console = _console()
     try:
-        records, verdict = _read(log)
+        records, verdict = _read(log, key_file)
         if client is None and server_round is None:
             _show_rounds(console, records)
         else:
@@ -281,6 +282,7 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
 def clients_command(
     log: Log,
     by: Annotated[str, typer.Option(help="refusals or weight: what puts a client at the top.")] = "refusals",
+    key_file: KeyFile = None,
 ) -> None:
     """Rank clients by refusals, or by the weight that the rule gave them.
 
@@ -294,7 +296,7 @@ def clients_command(
     try:
         if by not in ("refusals", "weight"):
             raise ConfigurationError(f"audit clients: --by must be refusals or weight; got {by}")
-        records, verdict = _read(log)
+        records, verdict = _read(log, key_file)
     except FlwrRobustError as error:
         _fail(error)
     ranked = sorted(

@@ -129,7 +129,14 @@ def test_reading_a_keyed_log_without_its_key_says_so(tmp_path):
         assert done.exit_code == 0
         assert "only the key can check" in done.stderr
         assert "only the key can check" not in call(*command, plain).output
-    assert "only the key" not in call("card", run, "--key-file", tmp_path / "key").output
+        keyed = call(*command, run, "--key-file", tmp_path / "key")
+        assert keyed.exit_code == 0
+        assert "only the key" not in keyed.output
+    (tmp_path / "other").write_bytes(KEY[::-1])
+    for command in ("clients", "show"):
+        done = call("audit", command, run, "--key-file", tmp_path / "other")
+        assert done.exit_code == 1
+        assert "NOT INTACT" in done.stderr
 
 
 def test_a_changed_checkpoint_is_found(run):

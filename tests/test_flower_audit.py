@@ -224,6 +224,20 @@ def test_a_disk_that_is_full_ends_the_run_and_leaves_the_log_to_others(tmp_path,
 def test_a_run_that_is_over_is_only_read(tmp_path):
     first = run("centered clipping", 3, quick(tmp_path))
     assert_the_same(run("centered clipping", 3, quick(tmp_path, resume=True)), first)
+    one, again = events(tmp_path, RunEnded)
+    assert (one, len(one.model)) == (again, 64)
+
+
+def test_fewer_rounds_than_are_done_are_refused(tmp_path):
+    run("centered clipping", 3, quick(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"at least the 3 rounds that .*; got num_rounds=2: ask for more"):
+        run("centered clipping", 2, quick(tmp_path, resume=True))
+    run("centered clipping", 4, quick(tmp_path, resume=True))
+    assert [(event.round, event.outcome) for event in events(tmp_path, RunEnded)] == [
+        (3, "finished"),
+        (3, "failed"),
+        (4, "finished"),
+    ]
 
 
 def test_from_a_given_round_and_after_a_rollback(tmp_path):

@@ -160,6 +160,7 @@ class Audit(Observer):
         if snapshot is None:
             return None
         self._round = snapshot.round
+        self._hashed = None, model_sha256(snapshot.model)  # of the end, should no round follow
         _check_arrays(snapshot, opening.arrays)
         if "clients" in snapshot.values:
             self._restore(ClientStates(*thaw(snapshot.values["clients"], snapshot.states["arrays"])), opening)

@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
-from flwr_robust.errors import check_choice, check_integer, check_number
+from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import Admitted, Refusal, SentModel, Terms, admit, rebuilt, short
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.rounds import sample_clients
@@ -716,6 +716,11 @@ class Guard:
             self._finish()
             return 0
         progress = found[0]
+        if progress.round > arguments["num_rounds"]:
+            raise ConfigurationError(
+                f"strategy: num_rounds must be at least the {progress.round} rounds that the run has behind it; got "
+                f"num_rounds={arguments['num_rounds']}: ask for more, or roll the run back"
+            )
         vars(result).update(vars(progress.result))
         self.history, self.evaluations = list(progress.history), list(progress.evaluations)
         self._replace(progress)
