@@ -110,13 +110,22 @@ def run(
     batch_runs: BatchRuns = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run the cells of a study that have no result yet; stop it at any time and call it again."""
+    """Run the cells of a study that have no result yet; stop it at any time and call it again.
+
+    A cell that another study has run with the same configuration is taken from its folder under --results.
+    """
     try:
         check_choice("run", "--engine", engine, ENGINES)
         loaded = _load(study, data, overrides)
         folder = results / loaded.name
         summary = run_study(
-            loaded, folder, engine=engine, workers=workers, ray_address=ray_address, batch_runs=batch_runs
+            loaded,
+            folder,
+            engine=engine,
+            workers=workers,
+            ray_address=ray_address,
+            batch_runs=batch_runs,
+            others=results,
         )
     except FlwrRobustError as error:
         _fail(error)
@@ -208,6 +217,7 @@ def reproduce(
                     workers=workers,
                     ray_address=ray_address,
                     batch_runs=batch_runs,
+                    others=results,
                 ).failed
             documents[study.name] = read_recorded(study) if recorded else read_results(study, results / study.name)
         if not any(documents.values()):

@@ -116,6 +116,7 @@ def run_study(
     workers: int | None = None,
     ray_address: str = "",
     batch_runs: int | None = None,
+    others: Path | None = None,
     console: Console | None = None,
 ) -> Summary:
     """Run the cells that have no result yet.
@@ -139,6 +140,8 @@ def run_study(
         With ``fast``: how many runs a process lets advance together (`simulate_many`), which is what a GPU needs to be
         busy with small models; their results are written when the last of them ends. When not given: 16 for runs on a
         GPU, else 1.
+    others : Path, optional
+        Folder of the results of all studies, one folder each: a cell that another study has run is taken from there.
     console : Console, optional
         Where progress is shown; standard error when not given.
 
@@ -164,6 +167,8 @@ def run_study(
             )
     make_folder(results)
     waiting = [cell for cell in study.cells if _found(results, cell) is None]
+    if others is not None:
+        waiting = [cell for cell in waiting if not _adopt(results, study, cell, others)]
     splits = {
         (c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed, c.config.attack): c
         for c in waiting
@@ -339,6 +344,19 @@ def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[s
     write_atomically(_path(results, cell), lambda file: file.write(text))
 
 
+def _adopt(results: Path, study: Study, cell: Cell, others: Path) -> bool:
+    """Take a cell's result from another study that has run the same configuration; say whether there is one."""
+    for path in sorted(others.glob(f"*/*-{cell.digest}.json")):
+        try:
+            document = _read(path, cell)
+        except FlwrRobustError:  # it is that study's to complain
+            continue
+        text = json.dumps({**document, "study": study.name, "labels": dict(cell.labels)}, indent=1).encode()
+        write_atomically(_path(results, cell), lambda file, text=text: file.write(text))  # type: ignore[misc]
+        return True
+    return False
+
+
 def circumstances() -> dict[str, Any]:
     """Return when and where a result came about: the time, the machine, and the versions of what computes."""
     return {
@@ -361,10 +379,13 @@ def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
 
 
 def _found(results: Path, cell: Cell) -> dict[str, Any] | None:
-    """Return a cell's result, or None if it has none; raise if the file holds no result of it."""
+    """Return a cell's result, or None if it has none; raise if its file holds no result of it."""
     path = _path(results, cell)
-    if not path.is_file():
-        return None
+    return _read(path, cell) if path.is_file() else None
+
+
+def _read(path: Path, cell: Cell) -> dict[str, Any]:
+    """Return the result in a file; raise if it holds none of the cell's configuration."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
         sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document

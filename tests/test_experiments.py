@@ -114,6 +114,32 @@ def test_cells_of_one_configuration_run_once(tmp_path, monkeypatch):
     assert [d["labels"] for d in found] == [dict(cell.labels) for cell in study.cells]
 
 
+def test_a_cell_that_another_study_has_run_is_taken_from_there(small, tmp_path, monkeypatch):
+    other = tmp_path / "other.toml"
+    other.write_text(SMALL.replace('["mean()", "median()"]', '["mean()", "krum(f=1)"]').replace('"same"', '"alike"'))
+    one, two = load_study(small), load_study(str(other))
+    ran = []
+
+    def some(cells, workers, run):
+        for cell in cells:
+            ran.append(cell.config.defence)
+            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}]}
+
+    monkeypatch.setattr("experiments.runner._in_processes", some)
+    results = tmp_path / "results"
+    run_study(one, results / "one", others=results)
+    spoilt = next(path for path in (results / "one").glob("mean*.json"))
+    spoilt.write_text("{}")
+    ran.clear()
+    summary = run_study(two, results / "two", others=results)
+    # Of the four cells of the mean three are taken over; what cannot be read is run once more.
+    assert sorted(ran) == ["krum(f=1)"] * 4 + ["mean()"]
+    assert (summary.finished, summary.skipped) == (5, 3)
+    found = read_results(two, results / "two")
+    assert {document["study"] for document in found} == {two.name}
+    assert [d["labels"] for d in found] == [dict(cell.labels) for cell in two.cells]
+
+
 def test_a_study_may_attack_messages(small, tmp_path):
     keys = {"rounds": 2, "attack": "optimised(base='ipm(epsilon=1.0)', budget=3)", "knowledge": "defence"}
     study = load_study(small, keys)
