@@ -10,6 +10,17 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run a study's cells here, one after the other: a process of its own takes seconds to import torch."""
+
+    def one_by_one(function, calls, workers):
+        for key, arguments in calls:
+            yield key, function(*arguments)
+
+    monkeypatch.setattr("experiments.runner.side_by_side", one_by_one)
+
+
 def pytest_collection_modifyitems(items):
     """Skip what needs a GPU where there is none."""
     if not torch.cuda.is_available():

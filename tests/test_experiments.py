@@ -60,6 +60,7 @@ def test_digest_is_of_what_is_run_not_where(small):
     assert not {c.digest for c in here.cells} & {c.digest for c in longer.cells}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_result_of_another_configuration_is_refused(small, tmp_path):
     study, folder = load_study(small), tmp_path / "results"
     run_study(study, folder, workers=2)
@@ -140,6 +141,7 @@ def test_a_cell_that_another_study_has_run_is_taken_from_there(small, tmp_path, 
     assert [d["labels"] for d in found] == [dict(cell.labels) for cell in two.cells]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_study_may_attack_messages(small, tmp_path):
     keys = {"rounds": 2, "attack": "optimised(base='ipm(epsilon=1.0)', budget=3)", "knowledge": "defence"}
     study = load_study(small, keys)
@@ -262,6 +264,7 @@ def test_the_attack_s_success_has_a_table_where_it_is_defined(small, tmp_path):
     assert "success of the attack, %" not in page
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_backdoor_s_success_reaches_the_results_and_the_terminal(small, tmp_path):
     text = Path(small).read_text().replace("label_flip()", "backdoor(target=0)").replace("[0, 1]", "[0]")
     Path(small).write_text(text)
@@ -355,6 +358,7 @@ def test_a_results_folder_that_cannot_be_is_one_sentence(small, tmp_path):
     assert "cannot be written to (Not a directory); name another" in done.output.replace("\n", " ")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_report_names_the_command_that_gives_it(small, tmp_path):
     assert invoke("run", small, "--results", tmp_path, "--workers", 1, "--set", "rounds=2").exit_code == 0
     assert invoke("report", small, "--results", tmp_path, "--set", "rounds=2").exit_code == 0
@@ -465,6 +469,7 @@ def _command(process):
         return []
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_results_are_json_without_nan(small, tmp_path):
     study = load_study(small, {"rounds": 2})
     run_study(study, tmp_path, workers=1)

@@ -210,6 +210,7 @@ def test_a_contest_names_the_winner(make):
     assert sheet.rows == (("same", "90.0 mean()", "88.0 median()"), ("apart", "85.0 mean()", "80.0 mean()"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_recorded_results_say_what_the_results_say(make, tmp_path):
     study = make()
     run_study(study, tmp_path / "results", workers=2, engine="fast")
