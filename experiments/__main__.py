@@ -9,9 +9,10 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -68,9 +69,17 @@ Overrides = Annotated[
 ]
 
 
-def _fail(error: FlwrRobustError) -> NoReturn:
-    typer.secho(f"error: {error}", fg="red", err=True)
-    raise typer.Exit(2)
+@contextmanager
+def _told() -> Iterator[None]:
+    """End a command in one sentence: with status 2 where its input is wrong, with 130 where it is stopped."""
+    try:
+        yield
+    except FlwrRobustError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho("stopped; what is finished is kept, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
 
 
 def _load(study: str, data: str, overrides: list[str] | None) -> Study:
@@ -114,7 +123,7 @@ def run(
 
     A cell that another study has run with the same configuration is taken from its folder under --results.
     """
-    try:
+    with _told():
         check_choice("run", "--engine", engine, ENGINES)
         loaded = _load(study, data, overrides)
         folder = results / loaded.name
@@ -127,11 +136,6 @@ def run(
             batch_runs=batch_runs,
             others=results,
         )
-    except FlwrRobustError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        typer.secho("stopped; finished cells are kept, and the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
     console.print(f"{summary.finished} cells run, {summary.skipped} found finished, in {results / loaded.name}")
     _exit_if_failed(summary.failed)
 
@@ -157,29 +161,25 @@ def report(
     recorded: Recorded = False,
 ) -> None:
     """Print a study's tables and write its report: one HTML file, and the plots as PNG files."""
-    try:
+    with _told():
         loaded = _load(study, data, overrides)
         documents = read_recorded(loaded) if recorded else read_results(loaded, results / loaded.name)
         if recorded and not documents:
             raise ConfigurationError(f"no result of study {loaded.name} is recorded with these settings; run it")
         words = ["report", study, "--recorded"] if recorded else ["run", study]
         _report(loaded, documents, results, _command(words, results, data, overrides))
-    except FlwrRobustError as error:
-        _fail(error)
 
 
 @app.command()
 def record(study: StudyName, results: Results = Path("results")) -> None:
     """Keep a study's finished cells with the project, in experiments/recorded: the results that --recorded shows."""
-    try:
+    with _told():
         if study.endswith(".toml"):
             raise ConfigurationError(f"record: only studies of the project are recorded; got the file {study}")
         loaded = _load(study, "", None)
         if not (documents := read_results(loaded, results / loaded.name)):
             raise ConfigurationError(f"{results / loaded.name} holds no result of study {loaded.name}; run it first")
         path = keep(loaded, documents)
-    except FlwrRobustError as error:
-        _fail(error)
     console.print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True)
 
 
@@ -201,7 +201,7 @@ def reproduce(
     Finished cells are kept; stop it at any time and call it again. Shorter: --set rounds=500. What --recorded shows
     goes into results/recorded, unless a folder is named.
     """
-    try:
+    with _told():
         check_choice("reproduce", "--engine", engine, ENGINES)
         loaded = load_paper(paper, _keys(data, overrides), only)
         shown = Path("results/recorded") if recorded and results == Path("results") else results
@@ -238,11 +238,6 @@ def reproduce(
                 console.print("[yellow]no cell has been run yet[/yellow]")
         page = write_page(loaded, rendered, shown, command, ", ".join(overrides or []))
         console.print(f"page: {page}", soft_wrap=True)
-    except FlwrRobustError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        typer.secho("stopped; finished cells are kept, and the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
     _exit_if_failed(failed)
 
 
@@ -278,7 +273,7 @@ def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path,
 @app.command()
 def demo(results: Results = Path("results"), workers: Workers = None) -> None:
     """Show on real data when the plain mean beats the robust rules: a study, then a short run on Ray."""
-    try:
+    with _told():
         study = load_study("demo")
         console.print(f"{study.title}\n{study.question}\n")
         summary = run_study(study, results / study.name, workers=workers)
@@ -296,8 +291,6 @@ def demo(results: Results = Path("results"), workers: Workers = None) -> None:
         )
         documents = read_results(study, results / study.name)
         _report(study, documents, results, _command(["run", "demo"], results, "", None))
-    except FlwrRobustError as error:
-        _fail(error)
 
 
 def _ray_config(study: Study) -> RunConfig:
@@ -341,7 +334,7 @@ def diagnose_command(
     tries rules on the clients' gradients at the last model, and ends with the
     advice. Try --partition iid, then by_label.
     """
-    try:
+    with _told():
         own = {"task": task, "model": model, "partition": partition, "clients": clients, "seed": seed}
         poison = {"attack": attack, "attackers": attackers}
         length = {"rounds": rounds, "evaluate-every": max(1, rounds // 10), "diagnose": samples}
@@ -356,8 +349,6 @@ def diagnose_command(
             document = {"labels": {"partition": config.partition}, **found.document}
             picture = as_png(metric_curves([document]))
             write_atomically(plot, lambda file: file.write(picture))
-    except FlwrRobustError as error:
-        _fail(error)
     for table in diagnosis_tables(found):
         console.print(table)
     *notes, advice = diagnosis_notes(found)
@@ -391,7 +382,7 @@ def red_team_command(
     Exits with 0 if no accuracy with at most f attackers is below the floor, or none is set; with 1 if one is; with 2
     for wrong input.
     """
-    try:
+    with _told():
         if floor is not None:
             check_number("red-team", "--floor", floor, minimum=0, maximum=100)
         make, subject = maker(strategy, kwargs, defence, message)
@@ -416,11 +407,6 @@ def red_team_command(
             path=results / f"{stem}.json",
             workers=workers or os.cpu_count() or 1,
         )
-    except FlwrRobustError as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        typer.secho("stopped; finished runs are kept, and the same command goes on from there", err=True)
-        raise typer.Exit(130) from None
     for table in red_tables(result):
         console.print(table)
     for note in footnotes(result):
@@ -447,15 +433,13 @@ def red_compare(
     page: Annotated[Path | None, typer.Option(help="A Markdown file to write the tables into, a PNG beside.")] = None,
 ) -> None:
     """Show strategies side by side that were attacked alike, in Markdown."""
-    try:
+    with _told():
         found = [read_red_team(path) for path in files]
         text = compare(found)
         if page is None:
             print(text)
             return
         new = into_page(page, text).encode()
-    except FlwrRobustError as error:
-        _fail(error)
     picture = comparison_map(found)
     write_atomically(page, lambda file: file.write(new))
     write_atomically(page.with_suffix(".png"), lambda file: file.write(picture))
