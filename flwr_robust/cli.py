@@ -255,10 +255,11 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
     found = rounds(records)
     abstaining = any(each.abstained for each in found)
     counted = ("asked", "admitted", "refused", "silent", *(["abstained"] if abstaining else []))
-    for name in ("round", *counted, "largest weight"):
+    for name in ("round", *counted):
         table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("largest weight", justify="right", min_width=7)
     table.add_column("outcome")
-    table.add_column("model after")
+    table.add_column("model after", no_wrap=True)
     for each in found:
         table.add_row(
             *(str(getattr(each, name)) for name in ("round", *counted)),
