@@ -23,6 +23,8 @@ from flwr_robust.audit.contents import checkpoint_folder, checkpointed_heads, lo
 from flwr_robust.audit.events import (
     STATEMENTS,
     Aggregated,
+    ClientStatesKept,
+    ClientStatesRestored,
     LogReopened,
     Quarantined,
     RedTeamed,
@@ -152,7 +154,7 @@ def verify_command(
         if path == log_file(path.parent):
             verdict = verify_run(path.parent, expect=expect or [], key=key)
         else:
-            verdict = verify(path, expect=[*(expect or []), *heads], key=key)
+            verdict = verify(path, expect=expect or [], known=heads, key=key)
     except FlwrRobustError as error:
         _fail(error)
     for lines, sentence in _gathered(verdict.findings):
@@ -271,7 +273,9 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
     console.print(table)
     shown = (LogReopened, Quarantined, RedTeamed, Released, Resumed, RolledBack, RunEnded, RunStarted)
     for record in records:
-        if isinstance(record.event, shown):
+        event = record.event
+        anew = isinstance(event, ClientStatesRestored) or (isinstance(event, ClientStatesKept) and event.missing)
+        if anew or isinstance(event, shown):
             fields = {
                 key: value for key, value in record.event.to_fields().items() if key not in ("config", "software")
             }

@@ -59,7 +59,7 @@ def _run(grid: Grid, context: Context) -> None:
     check_senders(config)
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config)
-    strategy.partitions = {node: partition for node, (partition, _) in identities.items()}
+    strategy.identify(identities)
     ask = None if config.split is None else asking(grid, config, strategy.partitions)
     grid = _attacked(grid, config, strategy)
     named = list(zip(learner.names, learner.arrays(), strict=True))
@@ -97,7 +97,8 @@ def _run(grid: Grid, context: Context) -> None:
     model, stopped = decode_record(result.arrays), strategy.guard.stopped
     if stopped and history[-1].round not in curve:
         curve[history[-1].round] = dict(evaluate(history[-1].round, lambda: model, due=True) or {})
-    write(config, model, document(config, model, curve, history, ends, seconds, dict(identities.values()), stopped))
+    gpus = {each.partition: each.gpus for each in identities.values()}
+    write(config, model, document(config, model, curve, history, ends, seconds, gpus, stopped))
 
 
 def _strategy(config: RunConfig) -> RobustStrategy:

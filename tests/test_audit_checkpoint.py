@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import subprocess
+import zipfile
 
 import numpy as np
 import pytest
@@ -250,6 +251,11 @@ def test_a_forged_one_with_hashes_that_fit_is_damaged_all_the_same(tmp_path):
         {**original, "model": ["w", "n", "more"]},
         {**original, "states": {"rule": {"centre": {"type": "load", "shape": [6]}}}},
         {**original, "states": {"rule": {"centre": {"type": "float32", "shape": [7]}}}},
+        {**original, "model": [1, 2, 3]},
+        {**original, "config": 3},
+        {**original, "values": 3},
+        {**original, "partitions": 3},
+        {**original, "log_head": 3},
     ):
         (path / "checkpoint.json").write_text(json.dumps(forged))
         names = ("arrays.npz", "checkpoint.json")
@@ -257,6 +263,38 @@ def test_a_forged_one_with_hashes_that_fit_is_damaged_all_the_same(tmp_path):
         (path / "SHA256SUMS").write_text("".join(sums))
         with pytest.raises(CheckpointError, match="does not hold what it must"):
             made.load()
+
+
+def broken_deflate(path):
+    """Write an archive whose compressed data are none."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0.npy", bytes(5000))
+    data = bytearray(path.read_bytes())
+    data[40:52] = b"\xff" * 12
+    path.write_bytes(data)
+
+
+def huge(path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000000,), }"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+def empty_member(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("0.npy", b"")
+
+
+@pytest.mark.parametrize("make", [broken_deflate, huge, empty_member])
+def test_arrays_that_are_none_are_damage(tmp_path, make):
+    made = store(tmp_path, 1)
+    path = made.path(1)
+    make(path / "arrays.npz")
+    names = ("arrays.npz", "checkpoint.json")
+    sums = [f"{hashlib.sha256((path / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (path / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(CheckpointError, match="does not hold what it must"):
+        made.load()
 
 
 def test_nothing_is_unpickled(tmp_path):

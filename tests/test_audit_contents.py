@@ -260,3 +260,40 @@ def test_the_card_says_whether_macs_were_checked(tmp_path):
     assert macs("plain") == "none"
     assert UNCHECKED in verify_run(tmp_path / "keyed").remarks
     assert UNCHECKED not in verify_run(tmp_path / "keyed", key=KEY).remarks
+
+
+# -- what was deleted together -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_tail_deleted_with_all_that_knew_it_is_found_by_the_head_file_that_is_gone(tmp_path, key):
+    """A checkpoint's head does not stand for the head file: whoever deletes the one can delete up to the other."""
+    make(tmp_path, key=key)
+    log, records = log_file(tmp_path), read_log(log_file(tmp_path))
+    written = [r for r in records if isinstance(r.event, CheckpointWritten) and r.event.round == 3][-1]
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[: written.line - 1]))
+    head_file(log).unlink()
+    assert not verify_run(tmp_path, key=key).intact
+    with pytest.raises(TamperedError):
+        rollback(tmp_path, 2, key=key, sync=False)
+
+
+@pytest.mark.parametrize("command", ["rollback", "resume"])
+def test_a_checkpoint_that_is_not_the_one_on_record_is_not_even_read(tmp_path, command):
+    make(tmp_path)
+    path = forge(tmp_path, 3)
+    (path / "arrays.npz").write_bytes(b"no archive at all")
+    sums = [f"{file_sha256(path / name)}  {name}\n" for name in ("arrays.npz", "checkpoint.json")]
+    (path / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(TamperedError, match=r"is not the one that .* has on record: its hash is another one"):
+        rollback(tmp_path, 3, sync=False) if command == "rollback" else resumed(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['"mac": "\\u00e9"', '"mac": 5', '"head": "\\ud800"', '"announced": ["x"]'])
+def test_a_head_file_that_holds_anything_is_a_finding(tmp_path, text):
+    make(tmp_path, key=KEY)
+    told = json.loads(head_file(log_file(tmp_path)).read_text())
+    told.update(json.loads("{" + text + "}"))
+    head_file(log_file(tmp_path)).write_text(json.dumps(told))
+    assert not verify_run(tmp_path, key=KEY).intact

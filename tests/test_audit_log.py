@@ -350,6 +350,34 @@ def test_a_head_file_that_says_nothing_is_a_finding(log, text):
         AuditLog(log)
 
 
+def test_heads_found_beside_the_log_do_not_stand_for_its_head_file(log):
+    lines = lines_of(log)
+    log.write_bytes(b"".join(lines[:5]))
+    head_file(log).unlink()
+    head = hashlib.sha256(lines[4].rstrip()).hexdigest()
+    assert not verify(log, known=[head]).intact
+    assert verify(log, expect=[head]).intact  # that one was noted elsewhere
+
+
+def test_a_log_without_a_line_or_a_head_file_is_one_that_was_not_begun(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    verdict = verify(path)
+    assert (verdict.intact, verdict.lines) == (True, 0)
+    assert verdict.remarks == ("the log is empty: its writer was stopped before the first line",)
+    assert not verify(path, known=["f" * 64]).intact
+    write(path, 1)
+    assert verify(path).lines == 1
+
+
+def test_a_line_of_an_absurd_number_is_a_finding_and_no_burden(log):
+    forged = {"schema": 1, "sequence": 10**15, "previous": "0" * 64, "time": "", "kind": "x"}
+    log.write_bytes(log.read_bytes() + json.dumps(forged).encode() + b"\n")
+    verdict = verify(log)
+    assert not verdict.intact
+    assert {finding.line for finding in verdict.findings} == {9}
+
+
 def test_a_head_file_of_another_log_is_a_finding(log):
     head_file(log).write_text(json.dumps({"lines": 4, "head": "f" * 64}))
     assert faults(log) == [(9, Fault.HEAD)]

@@ -34,7 +34,7 @@ from flwr_robust.desgd import (
     part_sizes,
     updated_buffer,
 )
-from flwr_robust.errors import CheckpointError
+from flwr_robust.errors import CheckpointError, UnknownNameError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, Observer, Reason, RobustStrategy, serve
 from flwr_robust.simulation import simulate
 from tests import runs
@@ -217,6 +217,11 @@ def test_the_strategy_like_oracle(count, gamma):
     assert np.abs(flat(found) - other).max() > 1e-4  # it can tell
     assert [found[name].tolist() for name in ("count", "norm.running_mean")] == [7, [5.0, 5.0]]
     assert {name: (a.dtype, a.shape) for name, a in found.items()} == {n: (a.dtype, a.shape) for n, a in MODEL.items()}
+
+
+def test_options_that_are_not_its_own_are_refused():
+    with pytest.raises(UnknownNameError, match="unknown option of DeSGD 'server_momentum'; allowed: "):
+        DeSGD("median()", classes=3, server_momentum=0.9)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -44,6 +44,7 @@ from flwr_robust.flower import (
     Audit,
     CenteredClipping,
     Guarded,
+    Identity,
     InProcessGrid,
     Krum,
     Mean,
@@ -233,11 +234,7 @@ def test_fewer_rounds_than_are_done_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"at least the 3 rounds that .*; got num_rounds=2: ask for more"):
         run("centered clipping", 2, quick(tmp_path, resume=True))
     run("centered clipping", 4, quick(tmp_path, resume=True))
-    assert [(event.round, event.outcome) for event in events(tmp_path, RunEnded)] == [
-        (3, "finished"),
-        (3, "failed"),
-        (4, "finished"),
-    ]
+    assert [(event.round, event.outcome) for event in events(tmp_path, RunEnded)] == [(3, "finished"), (4, "finished")]
 
 
 def test_from_a_given_round_and_after_a_rollback(tmp_path):
@@ -576,15 +573,33 @@ def test_a_run_that_fails_is_on_record_and_can_go_on(tmp_path):
     assert_the_same(run("mixtailor", 3, quick(tmp_path, resume=True)), run("mixtailor", 3))
 
 
-def test_a_resumption_that_fails_ends_at_the_round_it_was_to_go_on_from(tmp_path):
-    run("centered clipping", 2, quick(tmp_path))
+def test_a_resumption_that_is_refused_changes_nothing(tmp_path):
+    run("centered clipping", 4, quick(tmp_path))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(CheckpointError, match="holds another model"):
-        run("centered clipping", 4, quick(tmp_path, resume=True), model={"w": np.zeros((3, 3), np.float32)})
+        run("centered clipping", 5, quick(tmp_path, resume=2), model={"w": np.zeros((3, 3), np.float32)})
+    with pytest.raises(ConfigurationError, match="ask for more, or roll the run back"):
+        run("centered clipping", 1, quick(tmp_path, resume=2))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    run("centered clipping", 5, quick(tmp_path, resume=True))
+    assert (events(tmp_path)[-1].round, events(tmp_path)[-1].outcome) == (5, "finished")
+
+
+def test_a_resumption_that_fails_ends_at_the_round_it_was_to_go_on_from(tmp_path, monkeypatch):
+    run("centered clipping", 2, quick(tmp_path))
+    monkeypatch.setattr(CenteredClipping, "recall", lambda self, memory: _raise(RuntimeError("out of luck")))
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run("centered clipping", 4, quick(tmp_path, resume=True))
+    monkeypatch.undo()
     last = events(tmp_path)[-2:]
     assert last[0] == Resumed(2)
     assert (last[1].round, last[1].outcome) == (2, "failed")
     run("centered clipping", 4, quick(tmp_path, resume=True))
     assert (events(tmp_path)[-1].round, events(tmp_path)[-1].outcome) == (4, "finished")
+
+
+def _raise(error):
+    raise error
 
 
 def test_rounds_without_start_are_not_forgotten_silently(tmp_path):
@@ -650,7 +665,7 @@ def test_the_model_and_the_rule_alone_would_not_do(name, tmp_path, monkeypatch):
     """What clients and attacks keep matters: without it the resumed run is another one."""
     folder, keys = str(tmp_path / "run"), {**IN_THE_APPS, **REMEMBERED[name]}
     apps.run(tmp_path, rounds=3, audit=folder, **keys)
-    monkeypatch.setattr("flwr_robust.flower.audit.restore", lambda *arguments: {})
+    monkeypatch.setattr("flwr_robust.flower.client_states.ClientStates.recall", lambda *arguments: None)
     monkeypatch.setattr(AdversarialGrid, "recall", lambda self, memory: None)
     _, model = apps.run(tmp_path, rounds=6, audit=folder, resume=True, **keys)
     _, whole = apps.run(tmp_path, rounds=6, **keys)
@@ -708,6 +723,22 @@ def test_quarantine_outlasts_resumption_under_other_node_ids(tmp_path):
     ]
 
 
+def test_nobody_inherits_a_quarantine_that_discover_assigned(tmp_path):
+    """Two claim one partition: what one of them is counted as instead is not its word."""
+    drive(known(quick(tmp_path), 0), APP, MODEL, 10, rounds=4)
+    grid = Renumbered(1000)
+    nodes = [FIRST + 1000 + place for place in range(10)]
+    victim = FIRST + 1000
+    again = known(quick(tmp_path, resume=True), 1000)
+    claims = {node: Identity(place) for place, node in enumerate(nodes)}
+    # The liar, in quarantine, claims the victim's partition; numbers go to both in the order of their ids.
+    claims[victim] = Identity(LIAR, assigned=True)
+    claims[nodes[LIAR]] = Identity(0, assigned=True)
+    again.identify(claims)
+    drive(again, APP, MODEL, 10, rounds=5, grid=grid)
+    assert victim not in again.guard.refusals
+
+
 def test_nobody_inherits_a_quarantine_by_another_ones_claim(tmp_path):
     first = known(quick(tmp_path), 0, {FIRST + i: 3 if i == LIAR else i for i in range(10)})  # the liar says 3, too
     drive(first, APP, MODEL, 10, rounds=4)
@@ -728,7 +759,16 @@ def test_nobody_inherits_a_quarantine_by_another_ones_claim(tmp_path):
         ({"resume": -1}, "got resume=-1"),
         ({"key": "a text of some length"}, "key must be at least 16 bytes; got str"),
         ({"key": b"short"}, "key must be at least 16 bytes; got 5 bytes"),
-        ({"config": {"x": [1]}}, r"config holds scalars; got x=\[1\]"),
+        ({"config": {"x": [1]}}, r"config holds scalars by name; got 'x': \[1\]"),
+        ({"config": {1: 2}}, "config holds scalars by name; got 1: 2"),
+        ({"config": ["x"]}, r"config must be a mapping; got \['x'\]"),
+        ({"statements": ["x"]}, r"statements must be a mapping; got \['x'\]"),
+        ({"may_differ": "rounds"}, "may_differ must be a collection of keys; got 'rounds'"),
+        ({"client_states": "no"}, "client_states must be True or False; got client_states='no'"),
+        ({"keep_updates": "no"}, "keep_updates must be True or False"),
+        ({"sync": "no"}, "sync must be True or False"),
+        ({"measured": 3}, "measured must be a list of Measured events; got 3"),
+        ({"measured": ["a"]}, r"measured must be a list of Measured events; got \['a'\]"),
         ({"statements": {"tls": 5}}, "a statement is a text; got tls=5"),
         ({"statements": {"tsl": "x"}}, "unknown statement 'tsl'"),
     ],

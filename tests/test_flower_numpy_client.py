@@ -10,7 +10,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 
-from flwr_robust.flower import InProcessGrid, discover, serve
+from flwr_robust.flower import Identity, InProcessGrid, discover, serve
 from tests.flower_helpers import FIRST, record, values
 
 MODEL = {"z": np.float32([[1, 2], [3, 4]]), "a": np.array([5, 6]), "m": np.float64(0.5)}
@@ -237,9 +237,9 @@ def served(nodes):
 def test_discover_finds_partitions_and_gpus(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     grid = served(3)
-    assert discover(grid, grid.get_node_ids()) == {FIRST + i: (i, "all") for i in range(3)}
+    assert discover(grid, grid.get_node_ids()) == {FIRST + i: Identity(i, "all") for i in range(3)}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3")
-    assert discover(grid, [FIRST]) == {FIRST: (0, "1,3")}
+    assert discover(grid, [FIRST]) == {FIRST: Identity(0, "1,3")}
     assert discover(grid, []) == {}
 
 
@@ -252,15 +252,13 @@ def test_partitions_need_not_follow_the_nodes():
     grid = served(3)
     for context, partition in zip(grid.contexts.values(), (2, 0, 1), strict=True):
         context.node_config["partition-id"] = partition
-    assert {n: p for n, (p, _) in discover(grid, grid.get_node_ids()).items()} == {
-        FIRST: 2,
-        FIRST + 1: 0,
-        FIRST + 2: 1,
-    }
+    assert partitions(grid) == {FIRST: 2, FIRST + 1: 0, FIRST + 2: 1}
+    assert not any(each.assigned for each in discover(grid, grid.get_node_ids()).values())
 
 
 def partitions(grid, nodes=None):
-    return {n: p for n, (p, _) in discover(grid, grid.get_node_ids() if nodes is None else nodes).items()}
+    found = discover(grid, grid.get_node_ids() if nodes is None else nodes)
+    return {node: each.partition for node, each in found.items()}
 
 
 def test_a_node_that_does_not_answer_gets_what_is_left(caplog):
@@ -292,6 +290,19 @@ def test_two_nodes_that_claim_one_partition_are_told_apart_by_id():
     assert partitions(grid) == {FIRST: 0, FIRST + 1: 1, FIRST + 2: 2}
     grid.contexts[FIRST + 2].node_config["partition-id"] = 1
     assert partitions(grid) == {FIRST: 0, FIRST + 1: 1, FIRST + 2: 2}
+    assert [each.assigned for each in discover(grid, grid.get_node_ids()).values()] == [False, True, True]
+
+
+def test_nobody_answers_for_another_node():
+    class Spoofed(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages))
+            replies[0].metadata.__dict__["_src_node_id"] = FIRST + 1
+            return [replies[0], replies[2], replies[1]]
+
+    grid = Spoofed(serve(lambda context: Client()), 3)
+    found = discover(grid, grid.get_node_ids())
+    assert found == {FIRST: Identity(0, assigned=True), FIRST + 1: Identity(1), FIRST + 2: Identity(2)}
 
 
 ODD = {

@@ -245,7 +245,7 @@ def _deployment(
 ) -> dict[str, Fact]:
     bounds = [str(part) for part in ([] if rule is None else _parts(rule)) if part.name in _BOUNDING]
     refused = Counter(event.reason for event in _of(everything, ReplyRefused))
-    kept, handed = len(_of(everything, UpdateKept)), _of(everything, ClientStatesKept)
+    kept = len(_of(everything, UpdateKept))
     return {
         "authentication": _stated(stated, "authentication"),
         "tls": _stated(stated, "tls"),
@@ -261,11 +261,20 @@ def _deployment(
                 **evidence,
                 "checkpoints_written": len(_of(everything, CheckpointWritten)),
                 "raw_updates": f"{kept} kept" if start.keeps_updates else "not kept",
-                "client_states": f"of {handed[-1].clients} clients, in checkpoints" if handed else "not kept",
+                "client_states": _client_states(everything),
             },
             "log",
         ),
     }
+
+
+def _client_states(everything: Sequence[Record]) -> str:
+    """Say of how many clients the latest checkpoint holds what they keep from round to round."""
+    written, handed = _of(everything, CheckpointWritten), _of(everything, ClientStatesKept)
+    if not handed:
+        return "not kept"
+    held = [event for event in handed if written and event.round == written[-1].round]
+    return f"of {held[-1].clients} clients, in the latest checkpoint" if held else "not in the latest checkpoint"
 
 
 def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,10 @@ ARRAYS = "arrays.npz"
 """The file of a checkpoint's arrays; the model's come first."""
 _VALUES, _SUMS = "checkpoint.json", "SHA256SUMS"
 # What reading a file can raise that has the hash it should have, but was not written here.
-_FORGED = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration, OSError, zipfile.BadZipFile)
+_FORGED = (
+    *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration, RecursionError),
+    *(OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error),
+)
 _FOLDER = re.compile(r"round-([0-9]{8,})")
 _LEFTOVER = re.compile(r"\.round-[0-9]{8,}\.(part|deleted)")
 
@@ -306,12 +310,23 @@ def _unwritable(value: Any, where: str) -> str | None:
     return f"{where}: {type(value).__name__} cannot be written"
 
 
+_TYPES = {"round": int, "config": dict, "log_head": str, "model": list, "states": dict, "values": dict}
+
+
 def _unpack(path: Path) -> Snapshot:
     document = json.loads((path / _VALUES).read_bytes())
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']}; this release reads {VERSION}")
+    for key, kind in _TYPES.items():
+        if not isinstance(document[key], kind):
+            raise ValueError(f"its {key} is no {kind.__name__}")
+    if not all(isinstance(name, str) for name in document["model"]):
+        raise ValueError("its model has names that are no text")
     with np.load(path / ARRAYS, allow_pickle=False) as held:
-        arrays = iter([held[str(index)] for index in range(len(held.files))])
+        found = [held[str(index)] for index in range(len(held.files))]
+    if not all(isinstance(values, np.ndarray) for values in found):  # numpy returns the bytes of what is no array
+        raise ValueError(f"{ARRAYS} holds what is no array")
+    arrays = iter(found)
     model = {name: next(arrays) for name in document["model"]}
     states = {
         name: {key: _tensor(next(arrays), described) for key, described in state.items()}

@@ -170,7 +170,7 @@ def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes |
     folder : Path
         The run's.
     expect, key
-        As for `verify`; the heads that checkpoints hold are expected, too.
+        As for `verify`; the log must hold the heads that checkpoints hold, too.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes |
         If there is neither log nor head file.
     """
     log = log_file(folder)
-    verdict = verify(log, expect=[*expect, *checkpointed_heads(folder)], key=key)
+    verdict = verify(log, expect=expect, known=checkpointed_heads(folder), key=key)
     for _ in range(_ATTEMPTS):
         try:
             records = read_log(log) if log.is_file() else []

@@ -411,9 +411,9 @@ class ClientStatesKept(Event, kind="client_states_kept"):
     round : int
         The checkpoint's round.
     clients : int
-        How many did.
+        Of how many the checkpoint holds what they handed over, now or before.
     missing : mapping
-        Why the others did not, by node.
+        Why those did not who should have, by node.
     """
 
     round: int
@@ -428,15 +428,15 @@ class ClientStatesRestored(Event, kind="client_states_restored"):
     Attributes
     ----------
     round : int
-        The checkpoint's round.
-    clients : int
-        How many were.
+        The round that they are about to be asked for.
+    nodes : tuple of int
+        The nodes that were.
     missing : mapping
-        Why the others begin anew, by node.
+        Why others begin anew, by node.
     """
 
     round: int
-    clients: int
+    nodes: tuple[int, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -27,7 +27,7 @@ import hmac
 import json
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -330,7 +330,9 @@ class AuditLog:
         self.close()
 
 
-def verify(path: Path | str, *, expect: Collection[str] = (), key: bytes | None = None) -> Verdict:
+def verify(
+    path: Path | str, *, expect: Collection[str] = (), known: Collection[str] = (), key: bytes | None = None
+) -> Verdict:
     """Find every edit, insertion, deletion, reordering and truncation of a log.
 
     Parameters
@@ -338,7 +340,10 @@ def verify(path: Path | str, *, expect: Collection[str] = (), key: bytes | None 
     path : Path
         The log; its head file is looked for beside it.
     expect : collection of str
-        Heads that were noted at any time. The log must hold a line of each of these hashes.
+        Heads that were noted at any time, elsewhere. The log must hold a line of each of these hashes; one that is the
+        log's end stands for a head file that is gone.
+    known : collection of str
+        Heads that were found beside the log, in checkpoints: the same, but that they stand for nothing.
     key : bytes, optional
         The key it was written with.
 
@@ -355,7 +360,12 @@ def verify(path: Path | str, *, expect: Collection[str] = (), key: bytes | None 
         data = path.read_bytes() if path.is_file() else b""
         if anchor == _read_anchor(path, key):
             break
-    return _examine(data, anchor, key, expect)
+    if not data and path.is_file() and not head_file(path).exists():  # as a writer opens it
+        found = _examine(data, _Anchor(0, _GENESIS), key, expect, known)
+        return replace(
+            found, remarks=(*found.remarks, "the log is empty: its writer was stopped before the first line")
+        )
+    return _examine(data, anchor, key, expect, known)
 
 
 def read_log(path: Path | str) -> list[Record]:
@@ -420,26 +430,36 @@ def _gap(lines: list[bytes]) -> Iterator[bytes]:
     yield from lines[last + 1 :]
 
 
+def _is_hash(value: object) -> bool:
+    return type(value) is str and len(value) == len(_GENESIS) and value.isascii()
+
+
 def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
     """Return what the head file says, or the sentence that says why it says nothing."""
     where = head_file(path)
     try:
         anchor = json.loads(where.read_bytes())
         found = _Anchor(anchor["lines"], anchor["head"], tuple(anchor.get("announced", ())))
-        texts = [found.head, *found.announced]
-        fits = type(found.lines) is int and found.lines >= 0 and all(type(text) is str for text in texts)
+        fits = type(found.lines) is int and found.lines >= 0 and all(map(_is_hash, [found.head, *found.announced]))
     except FileNotFoundError:
         return f"there is no head file {where}: nothing says whether lines are missing at the end"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
         return f"the head file {where} cannot be read"
-    if key is not None and not hmac.compare_digest(str(anchor.get("mac")), _mac(key, found.signed())):
+    mac = str(anchor.get("mac")).encode(errors="replace")
+    if key is not None and not hmac.compare_digest(mac, _mac(key, found.signed()).encode()):
         return f"the head file {where} does not bear the key's mac"
     return found
 
 
-def _examine(data: bytes, anchor: _Anchor | str, key: bytes | None, expect: Collection[str] = ()) -> Verdict:
+def _examine(
+    data: bytes,
+    anchor: _Anchor | str,
+    key: bytes | None,
+    expect: Collection[str] = (),
+    known: Collection[str] = (),
+) -> Verdict:
     lines = data.split(b"\n")
     torn = lines.pop()  # behind the last newline
     chain = _Chain()
@@ -466,7 +486,7 @@ def _examine(data: bytes, anchor: _Anchor | str, key: bytes | None, expect: Coll
             chain.find(number, Fault.HEAD, anchor)
     else:
         chain.end(number, anchor)
-    for head in expect:
+    for head in [*expect, *known]:
         if head not in chain.hashes.values():
             chain.find(number, Fault.MISSING, f"no line has the expected hash {head}: lines are missing, or others")
     if key is None and macs:
@@ -566,7 +586,7 @@ class _Chain:
         elif anchor.lines and self.hashes.get(anchor.lines - 1) != anchor.head:
             self.find(number, Fault.HEAD, f"the head file names line {anchor.lines} as another one than it is")
         else:
-            later = [self.hashes.get(sequence) for sequence in range(anchor.lines, self.expected)]
+            later = [digest for sequence, digest in self.hashes.items() if sequence >= anchor.lines]
             odd = next((at for at, digest in enumerate(later) if (digest,) != anchor.announced[at : at + 1]), None)
             if odd is None:
                 self.remarks.append(

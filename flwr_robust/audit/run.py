@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -80,6 +80,8 @@ class AuditedRun:
         The audit log's; see `AuditLog`.
     sync : bool
         Whether to wait for the disk; see `AuditLog`.
+    accept : callable (Snapshot)
+        Raises if a checkpoint is not one to go on from; called before anything is put on record, or aside.
 
     Attributes
     ----------
@@ -126,6 +128,7 @@ class AuditedRun:
         keep_updates: bool = False,
         key: bytes | None = None,
         sync: bool = True,
+        accept: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
         check_integer("audit", "every", every, 1)
         for name in statements or ():
@@ -141,7 +144,7 @@ class AuditedRun:
             if self.log.lines and resume is False:
                 raise AuditError(f"audit: {folder} holds a run already; resume it, or name another folder")
             if self.log.lines:
-                self._resume(resume, may_differ)
+                self._resume(resume, may_differ, accept)
             else:
                 self._start(
                     RunStarted(self.config, config_sha256(self.config), rule, strategy, _software()), statements
@@ -157,14 +160,16 @@ class AuditedRun:
             )
         self.log.append(dataclasses.replace(event, statements=dict(statements or {}), keeps_updates=self.keep_updates))
 
-    def _resume(self, resume: bool | int, may_differ: Collection[str]) -> None:
+    def _resume(self, resume: bool | int, may_differ: Collection[str], accept: Callable[[Snapshot], None]) -> None:
         self.store.clean()
         _put_undone_aside(self.log.path, self.store)
         late: list[Event] = []
         later: list[Path] = []
         if self.store.rounds() or resume is not True:
             wanted = None if resume is True else int(resume)
+            _check_hash(self.log.path, self.store, wanted)
             self.snapshot = self.store.load(wanted, config=self.config, may_differ=may_differ)
+            accept(self.snapshot)
             late = _check_recorded(self.log.path, self.store, self.snapshot)
             later = self.store.later(self.snapshot.round)
         else:
@@ -318,6 +323,7 @@ def rollback(
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
         _put_undone_aside(log.path, store)
+        _check_hash(log.path, store, to_round)
         snapshot = store.load(to_round)
         late = _check_recorded(log.path, store, snapshot)
         later = store.later(to_round)
@@ -327,6 +333,23 @@ def rollback(
     return snapshot
 
 
+_EVIDENCE = "keep both as evidence, and start a new run in another folder"
+
+
+def _check_hash(log: Path, store: CheckpointStore, server_round: int | None) -> None:
+    """Raise if a round's checkpoint (None: the latest) is intact, but not the one on record: it need not be read."""
+    rounds = store.rounds()
+    wanted = rounds[-1] if server_round is None and rounds else server_round
+    if wanted not in rounds or store.damage(wanted) is not None:
+        return
+    expected = Standing.of(read_log(log)).sha256(wanted)
+    if expected not in (None, store.sha256(wanted)):
+        raise TamperedError(
+            f"audit: the checkpoint of round {wanted} is not the one that {log} has on record: its hash is another "
+            f"one; {_EVIDENCE}"
+        )
+
+
 def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> list[Event]:
     """Raise unless a checkpoint is the one that the log has on record, and knows no line that the log lacks.
 
@@ -334,12 +357,11 @@ def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> li
     written is returned, for the caller to append: from then on nothing may be in that place but this one.
     """
     what = f"audit: the checkpoint of round {snapshot.round}"
-    evidence = "keep both as evidence, and start a new run in another folder"
-    if not verify(log, expect=[snapshot.head]).intact:
-        raise TamperedError(f"{what} knows lines that {log} lacks; {evidence}")
+    if not verify(log, known=[snapshot.head]).intact:
+        raise TamperedError(f"{what} knows lines that {log} lacks; {_EVIDENCE}")
     standing = Standing.of(read_log(log))
     if (why := standing.odd(store, snapshot.round)) is not None:
-        raise TamperedError(f"{what} is not the one that {log} has on record: {why}; {evidence}")
+        raise TamperedError(f"{what} is not the one that {log} has on record: {why}; {_EVIDENCE}")
     newest = store.rounds()[-1]
     if standing.sha256(newest) is not None or store.damage(newest) is not None:
         return []

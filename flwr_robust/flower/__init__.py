@@ -5,7 +5,7 @@ from flwr_robust.flower.adversarial import AdversarialGrid, AttackRecord, parse_
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.desgd import DeSGD
 from flwr_robust.flower.grids import InProcessGrid, run_in_process
-from flwr_robust.flower.guard import Aggregation, Guard, Observer, Opening, Progress, Round, RoundRecord
+from flwr_robust.flower.guard import Aggregation, Guard, Identity, Observer, Opening, Progress, Round, RoundRecord
 from flwr_robust.flower.guarded import Guarded
 from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
 from flwr_robust.flower.numpy_client import discover, serve
@@ -66,6 +66,7 @@ __all__ = [
     "GeometricMedian",
     "Guard",
     "Guarded",
+    "Identity",
     "InProcessGrid",
     "Krum",
     "LFighter",

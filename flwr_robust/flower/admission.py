@@ -265,9 +265,7 @@ def admit(
     admitted: list[Admitted] = []
     refused: list[Refusal] = []
     kinds = {message.metadata.dst_node_id: message.metadata.message_type for message in messages}
-    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
-    if "" in asked:  # this Grid keeps the ids to itself
-        asked = {}
+    asked = _by_id(messages)
     waiting = set(kinds)
     for message in replies:
         try:
@@ -280,6 +278,20 @@ def admit(
         else:
             refused.append(verdict)
     return admitted, refused
+
+
+def _by_id(messages: Iterable[Message]) -> dict[str, int]:
+    """Return whom messages were sent to, by their ids; empty where the Grid keeps these to itself."""
+    asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
+    return {} if "" in asked else asked
+
+
+def asked_by(messages: Sequence[Message], reply: Message) -> int | None:
+    """Return the node that sent a reply to one of the messages; None if it is nobody's who was asked."""
+    node, asked = reply.metadata.src_node_id, _by_id(messages)
+    if asked:
+        return node if asked.get(reply.metadata.reply_to_message_id) == node else None
+    return node if any(message.metadata.dst_node_id == node for message in messages) else None
 
 
 def _identify(

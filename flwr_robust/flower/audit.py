@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,16 @@ from flwr_robust.audit import (
 )
 from flwr_robust.audit.events import STATEMENTS
 from flwr_robust.audit.log import LEAST_KEY
-from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError, UnknownNameError, check_integer
+from flwr_robust.errors import (
+    AuditError,
+    CheckpointError,
+    ConfigurationError,
+    UnknownNameError,
+    check_flag,
+    check_integer,
+)
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
-from flwr_robust.flower.client_states import ClientStates, collect, restore
+from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.flower.memory import freeze, storable, thaw
 from flwr_robust.flower.records import decode_record, encode_record
@@ -82,6 +90,9 @@ class Audit(Observer):
         Whether checkpoints hold what clients keep in their Context, which they are asked for at every checkpoint and
         given back when the run is resumed; `serve` answers, where the app says so. Otherwise momenta, and what else
         is theirs, begin anew, unless the nodes outlive the server.
+    most_state_bytes : int, optional
+        How long a client's state may be; 64 times the model, but 64 MiB always, when not given. A longer one is not
+        held, which is on record.
     hash_updates, keep_updates : bool
         Whether to put the hash of every update on record, and to keep the updates themselves.
     key : bytes, optional
@@ -112,15 +123,25 @@ class Audit(Observer):
         statements: Mapping[str, str] | None = None,
         measured: Sequence[Measured] = (),
         client_states: bool = False,
+        most_state_bytes: int | None = None,
         hash_updates: bool = False,
         keep_updates: bool = False,
         key: bytes | None = None,
         sync: bool = True,
     ) -> None:
         _check_arguments(folder, every, keep, resume, config, statements, key)
+        flags = {"client_states": client_states, "hash_updates": hash_updates, "keep_updates": keep_updates}
+        for name, value in {**flags, "sync": sync}.items():
+            check_flag("audit", name, value)
+        if most_state_bytes is not None:
+            check_integer("audit", "most_state_bytes", most_state_bytes, 1)
+        if isinstance(may_differ, str) or not isinstance(may_differ, Collection):
+            raise ConfigurationError(f"audit: may_differ must be a collection of keys; got {may_differ!r:.100}")
+        if not isinstance(measured, Sequence) or not all(isinstance(each, Measured) for each in measured):
+            raise ConfigurationError(f"audit: measured must be a list of Measured events; got {measured!r:.100}")
         self.folder = Path(folder)
         self._config, self._measured = dict(config or {}), tuple(measured)
-        self._client_states = client_states
+        self._wants_states, self._most_state_bytes = client_states, most_state_bytes
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
         self._options: dict[str, Any] = {
             "every": every,
@@ -134,6 +155,7 @@ class Audit(Observer):
         }
         self._run: AuditedRun | None = None
         self._opening: Opening | None = None
+        self._states: ClientStates | None = None
         self._round = 0
         self._resting: int | None = None  # the round that a run goes on from, until the next one begins
         self._waiting: list[Event] = []
@@ -152,8 +174,16 @@ class Audit(Observer):
             If the checkpoint is damaged, or of another configuration or model.
         """
         config = {**opening.config, **self._config}
-        self._run = AuditedRun(self.folder, config, rule=opening.rule, strategy=opening.strategy, **self._options)
+        self._run = AuditedRun(
+            self.folder,
+            config,
+            rule=opening.rule,
+            strategy=opening.strategy,
+            accept=partial(_check_fits, opening),
+            **self._options,
+        )
         self._opening, snapshot = opening, self._run.snapshot
+        self._states = ClientStates(opening.grid, opening.guard, opening.timeout) if self._wants_states else None
         self._resting = 0 if snapshot is None else snapshot.round
         if self._run.log.lines == 1:  # it has just begun
             self._run.record(*self._measured)
@@ -161,37 +191,35 @@ class Audit(Observer):
             return None
         self._round = snapshot.round
         self._hashed = None, model_sha256(snapshot.model)  # of the end, should no round follow
-        _check_arrays(snapshot, opening.arrays)
-        if "clients" in snapshot.values:
-            self._restore(ClientStates(*thaw(snapshot.values["clients"], snapshot.states["arrays"])), opening)
+        if self._states is not None and "clients" in snapshot.values:
+            self._states.recall(thaw(snapshot.values["clients"], snapshot.states["arrays"]))
         return _progress(snapshot)
 
-    def _restore(self, states: ClientStates, opening: Opening) -> None:
+    def _restore(self, states: ClientStates, server_round: int, asked: Sequence[int]) -> None:
         """Give clients back what they had handed over, and put that on record."""
-        missing = restore(opening.grid, states, opening.guard.partitions, opening.timeout)
-        held = len(states.partitions) + len(states.nodes)
-        self._opened().record(ClientStatesRestored(self._round, held, _by_node(missing)))
+        given, missing = states.meet(asked)
+        if given or missing:
+            self._waiting.append(ClientStatesRestored(server_round, tuple(given), _by_node(missing)))
+            self._flush()
         if missing:
             log.warning("resume: what clients keep begins anew on %s: %s", *_summary(missing))
 
-    def _collect(self, progress: Progress) -> ClientStates:
-        """Ask clients for what they keep, and put on record who handed it over."""
-        assert self._opening is not None
+    def _collect(self, states: ClientStates, progress: Progress) -> None:
+        """Ask clients for what they keep, and put on record who did not hand it over."""
         length = sum(len(array.data) for array in progress.result.arrays.values())
-        states = collect(self._opening.grid, progress.partitions, self._opening.timeout, length)
-        held = len(states.partitions) + len(states.nodes)
-        self._waiting.append(ClientStatesKept(progress.round, held, _by_node(states.missing)))
-        if states.missing:
-            log.warning("checkpoint: what clients keep is not in it of %s: %s", *_summary(states.missing))
-        return states
+        missing = states.collect(self._most_state_bytes or most_bytes(length))
+        self._waiting.append(ClientStatesKept(progress.round, len(states), _by_node(missing)))
+        if missing:
+            log.warning("checkpoint: what clients keep is not in it of %s: %s", *_summary(missing))
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
         """Write a checkpoint, if it is due."""
         run = self._opened()
         if last or progress.round % run.every == 0:
-            states = self._collect(progress) if self._client_states else None
+            if self._states is not None:
+                self._collect(self._states, progress)
             self._flush()
-            run.checkpoint(_snapshot(progress, run.config, states), force=True)
+            run.checkpoint(_snapshot(progress, run.config, self._states), force=True)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
         """Put the end on record, and close the log."""
@@ -235,6 +263,8 @@ class Audit(Observer):
             RoundConfigured(server_round, kind, tuple(asked), None, tuple(quarantined), self._hash(model))
         )
         self._flush()
+        if self._states is not None:
+            self._restore(self._states, server_round, asked)
 
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:
         """Put a verdict on record, together with the others of the round."""
@@ -320,9 +350,12 @@ def _check_arguments(
         check_integer("audit", "keep", keep, 1)
     if not isinstance(resume, bool) and not (isinstance(resume, int) and resume >= 0):
         raise ConfigurationError(f"audit: resume must be True, False or a round >= 0; got resume={resume!r}")
+    for argument, given in (("config", config), ("statements", statements)):
+        if given is not None and not isinstance(given, Mapping):
+            raise ConfigurationError(f"audit: {argument} must be a mapping; got {given!r:.100}")
     for name, value in (config or {}).items():
-        if not isinstance(value, Scalar):
-            raise ConfigurationError(f"audit: config holds scalars; got {name}={value!r:.100}")
+        if not isinstance(value, Scalar) or not isinstance(name, str):
+            raise ConfigurationError(f"audit: config holds scalars by name; got {name!r}: {value!r:.100}")
     for name, text in (statements or {}).items():
         if name not in STATEMENTS:
             raise UnknownNameError("statement", name, STATEMENTS)
@@ -386,7 +419,7 @@ def _snapshot(progress: Progress, config: Mapping[str, Any], states: ClientState
         },
     }
     if states is not None:
-        values["clients"] = freeze((dict(states.partitions), dict(states.nodes)), tensors)
+        values["clients"] = freeze(states.memory(), tensors)
     model = decode_record(progress.result.arrays)
     return Snapshot(progress.round, config, model, {"arrays": tensors}, progress.partitions, values)
 
@@ -425,10 +458,15 @@ def _read(written: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Ro
     return RoundRecord(**fields)
 
 
-def _check_arrays(snapshot: Snapshot, arrays: ArrayRecord) -> None:
-    """Raise unless a checkpoint's model has the arrays of the one that the run was started with."""
+def _check_fits(opening: Opening, snapshot: Snapshot) -> None:
+    """Raise unless a checkpoint is of no later round, and its model has the same arrays, as a run was started with."""
+    if (rounds := opening.config["rounds"]) < snapshot.round:  # type: ignore[operator]
+        raise ConfigurationError(
+            f"strategy: num_rounds must be at least the {snapshot.round} rounds that the run has behind it; got "
+            f"num_rounds={rounds}: ask for more, or roll the run back"
+        )
     there = [(name, values.dtype, values.shape) for name, values in snapshot.model.items()]
-    now = [(name, values.dtype, values.shape) for name, values in decode_record(arrays).items()]
+    now = [(name, values.dtype, values.shape) for name, values in decode_record(opening.arrays).items()]
     if there != now:
         first = next((pair for pair in zip(there, now, strict=False) if pair[0] != pair[1]), (len(there), len(now)))
         raise CheckpointError(

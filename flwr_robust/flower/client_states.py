@@ -1,156 +1,195 @@
 """What clients keep from round to round, such as momenta: taken into checkpoints, and given back.
 
 Flower keeps a node's state in its Context, which lasts as long as the run: one that is resumed is another run, with new
-Contexts. So the server asks every node for its state when a checkpoint is due (the query ``state``), and hands it back
-before the resumed run's first round (``restore``). `serve` answers both where the app says so. The server looks into
-none of it but for its form and its length: what a client sends comes back to nobody but the client.
+Contexts. So the server asks nodes for their states when a checkpoint is due (the query ``state``), and hands them back
+before it asks those nodes for anything else (``restore``). `serve` answers both where the app says so.
+
+To the server a state is bytes, those that Flower would send: it looks at nothing but their length, and what a client
+handed over comes back to nobody but that client: the node of the same id; or, where that is gone, as in Flower's
+simulation, whose nodes have other ids in every run, a new node that alone is known to hold the partition which the
+other alone was known to hold.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
-from flwr_robust.flower.admission import short
-from flwr_robust.flower.memory import storable
-from flwr_robust.flower.records import PayloadError, decode_record, encode_record, fill
+from flwr_robust.flower.admission import asked_by, short
+from flwr_robust.flower.guard import Guard
 
-__all__ = ["RESTORE", "STATE", "ClientStates", "collect", "restore"]
+__all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
 
 log = logging.getLogger("flwr")
 
 STATE, RESTORE = "query.state", "query.restore"
 """The types of the two messages."""
 
-MOST_BYTES = 64
-"""How many times as long as the model a client's state may be: enough for a momentum of each of many classes."""
 
-_MOST_ENTRIES = 10_000
-_RECORDS = {"arrays": ArrayRecord, "metrics": MetricRecord, "config": ConfigRecord}
+def most_bytes(model_bytes: int) -> int:
+    """Return how long a client's state may be where nobody says it: 64 times the model, and 64 MiB always."""
+    return max(64 * model_bytes, 1 << 26)
 
 
 @dataclass(frozen=True)
+class _Held:
+    """A client's state, and the partition that it alone was known to hold when it handed that over."""
+
+    partition: int | None
+    state: NDArray[np.uint8]
+
+
 class ClientStates:
-    """The states of a run's clients, as they were after one round; all of it is `storable`.
-
-    Attributes
-    ----------
-    partitions, nodes : mapping of int to mapping
-        The states, by partition, and of nodes whose partition is not known, or claimed by others too, by node.
-    missing : mapping of int to str
-        The nodes that handed over none, and why.
-    """
-
-    partitions: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    nodes: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-    missing: Mapping[int, str] = field(default_factory=dict)
-
-
-def collect(grid: Grid, partitions: Mapping[int, int], timeout: float, model_bytes: int) -> ClientStates:
-    """Ask all nodes for their states; never raises for what they answer.
+    """The states of a run's clients, as far as they were handed over.
 
     Parameters
     ----------
     grid : Grid
-        Where they are.
-    partitions : mapping of int to int
-        The partition of each node, as far as it is known.
+        Where the nodes are.
+    guard : Guard
+        What knows their partitions, and which of them are in quarantine.
     timeout : float
-        Seconds to wait.
-    model_bytes : int
-        Length of the model: states that are more than `MOST_BYTES` times as long are not taken.
+        Seconds to wait for answers.
     """
-    asked = sorted(grid.get_node_ids())
-    found: dict[int, Mapping[str, Any]] = {}
-    missing = dict.fromkeys(asked, "no answer")
-    for reply in grid.send_and_receive([Message(RecordDict(), node, STATE) for node in asked], timeout=timeout):
-        node = reply.metadata.src_node_id
-        if node not in missing:
-            continue
-        try:
-            if not reply.has_content():
-                raise ValueError(f"it failed: {reply.error.reason}")
-            found[node] = _read(reply.content, MOST_BYTES * model_bytes)
-            del missing[node]
-        except (PayloadError, ValueError, TypeError, AttributeError) as error:
-            missing[node] = short(str(error))
-    own = _alone(partitions)
-    return ClientStates(
-        {own[node]: state for node, state in found.items() if node in own},
-        {node: state for node, state in found.items() if node not in own},
-        missing,
-    )
 
+    def __init__(self, grid: Grid, guard: Guard, timeout: float) -> None:
+        self._grid, self._guard, self._timeout = grid, guard, timeout
+        self._held: dict[int, _Held] = {}
+        self._asked: set[int] = set()  # since they last handed their state over
+        self._known: set[int] = set()  # every node that was ever asked
+        self._waiting: dict[int, _Held] = {}  # states of before the run was resumed, for nodes yet to come
+        self._met: set[int] = set()  # nodes of the resumed run
 
-def restore(grid: Grid, states: ClientStates, partitions: Mapping[int, int], timeout: float) -> dict[int, str]:
-    """Give every node its state back; never raises for what they answer.
+    def __len__(self) -> int:
+        """Return how many clients' states are held."""
+        return len(self._held) + len(self._waiting)
 
-    Parameters
-    ----------
-    grid, partitions, timeout
-        As for `collect`, now.
-    states : ClientStates
-        As they were then.
+    # -- checkpoints ------------------------------------------------------------------------------
 
-    Returns
-    -------
-    dict of int to str
-        The nodes that begin anew, and why.
-    """
-    own, nodes = _alone(partitions), sorted(grid.get_node_ids())
-    missing = {}
-    messages = []
-    for node in nodes:
-        state = states.partitions.get(own[node]) if node in own else states.nodes.get(node)
-        if state is None:
-            missing[node] = "the checkpoint holds no state of it"
-            continue
-        records = {
-            name: encode_record(items) if kind == "arrays" else _RECORDS[kind](dict(items))
-            for name, (kind, items) in state.items()
+    def collect(self, most: int) -> dict[int, str]:
+        """Ask the nodes that were asked anything since the last time, but those in quarantine, for their states.
+
+        Parameters
+        ----------
+        most : int
+            How many bytes a state may have.
+
+        Returns
+        -------
+        dict of int to str
+            The nodes whose state is not held, and why; what they answer raises nothing.
+        """
+        away = set(self._guard.quarantined)
+        nodes = sorted(self._asked - away)
+        missing = dict.fromkeys(sorted(self._asked & away), "it is in quarantine")
+        own = self._guard.own_partitions(self._grid.get_node_ids())
+        answers = self._answers([Message(RecordDict(), node, STATE) for node in nodes])
+        for node in nodes:
+            state = answers.get(node, "no answer")
+            try:
+                data = state if isinstance(state, str) else _bytes_of(state)
+            except Exception as error:  # what a client keeps may be anything
+                data = short(f"{type(error).__name__}: {error}")
+            if not isinstance(data, str) and len(data) > most:
+                data = f"its state is too long: {len(data)} bytes, where {most} are taken"
+            self._held.pop(node, None)
+            if isinstance(data, str):
+                missing[node] = data
+            else:
+                self._held[node] = _Held(own.get(node), np.frombuffer(data, np.uint8))
+        self._asked -= set(self._held)
+        return missing
+
+    def memory(self) -> dict[str, Any]:
+        """Return all states; it is `storable`."""
+        held = {**self._waiting, **self._held}
+        return {
+            "known": sorted(self._known),
+            "clients": [(node, each.partition, each.state) for node, each in held.items()],
         }
-        messages.append(Message(fill(RecordDict(), records), node, RESTORE))
-    done = {
-        reply.metadata.src_node_id
-        for reply in (grid.send_and_receive(messages, timeout=timeout) if messages else ())
-        if reply.has_content()
-    }
-    for message in messages:
-        if (node := message.metadata.dst_node_id) not in done:
-            missing[node] = "it did not take its state back"
-    return missing
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Take over what `memory` returned, to be given back by `meet`."""
+        self._known = set(memory["known"])
+        self._waiting = {node: _Held(partition, state) for node, partition, state in memory["clients"]}
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def meet(self, nodes: Iterable[int]) -> tuple[list[int], dict[int, str]]:
+        """Give nodes that are about to be asked, and all others that are there, their states back, once.
+
+        Returns
+        -------
+        list of int
+            The nodes that were given theirs.
+        dict of int to str
+            The nodes, of those that were asked before or are new, that begin anew, and why.
+        """
+        asked = set(nodes)
+        self._asked |= asked
+        if not self._waiting:
+            self._known |= asked
+            return [], {}
+        present = {*self._grid.get_node_ids(), *asked}
+        fresh = sorted(present - self._met)
+        own = self._guard.own_partitions(present)
+        messages, missing, given = [], {}, {}
+        for node in fresh:
+            former = node if node in self._known else self._former(own.get(node), present)
+            if former is None or former not in self._waiting:
+                missing[node] = "no state of it is held"
+                continue
+            given[node] = self._waiting.pop(former)
+            messages.append(Message(_content_of(given[node].state), node, RESTORE))
+        answers = self._answers(messages)
+        for node, each in given.items():
+            if isinstance(answer := answers.get(node, "no answer"), str):
+                missing[node] = f"it did not take its state back: {answer}"
+            else:
+                self._held[node] = each
+        self._met |= present
+        self._known |= present
+        return [node for node in given if node not in missing], missing
+
+    def _former(self, partition: int | None, present: set[int]) -> int | None:
+        """Return the id that a new node of a partition had before, if there is one that can be told."""
+        if partition is None:
+            return None
+        found = [node for node, each in self._waiting.items() if each.partition == partition and node not in present]
+        return found[0] if len(found) == 1 else None
+
+    def _answers(self, messages: Sequence[Message]) -> dict[int, RecordDict | str]:
+        """Send messages; return each node's first answer, or why it is none."""
+        found: dict[int, RecordDict | str] = {}
+        if not messages:
+            return found
+        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
+        for reply in replies:
+            node = asked_by(messages, reply)
+            if node is not None and node not in found:
+                found[node] = reply.content if reply.has_content() else short(f"it failed: {reply.error.reason}")
+        return found
 
 
-def _alone(partitions: Mapping[int, int]) -> dict[int, int]:
-    """Return the partitions of the nodes that alone are said to hold theirs."""
-    count = Counter(partitions.values())
-    return {node: partition for node, partition in partitions.items() if count[partition] == 1}
+def _bytes_of(state: RecordDict) -> bytes:
+    data: bytes = recorddict_to_proto(state).SerializeToString(deterministic=True)
+    return data
 
 
-def _read(content: RecordDict, most_bytes: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the records of a state by name: each its kind, and its items.
-
-    Raises
-    ------
-    ValueError, PayloadError
-        If it is too long, or holds what no file can.
-    """
-    entries, length = (sum(map(count, content.values())) for count in (len, lambda record: record.count_bytes()))
-    if entries > _MOST_ENTRIES or length > most_bytes:
-        raise ValueError(
-            f"its state is too long: {length} bytes in {entries} entries; {most_bytes} in {_MOST_ENTRIES} would do"
-        )
-    found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for name, record in content.items():
-        kind = next(kind for kind, each in _RECORDS.items() if isinstance(record, each))
-        items = decode_record(record) if isinstance(record, ArrayRecord) else dict(record)
-        if not storable(items) or not storable(name):
-            raise ValueError(f"its state holds in '{name}' what no file can")
-        found[name] = kind, items
-    return found
+def _content_of(state: NDArray[np.uint8]) -> RecordDict:
+    """Return a state as a message holds it; empty where its bytes are none, which no client can have done."""
+    try:
+        content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(state.tobytes()))
+    except Exception as error:
+        log.warning("checkpoint: a client's state cannot be read: %s", short(f"{type(error).__name__}: {error}"))
+        return RecordDict()
+    return content

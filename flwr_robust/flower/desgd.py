@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from flwr_robust.class_rounds import settle_classes, state_of_class
 from flwr_robust.desgd import check_desgd, classes_of_round
-from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
 from flwr_robust.flower.admission import SentModel
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.guard import NOBODY, Observer, Round
@@ -105,6 +105,9 @@ class DeSGD(RobustStrategy):
         **options: Unpack[DeSGDOptions],
     ) -> None:
         owner = type(self).__name__
+        for name in options:
+            if name not in DeSGDOptions.__annotations__:
+                raise UnknownNameError(f"option of {owner}", name, DeSGDOptions.__annotations__)
         check_integer(owner, "classes", classes, 1)
         check_desgd(owner, gamma, schedule, classes_per_round, classes)
         check_alpha(alpha)

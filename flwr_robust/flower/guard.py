@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -40,6 +40,7 @@ __all__ = [
     "EvaluateFunction",
     "Guard",
     "Guarding",
+    "Identity",
     "Observer",
     "Opening",
     "Progress",
@@ -287,6 +288,24 @@ class Round:
         return tuple(message.metadata.dst_node_id for message in self.messages)
 
 
+class Identity(NamedTuple):
+    """What a node says of itself.
+
+    Attributes
+    ----------
+    partition : int
+        The partition that it holds.
+    gpus : str
+        Its CUDA_VISIBLE_DEVICES; ``all`` where it is not set.
+    assigned : bool
+        Whether the partition was assigned to it, because it named none, or one that others named, too.
+    """
+
+    partition: int
+    gpus: str = "all"
+    assigned: bool = False
+
+
 @runtime_checkable
 class Remembering(Protocol):
     """What keeps something from round to round that a run needs to go on: strategies, and grids that attack."""
@@ -333,6 +352,9 @@ class Guard:
         The partition of each node, as far as it is known.
     refusals : dict of int to int
         How often each node was refused for what was certainly its own doing, since it was last released.
+    assigned : set of int
+        Nodes whose partition was assigned to them, because they named none, or one that others named, too: they are
+        taken for nobody's successor.
     replaced : dict of int to int
         The partitions of nodes that had other ids before the run was resumed; their records name the old ones.
     stopped : str
@@ -363,6 +385,8 @@ class Guard:
             check_integer("strategy", "quarantine_after", quarantine_after, 1)
         if clamp is not None:
             check_number("strategy", "clamp", clamp, minimum=1)
+        if not isinstance(observers, Sequence) or not all(isinstance(each, Observer) for each in observers):
+            raise ConfigurationError(f"strategy: observers must be a list of Observer objects; got {observers!r:.100}")
         self.terms = {MessageType.TRAIN: terms, MessageType.EVALUATE: evaluation_terms}
         self.seed = seed
         self.least = least
@@ -374,6 +398,7 @@ class Guard:
         self.evaluations: list[RoundRecord] = []
         self.partitions: dict[int, int] = {}
         self.refusals: dict[int, int] = {}
+        self.assigned: set[int] = set()
         self.replaced: dict[int, int] = {}
         self.stopped = ""
         self._open: Round | None = None
@@ -387,6 +412,12 @@ class Guard:
         """Nodes of known partition first, by partition; then, and where two claim the same, by id."""
         partition = self.partitions.get(node)
         return (1, 0, node) if partition is None else (0, partition, node)
+
+    def own_partitions(self, nodes: Iterable[int]) -> dict[int, int]:
+        """Return the partitions of the nodes that alone, of all these, are said to hold theirs, by themselves."""
+        known = {node: self.partitions[node] for node in nodes if node in self.partitions}
+        count = Counter(known.values())
+        return {node: own for node, own in known.items() if count[own] == 1 and node not in self.assigned}
 
     @property
     def quarantined(self) -> tuple[int, ...]:
@@ -716,11 +747,6 @@ class Guard:
             self._finish()
             return 0
         progress = found[0]
-        if progress.round > arguments["num_rounds"]:
-            raise ConfigurationError(
-                f"strategy: num_rounds must be at least the {progress.round} rounds that the run has behind it; got "
-                f"num_rounds={arguments['num_rounds']}: ask for more, or roll the run back"
-            )
         vars(result).update(vars(progress.result))
         self.history, self.evaluations = list(progress.history), list(progress.evaluations)
         self._replace(progress)
@@ -739,12 +765,12 @@ class Guard:
         hold it, then and now: nobody gets another one into quarantine by naming its partition.
         """
         known, refusals = dict(progress.partitions), dict(progress.refusals)
-        then, now = Counter(known.values()), Counter(self.partitions.values())
+        then, own = Counter(known.values()), self.own_partitions(self.partitions)
         former = {partition: node for node, partition in known.items() if then[partition] == 1}
         self.replaced = dict(progress.replaced)
         for node, partition in self.partitions.items():
             old = former.get(partition)
-            if old is None or old in self.partitions or node in progress.partitions or now[partition] > 1:
+            if old is None or old in self.partitions or node in progress.partitions or node not in own:
                 continue
             self.replaced[old] = known.pop(old)
             if old in refusals:
@@ -886,6 +912,11 @@ class Guarding:
     @partitions.setter
     def partitions(self, partitions: dict[int, int]) -> None:
         self.guard.partitions = partitions
+
+    def identify(self, identities: Mapping[int, Identity]) -> None:
+        """Set the nodes' partitions, as `discover` returns them, with which of them are the nodes' own word."""
+        self.guard.partitions = {node: each.partition for node, each in identities.items()}
+        self.guard.assigned = {node for node, each in identities.items() if each.assigned}
 
     @property
     def quarantined(self) -> tuple[int, ...]:

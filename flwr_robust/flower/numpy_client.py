@@ -21,8 +21,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from flwr_robust.desgd import answer_names
-from flwr_robust.flower.admission import short
+from flwr_robust.flower.admission import asked_by, short
 from flwr_robust.flower.client_states import RESTORE, STATE
+from flwr_robust.flower.guard import Identity
 from flwr_robust.flower.records import copy_content, decode, encode_record, fill, records_of
 
 __all__ = ["discover", "serve"]
@@ -152,11 +153,11 @@ def _reply(
     return Message(fill(RecordDict(), records), reply_to=message)
 
 
-def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, tuple[int, str]]:
+def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, Identity]:
     """Ask nodes served by `serve` which partition they hold and which GPUs they see.
 
     A node that is silent, or claims a number outside 0 .. n - 1 or one that another node claims, too, cannot stop a
-    run: it is given one of the numbers left, in the order of node ids, and a warning is logged.
+    run: it is assigned one of the numbers left, in the order of node ids, and a warning is logged.
 
     Parameters
     ----------
@@ -169,22 +170,23 @@ def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[in
 
     Returns
     -------
-    dict of int to (int, str)
-        For every node its partition, each of 0 .. n - 1 once, and its CUDA_VISIBLE_DEVICES ("all" where it is not set).
+    dict of int to Identity
+        For every node; of their partitions each of 0 .. n - 1 once. To be passed to a strategy's ``identify``.
     """
     asked = sorted(nodes)
-    claims: dict[int, tuple[int, str]] = {}
-    for reply in grid.send_and_receive([Message(RecordDict(), node, _QUERY) for node in asked], timeout=timeout):
+    claims: dict[int, Identity] = {}
+    messages = [Message(RecordDict(), node, _QUERY) for node in asked]
+    for reply in grid.send_and_receive(messages, timeout=timeout):
         metrics, facts = (reply.content.get(name) if reply.has_content() else None for name in ("metrics", "config"))
         if isinstance(metrics, MetricRecord) and isinstance(facts, ConfigRecord):
-            partition = metrics.get("partition-id")
-            if isinstance(partition, int) and 0 <= partition < len(asked):
-                claims[reply.metadata.src_node_id] = partition, short(str(facts.get("visible-gpus", "all")))
-    count = Counter(partition for partition, _ in claims.values())
-    found = {node: claim for node, claim in claims.items() if node in asked and count[claim[0]] == 1}
-    left = sorted(set(range(len(asked))) - {partition for partition, _ in found.values()})
+            partition, node = metrics.get("partition-id"), asked_by(messages, reply)
+            if type(partition) is int and 0 <= partition < len(asked) and node is not None:
+                claims[node] = Identity(partition, short(str(facts.get("visible-gpus", "all"))))
+    count = Counter(claim.partition for claim in claims.values())
+    found = {node: claim for node, claim in claims.items() if node in asked and count[claim.partition] == 1}
+    left = sorted(set(range(len(asked))) - {claim.partition for claim in found.values()})
     for node in asked:
         if node not in found:
-            found[node] = left.pop(0), claims.get(node, (0, "all"))[1]
-            log.warning("node %s has no partition-id of its own; it is counted as %s", node, found[node][0])
+            found[node] = claims.get(node, Identity(0))._replace(partition=left.pop(0), assigned=True)
+            log.warning("node %s has no partition-id of its own; it is counted as %s", node, found[node].partition)
     return found
