@@ -60,13 +60,13 @@ def asked(strategy):
 # -- quarantine --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda **o: Median(f=1, **SILENT, **o), lambda **o: Guarded(FedAvg(**SILENT), **o)])
 @pytest.mark.parametrize("observers", [3, [4], "text"])
 def test_observers_are_observers(observers):
     with pytest.raises(ConfigurationError, match="observers must be a list of Observer objects; got"):
         RobustStrategy("median()", observers=observers)
 
 
+@pytest.mark.parametrize("make", [lambda **o: Median(f=1, **SILENT, **o), lambda **o: Guarded(FedAvg(**SILENT), **o)])
 def test_repeated_offenders_are_left_out_of_sampling(make):
     strategy = make(quarantine_after=2)
     drive(strategy, misbehaving({1, 4}), ONE, 7, rounds=4)
