@@ -49,7 +49,7 @@ from flwr_robust.errors import (
 )
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
-from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar
+from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar, check_observers
 from flwr_robust.flower.memory import freeze, storable, thaw
 from flwr_robust.flower.records import decode_record, encode_record
 from flwr_robust.rule import Outcome
@@ -368,6 +368,7 @@ def _check_arguments(
 
 def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -> tuple[Observer, ...]:
     """Return the observers of a guard: the audit first, so that evidence comes before whatever others do."""
+    check_observers(observers)
     if audit is None:
         return tuple(observers)
     return audit if isinstance(audit, Audit) else Audit(audit), *observers

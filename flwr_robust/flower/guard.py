@@ -47,6 +47,7 @@ __all__ = [
     "Remembering",
     "Round",
     "RoundRecord",
+    "check_observers",
     "replaced",
     "scalars",
 ]
@@ -288,6 +289,12 @@ class Round:
         return tuple(message.metadata.dst_node_id for message in self.messages)
 
 
+def check_observers(observers: object) -> None:
+    """Raise unless these are observers."""
+    if not isinstance(observers, Sequence) or not all(isinstance(each, Observer) for each in observers):
+        raise ConfigurationError(f"strategy: observers must be a list of Observer objects; got {observers!r:.100}")
+
+
 class Identity(NamedTuple):
     """What a node says of itself.
 
@@ -385,8 +392,7 @@ class Guard:
             check_integer("strategy", "quarantine_after", quarantine_after, 1)
         if clamp is not None:
             check_number("strategy", "clamp", clamp, minimum=1)
-        if not isinstance(observers, Sequence) or not all(isinstance(each, Observer) for each in observers):
-            raise ConfigurationError(f"strategy: observers must be a list of Observer objects; got {observers!r:.100}")
+        check_observers(observers)
         self.terms = {MessageType.TRAIN: terms, MessageType.EVALUATE: evaluation_terms}
         self.seed = seed
         self.least = least
