@@ -35,8 +35,8 @@ _METRICS = {
     "accuracy": ("test accuracy, %", 100.0),
     "attack_success": ("success of the attack, %", 100.0),
     "loss": ("test loss, nats", 1.0),
-    "xi": (r"$\xi$: regular worker farthest from the mean", 1.0),
-    "A": (r"$A$: poisoned worker farthest from it", 1.0),
+    "xi": (r"$\xi$: honest client farthest from the mean", 1.0),
+    "A": (r"$A$: poisoned client farthest from it", 1.0),
     "sigma2": (r"$\sigma^2$: variance of a batch's gradient", 1.0),
 }
 _GRADIENTS = {"xi": "distance of gradients", "A": "distance of gradients", "sigma2": "squared distance of gradients"}
