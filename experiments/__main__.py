@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from experiments.battery import choose
 from experiments.diagnose import diagnose, diagnosis_notes, diagnosis_tables
@@ -103,9 +104,10 @@ def _keys(data: str, overrides: list[str] | None) -> dict[str, object]:
 @app.command("list")
 def list_studies() -> None:
     """List the studies that come with the project."""
-    for path in sorted(STUDIES.glob("*.toml")):
-        study = load_study(path.stem)
-        console.print(f"[bold]{study.name}[/bold]  {study.title} ({len(study.cells)} cells)")
+    with _told():
+        for path in sorted(STUDIES.glob("*.toml")):
+            study = load_study(path.stem)
+            console.print(f"[bold]{study.name}[/bold]  {escape(study.title)} ({len(study.cells)} cells)")
 
 
 @app.command()
@@ -167,6 +169,8 @@ def report(
         if recorded and not documents:
             raise ConfigurationError(f"no result of study {loaded.name} is recorded with these settings; run it")
         words = ["report", study, "--recorded"] if recorded else ["run", study]
+        if not recorded and {document["engine"] for document in documents} == {"fast"}:
+            words += ["--engine", "fast"]
         _report(loaded, documents, results, _command(words, results, data, overrides))
 
 
@@ -230,9 +234,9 @@ def reproduce(
         command = _command(words, results, data, overrides)
         rendered = {}
         for study in loaded.studies:
-            console.rule(study.title, align="left")
+            console.rule(study.name, align="left")
+            console.print(study.title, style="bold", markup=False)
             if documents[study.name]:
-                make_folder(shown / study.name)
                 rendered[study.name] = _report(study, documents[study.name], shown, command)
             else:
                 console.print("[yellow]no cell has been run yet[/yellow]")
@@ -254,6 +258,7 @@ def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path,
     folder = results / study.name
     if not documents:
         raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
+    make_folder(folder)
     rendered = render(study, documents, folder)
     for section, _ in rendered.sections:
         for table in tables(study, section):
@@ -261,7 +266,7 @@ def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path,
         if not study.claims and (sentence := conclude(study, section)):
             console.print(sentence, soft_wrap=False)
     for verdict in rendered.verdicts:
-        console.print(f"{verdict.text}: [bold]{verdict.word}[/bold]; {verdict.detail}")
+        console.print(f"{escape(verdict.text)}: [bold]{verdict.word}[/bold]; {escape(verdict.detail)}")
     if len(documents) < len(study.cells):
         console.print(
             f"[yellow]{len(study.cells) - len(documents)} of {len(study.cells)} cells are not finished[/yellow]"
@@ -302,10 +307,10 @@ def _ray_config(study: Study) -> RunConfig:
 @app.command("diagnose")
 def diagnose_command(
     task: Annotated[
-        str, typer.Option(help="digits, mnist, fashion_mnist, cifar10, or the path of an .npz.")
+        str, typer.Option(help="digits, mnist, emnist, fashion_mnist, cifar10, or the path of an .npz.")
     ] = "digits",
     data: Data = "",
-    model: Annotated[str, typer.Option(help="softmax, mlp or cnn.")] = "softmax",
+    model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "softmax",
     partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "by_label",
     attack: Annotated[str, typer.Option(help="What poisoned clients do to their data.")] = "label_flip()",
     attackers: Annotated[int, typer.Option(help="How many clients are poisoned.")] = 1,
@@ -342,10 +347,13 @@ def diagnose_command(
         if taken := {key.replace("_", "-") for key in keys} & {"defence", "audit", *own, *poison, *length}:
             raise ConfigurationError(f"diagnose: {min(taken)} cannot be set; see --help for what it takes")
         config = RunConfig.from_mapping({**own, **poison, **length, **keys})
+        if plot is not None:
+            if plot.is_dir():
+                raise ConfigurationError(f"diagnose: --plot must be a PNG file; got the folder {plot}")
+            make_folder(plot.parent)
         with console.status(f"{config.rounds} rounds of {config.clients} clients"):
             found = diagnose(config, defence or ())
         if plot is not None:
-            make_folder(plot.parent)
             document = {"labels": {"partition": config.partition}, **found.document}
             picture = as_png(metric_curves([document]))
             write_atomically(plot, lambda file: file.write(picture))
@@ -368,7 +376,7 @@ def red_team_command(
     clients: Annotated[int, typer.Option(help="n.")] = 12,
     rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
     partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "dirichlet(beta=1.0)",
-    model: Annotated[str, typer.Option(help="softmax, mlp or cnn.")] = "mlp",
+    model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "mlp",
     seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated.")] = 1,
     attacks: Annotated[list[str] | None, typer.Option(help="Families, names or texts; all by default.")] = None,
     rule: Annotated[str, typer.Option(help="What attackers take a strategy for that is not ours.")] = "",

@@ -40,7 +40,7 @@ class Verdict:
     text : str
         The claim.
     holds : bool or None
-        None where results are missing.
+        None where results are missing that could still refute it.
     detail : str
         The figures that decide.
     """
@@ -78,56 +78,79 @@ def _name(study: Study, labels: Mapping[str, str]) -> str:
     return ", ".join(labels[axis] for axis in study.axes if axis in labels)
 
 
+def _verdict(claim: Claim, holds: bool, detail: str, missing: str) -> Verdict:
+    """Return the verdict of the figures that there are: others can refute a claim that they bear out, not save one."""
+    if missing and holds:
+        return Verdict(claim.text, None, f"{missing} is missing; so far {detail}")
+    return Verdict(claim.text, holds, detail)
+
+
+def _exactly(value: float, bound: float, sign: str = "") -> str:
+    """Write a number with as many digits as it takes to tell it from a bound; two at the most."""
+    return f"{value:{sign}.{1 if abs(value - bound) >= 0.05 else 2}f}"
+
+
 def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
     axes = {axis for item in (*claim.higher, *claim.lower) for axis in item}
-    margins = []
+    margins, missing = [], ""
     for place in _places(study, claim.where, axes):
         for high, low in itertools.product(claim.higher, claim.lower):
             places = {**place, **high}, {**place, **low}
             upper, under = (_percent(study, groups, labels) for labels in places)
             if upper is None or under is None:
-                return Verdict(claim.text, None, f"{_name(study, places[upper is not None])} is missing")
+                missing = missing or _name(study, places[upper is not None])
+                continue
             margins.append(
                 (upper - under, f"{upper:.1f} ({_name(study, places[0])}), {under:.1f} ({_name(study, places[1])})")
             )
+    if not margins:
+        return Verdict(claim.text, None, f"{missing} is missing")
     margin, words = min(margins)
     bound = f", asked for {claim.by:.1f}" if claim.by else ""
-    return Verdict(claim.text, margin > claim.by, f"smallest margin {margin:+.1f}{bound}: {words}")
+    detail = f"smallest margin {_exactly(margin, claim.by, '+')}{bound}: {words}"
+    return _verdict(claim, margin > claim.by, detail, missing)
 
 
 def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
-    widest, words = -math.inf, ""
+    widest, words, missing = -math.inf, "", ""
     for place in _places(study, claim.where, {axis for item in claim.rows for axis in item}):
         values = []
         for item in claim.rows:
             value = _percent(study, groups, {**place, **item})
             if value is None:
-                return Verdict(claim.text, None, f"{_name(study, {**place, **item})} is missing")
-            values.append((value, _name(study, {**place, **item})))
+                missing = missing or _name(study, {**place, **item})
+            else:
+                values.append((value, _name(study, {**place, **item})))
+        if not values:
+            continue
         (low, lowest), (high, highest) = min(values), max(values)
         if high - low > widest:
             widest, words = high - low, f"{high:.1f} ({highest}), {low:.1f} ({lowest})"
-    return Verdict(
-        claim.text, widest <= claim.within, f"widest range {widest:.1f}, asked for {claim.within:.1f}: {words}"
-    )
+    if not words:
+        return Verdict(claim.text, None, f"{missing} is missing")
+    detail = f"widest range {_exactly(widest, claim.within)}, asked for {claim.within:.1f}: {words}"
+    return _verdict(claim, widest <= claim.within, detail, missing)
 
 
 def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
-    shown, missed = 0, []
+    shown, missed, missing = 0, [], ""
     for first, second in _contrasted(study, claim):
         ours = [_percent(study, groups, labels) for labels in (first, second)]
         theirs = [study.reported_at(labels) for labels in (first, second)]
         if theirs[0] is None or theirs[1] is None or theirs[0] - theirs[1] <= claim.contrasts:
             continue
         if ours[0] is None or ours[1] is None:
-            return Verdict(claim.text, None, f"{_name(study, first if ours[0] is None else second)} is missing")
+            missing = missing or _name(study, first if ours[0] is None else second)
+            continue
         shown += 1
         if ours[0] - ours[1] <= claim.contrasts:
             missed.append(f"{_name(study, second)} ({theirs[0] - theirs[1]:.1f} there, {ours[0] - ours[1]:.1f} here)")
+    if not shown and missing:
+        return Verdict(claim.text, None, f"{missing} is missing")
     if not shown:
         return Verdict(claim.text, None, f"nothing that is reported differs by more than {claim.contrasts:.1f}")
     detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
-    return Verdict(claim.text, not missed, detail)
+    return _verdict(claim, not missed, detail, missing)
 
 
 def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], dict[str, str]]]:

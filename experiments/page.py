@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from experiments.paper import Paper
-from experiments.report import Rendered, sheets
+from experiments.report import Rendered, computed, sheets
 from experiments.study import Study
 from flwr_robust.files import write_atomically
 
@@ -46,7 +46,7 @@ def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, com
     text = _PAGE.render(
         paper=paper,
         parts=parts,
-        seconds=sum(part["seconds"] for part in parts),
+        seconds=computed([d for part in parts for d in part["documents"]]),
         hours=_hours,
         cell=_cell,
         command=command,
@@ -63,7 +63,7 @@ def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, An
     return {
         "study": study,
         "documents": rendered.documents,
-        "seconds": sum(d["seconds"] for d in rendered.documents),
+        "seconds": computed(rendered.documents),
         "setting": _setting(rendered.documents),
         "verdicts": rendered.verdicts,
         "sections": [

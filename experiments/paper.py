@@ -70,12 +70,12 @@ def load_paper(name: str, overrides: Mapping[str, object] | None = None, only: S
     path = PAPERS / f"{name}.toml"
     if not path.is_file():
         raise UnknownNameError("paper", name, sorted(found.stem for found in PAPERS.glob("*.toml")))
-    document: dict[str, Any] = tomllib.loads(path.read_text())
+    document = _read(path)
     for chosen in only or ():
         check_choice(f"paper {name}", "study", chosen, document["studies"])
     studies = tuple(load_study(study, overrides) for study in document["studies"] if not only or study in only)
     notes: dict[str, list[str]] = {}
-    for note in document.get("notes", []):
+    for note in document["notes"]:
         about = note.get("about", "")
         if about not in ("", *document["studies"]):
             raise UnknownNameError(f"study of a note in paper {name}", about, document["studies"])
@@ -91,3 +91,33 @@ def load_paper(name: str, overrides: Mapping[str, object] | None = None, only: S
         studies,
         {about: tuple(texts) for about, texts in notes.items()},
     )
+
+
+_TEXTS = ("title", "citation", "summary")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a paper's file, and check what it holds."""
+    owner = f"paper {path.stem}"
+    try:
+        document = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{owner}: it is no TOML file: {error}") from None
+    known = (*_TEXTS, "studies", "notes")
+    if unknown := set(document) - set(known):
+        raise UnknownNameError(f"key of {owner}", min(unknown), known)
+    for key in _TEXTS:
+        if not isinstance(document.get(key), str):
+            raise ConfigurationError(f"{owner}: {key} must be a text; got {document.get(key)!r}")
+    studies = document.get("studies")
+    if not isinstance(studies, list) or not all(isinstance(study, str) for study in studies):
+        raise ConfigurationError(f"{owner}: studies must be a list of names; got {studies!r}")
+    notes = document.setdefault("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, dict) for note in notes):
+        raise ConfigurationError(f"{owner}: notes must be tables, each under [[notes]]; got {notes!r:.100}")
+    for note in notes:
+        if unknown := set(note) - {"about", "text"}:
+            raise UnknownNameError(f"key of [[notes]] in {owner}", min(unknown), ("about", "text"))
+        if not all(isinstance(value, str) for value in note.values()) or "text" not in note:
+            raise ConfigurationError(f"{owner}: each of [[notes]] must hold a text, and may name about; got {note}")
+    return document

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jinja2
+from rich.markup import escape
 from rich.table import Table
 
 from experiments.claims import Verdict, judge
@@ -228,12 +229,13 @@ def tables(study: Study, section: Section) -> Iterator[Table]:
         for number, columns in enumerate(_abreast(sheet)):
             title = sheet.caption if number == 0 else f"{sheet.caption}, continued"
             table = Table(title=title, title_justify="left", padding=(0, 1))
-            table.add_column(sheet.columns[0], no_wrap=True)
+            table.add_column(escape(sheet.columns[0]), no_wrap=True)
             for column in columns:
-                table.add_column(sheet.columns[column], justify="right", no_wrap=True)
+                table.add_column(escape(sheet.columns[column]), justify="right", no_wrap=True)
             for place, row in enumerate(sheet.rows):
-                bold = [f"[bold]{row[at]}[/bold]" if (place, at - 1) in sheet.best else row[at] for at in columns]
-                table.add_row(row[0], *bold)
+                texts = {at: escape(row[at]) for at in columns}
+                bold = [f"[bold]{text}[/bold]" if (place, at - 1) in sheet.best else text for at, text in texts.items()]
+                table.add_row(escape(row[0]), *bold)
             yield table
 
 
@@ -345,6 +347,10 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
             write_atomically(image.path, partial(_put, as_png(figure)))
             images.append(image)
         sections.append((section, tuple(images)))
+    shown = {image.path for _, images in sections for image in images}
+    for path in folder.glob("*.png"):  # of a time when the study was drawn in another way
+        if path not in shown:
+            path.unlink()
     return Rendered(study, documents, folder, tuple(sections), tuple(judge(study, gather(study, documents))))
 
 
@@ -390,7 +396,7 @@ def write_report(rendered: Rendered, command: str) -> Path:
         command=command,
         finished=len(documents),
         total=len(study.cells),
-        seconds=f"{sum(d['seconds'] for d in documents):,.0f}",
+        seconds=f"{computed(documents):,.0f}",
         machine=last["machine"],
         versions=last["versions"],
         documents=documents,
@@ -398,6 +404,11 @@ def write_report(rendered: Rendered, command: str) -> Path:
     path = rendered.folder / "report.html"
     write_atomically(path, partial(_put, page.encode()))
     return path
+
+
+def computed(documents: Sequence[Mapping[str, Any]]) -> float:
+    """Return how many seconds results took; those of one configuration were computed once."""
+    return sum({str(d["config_digest"]): float(d["seconds"]) for d in documents}.values())
 
 
 def _fair(documents: Sequence[Mapping[str, Any]]) -> str:

@@ -22,8 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.flower_run import FlowerRuns
 from experiments.study import Cell, Study
-from flwr_robust.config import RunConfig
+from flwr_robust.config import RunConfig, pick_device
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.fault import Fault
 from flwr_robust.files import write_atomically
 from flwr_robust.simulation import batches, simulate, simulate_many, unbatched
 
@@ -73,11 +74,15 @@ def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
     from server.app import app as server_app
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    pick_device(str(values.get("device", "auto")))  # for its error, which in a client would be a reply like others
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
         document: dict[str, Any] = json.loads(output.read_text())
-        return document
+    raised = not document["outcomes"]["OK"] and {entry["reason"] for entry in document["refused"]} == {"ERROR"}
+    if raised and not isinstance(RunConfig.from_mapping(values).attack_object, Fault):
+        raise FlwrRobustError("no client could train in any round; the log says what they raised")
+    return document
 
 
 def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,7 +298,13 @@ def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
         return
     import ray
 
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise FlwrRobustError(
+            f"--ray-address {address} cannot be connected to ({type(error).__name__}): start a cluster there with "
+            f"`ray start --head`, or name another"
+        ) from None
     try:
         task = ray.remote(run)
         waiting = {task.remote(cell.config.to_mapping()): cell for cell in cells}
@@ -357,6 +368,9 @@ def _adopt(results: Path, study: Study, cell: Cell, others: Path) -> bool:
     return False
 
 
+_NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "seconds")
+
+
 def circumstances() -> dict[str, Any]:
     """Return when and where a result came about: the time, the machine, and the versions of what computes."""
     return {
@@ -388,7 +402,7 @@ def _read(path: Path, cell: Cell) -> dict[str, Any]:
     """Return the result in a file; raise if it holds none of the cell's configuration."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
-        sound = isinstance(document, dict) and document.get("schema") == 1 and "finished" in document
+        sound = isinstance(document, dict) and document.get("schema") == 1 and {*_NEEDED} <= document.keys()
     except (ValueError, OSError):
         sound = False
     if not sound:

@@ -118,6 +118,9 @@ class Claim:
     pairs: tuple[tuple[str, str], ...] = ()
 
 
+METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
+"""What a curve may hold."""
+
 _CLAIM_KEYS = {
     "order": {"higher", "lower", "by"},
     "closeness": {"rows", "within"},
@@ -167,6 +170,10 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     check_choice(f"study {study}", "metric", report.metric, SHARES)
     for plot in report.plots:
         check_choice(f"study {study}", "plots", plot, PLOTS)
+    for metric in report.metrics:
+        check_choice(f"study {study}", "metrics", metric, METRICS)
+    if report.contest in (report.rows, report.columns):
+        raise ConfigurationError(f"study {study}: contest must be a third axis; got {report.contest}, which is shown")
     if ("winners" in report.plots) != bool(report.contest):
         raise ConfigurationError(f"study {study}: the plot winners and the axis contest need each other; name both")
     if ("metrics" in report.plots) != bool(report.metrics):
@@ -218,13 +225,22 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
                 f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
             )
         where = table.get("where", {})
-        _labels(study, "claims", where, axes)
+        # Claims are about means over seeds.
+        places = {axis: labels for axis, labels in axes.items() if axis != REPETITION}
+        _labels(study, "claims", where, places)
         values = {key: table[key] for key in own}
         for key in own & {"higher", "lower", "rows"}:
-            items = [item if isinstance(item, dict) else {report.rows: str(item)} for item in table[key]]
+            items = [item if isinstance(item, dict) else {report.rows: item} for item in table[key]]
             for item in items:
-                _labels(study, "claims", item, axes)
+                _labels(study, "claims", item, places)
             values[key] = tuple(items)
+        named = [set(item) for key in sorted(own & {"higher", "lower", "rows"}) for item in values[key]]
+        if named and (not named[0] or any(each != named[0] for each in named) or named[0] & set(where)):
+            raise ConfigurationError(
+                f"study {study}: what a claim compares must be labels on the same axes, at least one, and none that "
+                f"where fixes; got {', '.join(str(sorted(each)) for each in named)} and where = {where} in "
+                f"'{table['text']}'"
+            )
         if "pairs" in own:
             values["pairs"] = tuple(tuple(pair) for pair in table["pairs"])
             for row in (row for pair in values["pairs"] for row in pair):
@@ -281,5 +297,7 @@ def _axis(study: str, what: str, axis: Any, axes: Axes) -> None:
 
 
 def _label(what: str, label: Any, labels: Sequence[str]) -> None:
+    if not isinstance(label, str):
+        raise ConfigurationError(f"{what}: labels are texts; got {label!r}: put it in quotes")
     if label not in labels:
         raise UnknownNameError(what, str(label), labels)

@@ -156,6 +156,8 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         If the file or one of its cells is wrong; the sentence names the cell.
     """
     path = Path(source) if source.endswith(".toml") else STUDIES / f"{source}.toml"
+    if not path.is_file() and source.endswith(".toml"):
+        raise ConfigurationError(f"study {source}: there is no such file; see `list` for those of the project")
     if not path.is_file():
         names = [found.stem for found in STUDIES.glob("*.toml")]
         raise UnknownNameError("study", source, [*names, "<path>.toml"])
@@ -170,8 +172,11 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         if not isinstance(document[table], dict):
             raise ConfigurationError(f"study {path}: [{table}] must be a table; got {document[table]!r}")
     axes = document.get("axes", {})
-    if not axes or not all(isinstance(values, list) and values for values in axes.values()):
-        raise ConfigurationError(f"study {path}: [axes] must hold at least one list of at least one value")
+    if not axes:
+        raise ConfigurationError(f"study {path}: [axes] must hold at least one axis, a list of values; got none")
+    for axis, values in axes.items():
+        if not isinstance(values, list) or not values:
+            raise ConfigurationError(f"study {path}: axis {axis} must be a list of at least one value; got {values!r}")
     common = {**document.get("config", {}), **(overrides or {})}
     points = {axis: [_point(axis, value) for value in values] for axis, values in axes.items()}
     for axis, found in points.items():
@@ -228,6 +233,11 @@ def _exceptions(
         for axis, label in table["where"].items():
             if axis not in points:
                 raise UnknownNameError(f"axis of an exception in study {path}", axis, points)
+            if not isinstance(label, str):
+                raise ConfigurationError(
+                    f"study {path}: labels in where of [[exceptions]] are texts; got {axis} = {label!r}: put it in "
+                    f"quotes"
+                )
             if label not in (labels := [name for name, _ in points[axis]]):
                 raise UnknownNameError(f"label on axis {axis} in study {path}", str(label), labels)
         found.append((table["where"], table["set"]))

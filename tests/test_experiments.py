@@ -5,13 +5,15 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from experiments import report
 from experiments.__main__ import app
-from experiments.runner import read_results, run_study
+from experiments.runner import read_results, run_in_process_cell, run_study
 from experiments.study import STUDIES, load_study
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
+from flwr_robust.flower import serve
 
 SMALL = """
 title = "small"
@@ -106,7 +108,7 @@ def test_cells_of_one_configuration_run_once(tmp_path, monkeypatch):
     def some(cells, workers, run):
         for cell in cells:
             ran.append(cell)
-            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}]}
+            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}], "seconds": 1.0}
 
     monkeypatch.setattr("experiments.runner._in_processes", some)
     summary = run_study(study, tmp_path / "results")
@@ -124,7 +126,7 @@ def test_a_cell_that_another_study_has_run_is_taken_from_there(small, tmp_path, 
     def some(cells, workers, run):
         for cell in cells:
             ran.append(cell.config.defence)
-            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}]}
+            yield cell, {"curve": [{"accuracy": 0.5, "loss": 1.0}], "seconds": 1.0}
 
     monkeypatch.setattr("experiments.runner._in_processes", some)
     results = tmp_path / "results"
@@ -287,7 +289,25 @@ def test_an_attack_that_does_not_fit_the_data_stops_a_study_before_it_runs(small
 WRONG = [
     ("[axes]\nseed = [0]\n[confg]\nrounds = 1\n", UnknownNameError, "table of study.*'confg'.*config"),
     ("[config]\nrounds = 1\n", ConfigurationError, r"\[axes\]"),
-    ('[axes]\ndefence = ["mean()"]\nseed = []\n', ConfigurationError, r"\[axes\]"),
+    ('[axes]\ndefence = ["mean()"]\nseed = []\n', ConfigurationError, r"axis seed must be a list .* got \[\]"),
+    ("[axes]\nseed = 0\n", ConfigurationError, "axis seed must be a list of at least one value; got 0"),
+    ("[axes]\n", ConfigurationError, "at least one axis, a list of values; got none"),
+    (
+        "[axes]\nseed = [0]\n[[exceptions]]\nwhere = { seed = 0 }\nset = { alpha = 0.2 }\n",
+        ConfigurationError,
+        "are texts; got seed = 0: put it in quotes",
+    ),
+    (
+        '[axes]\nseed = [0]\n[report]\nplots = ["metrics"]\nmetrics = ["xx"]\n',
+        ConfigurationError,
+        "metrics must be one",
+    ),
+    (
+        '[axes]\nseed = [0]\nalpha = [1.0]\n[report]\nrows = "alpha"\ncolumns = "seed"\nplots = ["winners"]\n'
+        'contest = "alpha"\n',
+        ConfigurationError,
+        "contest must be a third axis; got alpha",
+    ),
     ('[axes]\ndefence = ["krum(f=9)"]\n', ConfigurationError, "cell defence=krum.*n >= 2f"),
     ("[axes]\nsedd = [0]\n", ConfigurationError, "cell sedd=0.*configuration key 'sedd'.*seed"),
     ('[axes]\nseed = [0]\n[report]\nrows = "rule"\n', UnknownNameError, "axis of study.*'rule'.*seed"),
@@ -310,6 +330,21 @@ WRONG = [
         "labels of axis size must differ",
     ),
 ]
+
+
+def test_a_run_in_which_nobody_could_train_is_a_failure_and_no_result(small, tmp_path, monkeypatch):
+    import clients.app
+
+    def broken(context):
+        raise RuntimeError("out of luck")
+
+    values = {**load_study(small).cells[0].config.to_mapping(), "rounds": 2}
+    monkeypatch.setattr(clients.app, "app", serve(broken))
+    with pytest.raises(FlwrRobustError, match="no client could train in any round"):
+        run_in_process_cell(values)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigurationError, match="device"):
+            run_in_process_cell({**values, "device": "cuda"})
 
 
 @pytest.mark.parametrize(("text", "kind", "words"), WRONG)

@@ -128,6 +128,27 @@ def test_a_claim_without_all_its_results_cannot_be_told(make, claim):
     assert found.word == "cannot be told yet"
 
 
+def test_what_is_there_may_refute_a_claim_that_lacks_results(make):
+    """Those left refute the one claim, 89 to 90, and bear out the other, but what is missing may yet refute that."""
+    study = make(
+        f'{REPORTED}[[claims]]\ntext = "a"\nhigher = ["median()"]\nlower = ["mean()"]\nwhere = {{ attack = "none" }}\n'
+        '[[claims]]\ntext = "b"\nhigher = ["mean()"]\nlower = ["median()"]\nwhere = { attack = "none" }\n'
+        '[[claims]]\ntext = "c"\nrows = ["mean()", "median()"]\nwithin = 0.5\nwhere = { attack = "none" }\n'
+    )
+    gone = {"defence": "mean()", "attack": "none", "setting": "apart"}
+    left = [d for d in measured(study) if not gone.items() <= d["labels"].items()]
+    refuted, open_, wide = judge(study, gather(study, left))
+    assert (refuted.holds, wide.holds, open_.holds) == (False, False, None)
+    assert refuted.detail.startswith("smallest margin -1.0: 89.0 (median(), none, same)")
+    assert open_.detail.startswith("mean(), none, apart is missing; so far smallest margin +1.0: ")
+    assert wide.detail.startswith("widest range 1.0, asked for 0.5: ")
+
+
+def test_a_margin_next_to_the_bound_has_the_digits_to_tell(make):
+    claim = 'where = { attack = "none", setting = "same" }\nhigher = ["mean()"]\nlower = ["median()"]'
+    assert "margin -0.03:" in verdict(make, claim, {**MEASURED, ("median()", "none", "same"): 90.03}).detail
+
+
 WRONG = [
     ('[[claims]]\ntext = "a"\n', ConfigurationError, "a claim must hold higher and lower, or rows and within"),
     ('[[claims]]\nrows = ["mean()"]\nwithin = 1.0\n', ConfigurationError, "must be a table with text"),
@@ -142,6 +163,23 @@ WRONG = [
     ('[[claims]]\ntext = "a"\nhigher = "mean()"\nlower = ["mean()"]\n', ConfigurationError, "higher .* a list"),
     ('[[claims]]\ntext = "a"\nrows = ["mean()"]\nwithin = "2"\n', ConfigurationError, "within of .*number.*'2'"),
     ('[[claims]]\ntext = "a"\ncontrasts = 3.0\npairs = [["mean()"]]\n', ConfigurationError, "a list of pairs"),
+    (
+        '[[claims]]\ntext = "a"\nhigher = [{}]\nlower = ["mean()"]\n',
+        ConfigurationError,
+        "on the same axes, at least one",
+    ),
+    (
+        '[[claims]]\ntext = "a"\nhigher = [{ setting = "same" }]\nlower = ["mean()"]\n',
+        ConfigurationError,
+        r"on the same axes.*got \['setting'\], \['defence'\]",
+    ),
+    (
+        '[[claims]]\ntext = "a"\nwhere = { defence = "mean()" }\nrows = ["mean()"]\nwithin = 1\n',
+        ConfigurationError,
+        "none that where fixes",
+    ),
+    ('[[claims]]\ntext = "a"\nwhere = { seed = "0" }\nrows = ["mean()"]\nwithin = 1\n', UnknownNameError, "'seed'"),
+    ('[[claims]]\ntext = "a"\nwhere = { setting = 1 }\nrows = ["mean()"]\nwithin = 1\n', ConfigurationError, "quotes"),
     ('[[reported]]\nsource = "T"\nwhere = { setting = "same" }\nvalues = 3\n', ConfigurationError, "must be a table"),
     ('[[reported]]\nsource = "T"\nvalues = { "mean()" = [1.0, 2.0] }\n', ConfigurationError, "must say the setting"),
     (
@@ -375,3 +413,59 @@ def test_bad_calls_say_one_sentence(arguments, words, tmp_path):
     assert done.exit_code == 2
     assert words in done.output.replace("\n", " ")
     assert "Traceback" not in done.output
+
+
+# -- papers' files -----------------------------------------------------------------------------------
+
+PAPER = 'title = "T"\ncitation = "C"\nsummary = "S"\nstudies = ["demo"]\n'
+WRONG_PAPERS = [
+    ("title = \n", ConfigurationError, "paper mine: it is no TOML file"),
+    (PAPER.replace('citation = "C"\n', ""), ConfigurationError, "citation must be a text; got None"),
+    (PAPER.replace('["demo"]', '"demo"'), ConfigurationError, "studies must be a list of names; got 'demo'"),
+    (PAPER + 'notes = "hello"\n', ConfigurationError, r"each under \[\[notes\]\]; got 'hello'"),
+    (PAPER + '[[note]]\ntext = "a"\n', UnknownNameError, "unknown key of paper mine 'note'"),
+    (PAPER + '[[notes]]\nabuot = "demo"\ntext = "a"\n', UnknownNameError, "'abuot'; allowed: about, text"),
+    (PAPER + '[[notes]]\nabout = "demo"\n', ConfigurationError, "must hold a text, and may name about"),
+    (PAPER + '[[notes]]\nabout = "dmeo"\ntext = "a"\n', UnknownNameError, "study of a note in paper mine 'dmeo'"),
+]
+
+
+@pytest.mark.parametrize(("text", "kind", "words"), WRONG_PAPERS)
+def test_wrong_papers_are_one_sentence(tmp_path, monkeypatch, text, kind, words):
+    monkeypatch.setattr("experiments.paper.PAPERS", tmp_path)
+    (tmp_path / "mine.toml").write_text(PAPER)
+    assert load_paper("mine").title == "T"
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(kind, match=words):
+        load_paper("mine")
+
+
+def test_the_pages_show_what_is_recorded():
+    """`make pages` was called after the last record: every study's cells are counted on its paper's page."""
+    for path in PAPERS.glob("*.toml"):
+        page = (RECORDED.parent.parent / "docs" / "reproductions" / f"{path.stem}.md").read_text()
+        paper = load_paper(path.stem)
+        parts = dict(zip((study.name for study in paper.studies), page.split("\n## ")[1:], strict=True))
+        for study in paper.studies:
+            count = len(read_recorded(study))
+            words = f"{count} of {len(study.cells)} cells" if count else "No cell has been run yet."
+            assert words in parts[study.name], study.name
+            assert study.question in parts[study.name]
+        assert all(note in page for notes in paper.notes.values() for note in notes)
+
+
+def test_plots_that_a_study_no_longer_shows_are_gone(make, tmp_path):
+    study = make()
+    folder = tmp_path / "shown"
+    report.render(study, measured(study), folder)
+    (folder / "older.png").write_bytes(b"")
+    shown = {path.name for path in folder.glob("*.png")} - {"older.png"}
+    report.render(study, measured(study), folder)
+    assert {path.name for path in folder.glob("*.png")} == shown
+
+
+def test_runs_of_one_configuration_took_their_time_once(make):
+    documents = measured(make())
+    for document in documents:
+        document["seconds"] = 2.0
+    assert report.computed([*documents, *documents]) == 2.0 * len({d["config_digest"] for d in documents})
