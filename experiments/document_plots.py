@@ -26,7 +26,7 @@ from experiments.bands import band, named_lines
 from experiments.showing import REPETITION
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
-__all__ = ["metric_curves", "winners_heatmap"]
+__all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
 
 Document = Mapping[str, Any]
 

@@ -26,6 +26,7 @@ __all__ = [
     "Rendered",
     "Section",
     "Sheet",
+    "computed",
     "conclude",
     "render",
     "sheets",

@@ -32,6 +32,7 @@ __all__ = [
     "SentModel",
     "Terms",
     "admit",
+    "asked_by",
     "learnt",
     "rebuilt",
     "short",
