@@ -20,6 +20,12 @@ from tests.flower_helpers import FIRST, drive
 N = 4
 
 
+@pytest.fixture(autouse=True)
+def _warnings(caplog):
+    """Whatever other tests set."""
+    caplog.set_level("WARNING", logger="flwr")
+
+
 def clients(**options):
     """An app whose clients count their rounds, and keep records of every kind."""
 

@@ -14,13 +14,14 @@ from clients.app import app as client_app
 from clients.numpy_clients import HonestClient
 from experiments.flower_run import FlowerRuns
 from flwr_robust import ConfigurationError
+from flwr_robust.audit import ClientStatesKept, read_log
+from flwr_robust.audit.run import log_file
 from flwr_robust.config import RunConfig
 from flwr_robust.flower import InProcessGrid, run_in_process
 from flwr_robust.personal import ClientScore, averaged, evaluated_clients, evaluation_shares
 from flwr_robust.seeds import torch_generator
 from flwr_robust.simulation import simulate
 from flwr_robust.tasks import build_model, split_arrays
-from server.app import _audit
 from server.app import app as server_app
 from server.evaluation import asking
 from tests.runs import run
@@ -231,16 +232,14 @@ def test_attacks_on_messages_see_what_is_sent(tmp_path, attack):
     assert quick["outcomes"]["OK"] == 3
 
 
-@pytest.mark.parametrize(("keys", "warned"), [(KEYS, True), ({**KEYS, "personal": ""}, False)])
-def test_an_audited_run_goes_on_record_and_a_resumed_one_says_what_begins_anew(tmp_path, caplog, keys, warned):
+@pytest.mark.parametrize(("keys", "kept"), [(KEYS, [0, 3, 3]), ({**KEYS, "personal": ""}, [])])
+def test_an_audited_run_is_the_same_and_its_checkpoints_hold_what_is_personal(tmp_path, keys, kept):
     keys = {**keys, "clients": 3, "rounds": 2, "audit": str(tmp_path / "audit")}
     document, _ = run(tmp_path, **keys)
     quick = simulate(RunConfig.from_mapping({**keys, "audit": ""}))
     assert document["model_sha256"] == quick["model_sha256"]
-    resumed = RunConfig.from_mapping({**keys, "resume": True})
-    with caplog.at_level(logging.WARNING, "flwr"):
-        _audit(resumed)
-    assert ("personal parameters" in caplog.text) == warned
+    events = [record.event for record in read_log(log_file(tmp_path / "audit"))]
+    assert [event.clients for event in events if isinstance(event, ClientStatesKept)] == kept
 
 
 def contexts_after(folder, monkeypatch, keys):
