@@ -48,6 +48,7 @@ R = TypeVar("R")
 ENGINES = ("in-process", "fast", "ray")
 _ON_GPU = 16  # runs that advance together there
 _PACKAGES = ("flwr", "flwr-robust", "numpy", "ray", "torch")
+_NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "seconds")  # in every result
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def run_study(
     make_folder(results)
     waiting = [cell for cell in study.cells if _found(results, cell) is None]
     if others is not None:
-        waiting = [cell for cell in waiting if not _adopt(results, study, cell, others)]
+        there = _by_digest(others)
+        waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
     splits = {
         (c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed, c.config.attack): c
         for c in waiting
@@ -351,24 +353,32 @@ def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[s
         **outcome,
         **circumstances(),
     }
+    _put(results, cell, document)
+
+
+def _put(results: Path, cell: Cell, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, indent=1).encode()
     write_atomically(_path(results, cell), lambda file: file.write(text))
 
 
-def _adopt(results: Path, study: Study, cell: Cell, others: Path) -> bool:
+def _by_digest(others: Path) -> dict[str, list[Path]]:
+    """Return the results of all studies by the digest in their names."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(others.glob("*/*-*.json")):
+        found.setdefault(path.stem.rpartition("-")[2], []).append(path)
+    return found
+
+
+def _adopt(results: Path, study: Study, cell: Cell, there: Iterable[Path]) -> bool:
     """Take a cell's result from another study that has run the same configuration; say whether there is one."""
-    for path in sorted(others.glob(f"*/*-{cell.digest}.json")):
+    for path in there:
         try:
             document = _read(path, cell)
         except FlwrRobustError:  # it is that study's to complain
             continue
-        text = json.dumps({**document, "study": study.name, "labels": dict(cell.labels)}, indent=1).encode()
-        write_atomically(_path(results, cell), lambda file, text=text: file.write(text))  # type: ignore[misc]
+        _put(results, cell, {**document, "study": study.name, "labels": dict(cell.labels)})
         return True
     return False
-
-
-_NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "seconds")
 
 
 def circumstances() -> dict[str, Any]:

@@ -43,6 +43,9 @@ Axes = Mapping[str, Sequence[str]]
 SHARES = ("accuracy", "accuracy_unweighted", "attack_success")
 """The numbers of a curve that lie in [0, 1], and so are shown in percent."""
 
+METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
+"""All numbers that a curve may hold."""
+
 _TAKES = ("final", "best")
 
 
@@ -117,9 +120,6 @@ class Claim:
     against: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
 
-
-METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
-"""What a curve may hold."""
 
 _CLAIM_KEYS = {
     "order": {"higher", "lower", "by"},

@@ -111,8 +111,8 @@ def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
 def _warn(verdict: Verdict) -> None:
     """Say if macs were not checked, and end with status 1 if what was shown is not intact."""
     if UNCHECKED in verdict.remarks:
-        hint = "--key-file FILE checks them"
-        typer.secho(f"note: the log was read without its key: {UNCHECKED}; {hint}", fg="yellow", err=True)
+        note = f"note: the log was read without its key: {UNCHECKED}; --key-file FILE checks them"
+        typer.secho(note, fg="yellow", err=True)
     if not verdict.intact:
         finding = _printable(str(verdict.findings[0]))
         typer.secho(f"the log is NOT INTACT: {finding}; see flwr-robust audit verify", fg="red", err=True)
@@ -276,11 +276,9 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
         event = record.event
         anew = isinstance(event, ClientStatesRestored) or (isinstance(event, ClientStatesKept) and event.missing)
         if anew or isinstance(event, shown):
-            fields = {
-                key: value for key, value in record.event.to_fields().items() if key not in ("config", "software")
-            }
+            fields = {key: value for key, value in event.to_fields().items() if key not in ("config", "software")}
             words = ", ".join(f"{key}={value}" for key, value in fields.items() if value not in ("", [], {}, None))
-            console.print(_text(f"{record.time[:19]}  {record.event.kind}  {words}"))
+            console.print(_text(f"{record.time[:19]}  {event.kind}  {words}"))
 
 
 @audit.command("clients")
@@ -374,9 +372,9 @@ def card_command(
     say how clients authenticate with --state "authentication=...", how connections are secured with --state "tls=...".
     """
     try:
-        statements = dict(_pair(text) for text in state or [])
-        paths = write_card(run, html=html, statements=statements, key=_key(key_file), red_team=red_team)
-        verdict = verify_run(run, key=_key(key_file))
+        statements, key = dict(_pair(text) for text in state or []), _key(key_file)
+        verdict = verify_run(run, key=key)
+        paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
     except FlwrRobustError as error:
         _fail(error)
     console = _console()

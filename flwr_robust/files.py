@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["file_sha256", "lock", "open_to_append", "sync_folder", "write_atomically"]
+__all__ = ["file_sha256", "lock", "move_aside", "open_to_append", "sync_folder", "write_atomically"]
 
 _SYSTEM_LOCK = next((name for name in ("fcntl", "msvcrt") if importlib.util.find_spec(name)), "")
 _LOCKED_BYTE = 2**31 - 2  # behind the end of any log; as far as Windows counts here
@@ -46,6 +46,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def move_aside(path: Path, aside: Path) -> None:
+    """Move a file or folder into another folder, made where it does not exist, under the first number that is free.
+
+    ``5.npz`` becomes ``5.1.npz``, then ``5.2.npz``.
+    """
+    aside.mkdir(parents=True, exist_ok=True)
+    index = 1
+    while (target := aside / f"{path.stem}.{index}{path.suffix}").exists():
+        index += 1
+    path.rename(target)
 
 
 def open_to_append(path: Path) -> int:

@@ -74,6 +74,7 @@ def make_card(
     statements: Mapping[str, str] | None = None,
     key: bytes | None = None,
     red_team: Path | str | None = None,
+    verdict: Verdict | None = None,
 ) -> dict[str, Any]:
     """Gather what a run's log says.
 
@@ -88,6 +89,8 @@ def make_card(
         The audit log's.
     red_team : Path, optional
         The file that ``python -m experiments red-team`` wrote of this strategy; see `RedTeamFile`.
+    verdict : Verdict, optional
+        What `verify_run` has found in the folder, with this key; found anew when not given.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def make_card(
         if name not in STATEMENTS:
             raise UnknownNameError("statement", name, STATEMENTS)
     log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
-    verdict, everything = verify_run(folder, key=key), read_log(log)
+    verdict, everything = verify_run(folder, key=key) if verdict is None else verdict, read_log(log)
     starts = _of(everything, RunStarted)
     if not starts:
         raise AuditError(f"card: {log} does not say that a run started")
@@ -397,6 +400,7 @@ def write_card(
     statements: Mapping[str, str] | None = None,
     key: bytes | None = None,
     red_team: Path | str | None = None,
+    verdict: Verdict | None = None,
 ) -> list[Path]:
     """Write ``card.json`` and ``card.md``, and ``card.html`` if asked, into a run's folder.
 
@@ -406,7 +410,7 @@ def write_card(
         The run's.
     html : bool
         Whether to write the page, too.
-    statements, key, red_team
+    statements, key, red_team, verdict
         As for `make_card`.
 
     Returns
@@ -414,7 +418,7 @@ def write_card(
     list of Path
         What was written.
     """
-    card = make_card(folder, statements, key, red_team)
+    card = make_card(folder, statements, key, red_team, verdict)
     texts = {"json": json.dumps(card, indent=1) + "\n", "md": render_card(card, "md")}
     if html:
         texts["html"] = render_card(card, "html")

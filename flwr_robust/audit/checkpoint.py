@@ -30,7 +30,7 @@ from torch import Tensor
 
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.errors import CheckpointError, ConfigurationError, check_integer
-from flwr_robust.files import file_sha256, sync_folder
+from flwr_robust.files import file_sha256, move_aside, sync_folder
 
 __all__ = ["ARRAYS", "CheckpointStore", "Snapshot", "differences"]
 
@@ -139,7 +139,7 @@ class CheckpointStore:
             sync_folder(part)
         target = self.path(snapshot.round)
         if target.exists():
-            self._put_aside(target)
+            self.put_aside([target])
         part.rename(target)
         if self._sync:
             sync_folder(self.folder)
@@ -161,15 +161,7 @@ class CheckpointStore:
     def put_aside(self, paths: Sequence[Path]) -> None:
         """Move checkpoints aside; to be given the last one first, so that one killed in between leaves no hole."""
         for path in paths:
-            self._put_aside(path)
-
-    def _put_aside(self, path: Path) -> None:
-        aside = self.folder / "aside"
-        aside.mkdir(exist_ok=True)
-        index = 1
-        while (target := aside / f"{path.name}.{index}").exists():
-            index += 1
-        path.rename(target)
+            move_aside(path, self.folder / "aside")
 
     # -- reading ----------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ from flwr_robust.errors import (
     UnknownNameError,
     check_integer,
 )
-from flwr_robust.files import file_sha256, write_atomically
+from flwr_robust.files import file_sha256, move_aside, write_atomically
 
 __all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
 
@@ -162,15 +162,15 @@ class AuditedRun:
 
     def _resume(self, resume: bool | int, may_differ: Collection[str], accept: Callable[[Snapshot], None]) -> None:
         self.store.clean()
-        _put_undone_aside(self.log.path, self.store)
+        standing = _put_undone_aside(self.log.path, self.store)
         late: list[Event] = []
         later: list[Path] = []
         if self.store.rounds() or resume is not True:
             wanted = None if resume is True else int(resume)
-            _check_hash(self.log.path, self.store, wanted)
+            _check_hash(self.log.path, self.store, standing, wanted)
             self.snapshot = self.store.load(wanted, config=self.config, may_differ=may_differ)
             accept(self.snapshot)
-            late = _check_recorded(self.log.path, self.store, self.snapshot)
+            late = _check_recorded(self.log.path, self.store, standing, self.snapshot)
             later = self.store.later(self.snapshot.round)
         else:
             self._check_begun(may_differ)
@@ -233,20 +233,11 @@ class AuditedRun:
             raise ConfigurationError("audit: raw updates are not kept; begin the run with keep_updates=True")
         path = update_file(self.folder, server_round, node)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._put_update_aside(path, server_round)
+        if path.exists():
+            move_aside(path, updates_aside(self.folder, server_round))
         numbered = {str(index): values for index, values in enumerate(arrays.values())}
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, names=np.array([*arrays]), **numbered))
         self.log.append(UpdateKept(server_round, node, str(path.relative_to(self.folder)), file_sha256(path)))
-
-    def _put_update_aside(self, path: Path, server_round: int) -> None:
-        if not path.exists():
-            return
-        aside = updates_aside(self.folder, server_round)
-        aside.mkdir(parents=True, exist_ok=True)
-        index = 1
-        while (target := aside / f"{path.stem}.{index}.npz").exists():
-            index += 1
-        path.rename(target)
 
     def end(self, server_round: int, outcome: str, sentence: str = "", model: str = "") -> str:
         """Put the end of the run on record, and close the log.
@@ -322,10 +313,10 @@ def rollback(
         raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
-        _put_undone_aside(log.path, store)
-        _check_hash(log.path, store, to_round)
+        standing = _put_undone_aside(log.path, store)
+        _check_hash(log.path, store, standing, to_round)
         snapshot = store.load(to_round)
-        late = _check_recorded(log.path, store, snapshot)
+        late = _check_recorded(log.path, store, standing, snapshot)
         later = store.later(to_round)
         # First on record, then done: whoever is killed in between finds it in the log, and can do it again.
         log.append(*late, RolledBack(store.rounds()[-1], to_round, reason, tuple(path.name for path in later)))
@@ -336,21 +327,24 @@ def rollback(
 _EVIDENCE = "keep both as evidence, and start a new run in another folder"
 
 
-def _check_hash(log: Path, store: CheckpointStore, server_round: int | None) -> None:
+def _check_hash(log: Path, store: CheckpointStore, standing: Standing, server_round: int | None) -> None:
     """Raise if a round's checkpoint (None: the latest) is intact, but not the one on record: it need not be read."""
     rounds = store.rounds()
     wanted = rounds[-1] if server_round is None and rounds else server_round
-    if wanted not in rounds or store.damage(wanted) is not None:
+    if wanted not in rounds or (expected := standing.sha256(wanted)) is None:
         return
-    expected = Standing.of(read_log(log)).sha256(wanted)
-    if expected not in (None, store.sha256(wanted)):
+    try:
+        same = store.sha256(wanted) == expected
+    except OSError:  # it is damaged, which loading it will say
+        return
+    if not same and store.damage(wanted) is None:
         raise TamperedError(
             f"audit: the checkpoint of round {wanted} is not the one that {log} has on record: its hash is another "
             f"one; {_EVIDENCE}"
         )
 
 
-def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> list[Event]:
+def _check_recorded(log: Path, store: CheckpointStore, standing: Standing, snapshot: Snapshot) -> list[Event]:
     """Raise unless a checkpoint is the one that the log has on record, and knows no line that the log lacks.
 
     Where the process was killed between writing the newest one and putting it on record, the event that was not
@@ -359,7 +353,6 @@ def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> li
     what = f"audit: the checkpoint of round {snapshot.round}"
     if not verify(log, known=[snapshot.head]).intact:
         raise TamperedError(f"{what} knows lines that {log} lacks; {_EVIDENCE}")
-    standing = Standing.of(read_log(log))
     if (why := standing.odd(store, snapshot.round)) is not None:
         raise TamperedError(f"{what} is not the one that {log} has on record: {why}; {_EVIDENCE}")
     newest = store.rounds()[-1]
@@ -372,9 +365,17 @@ def _check_recorded(log: Path, store: CheckpointStore, snapshot: Snapshot) -> li
     return [CheckpointWritten(newest, store.path(newest).name, store.sha256(newest))] if late else []
 
 
-def _put_undone_aside(log: Path, store: CheckpointStore) -> None:
-    """Do what the log says was done: somebody was killed between putting it on record and moving the checkpoints."""
-    store.put_aside(Standing.of(read_log(log)).undone(store))
+def _put_undone_aside(log: Path, store: CheckpointStore) -> Standing:
+    """Do what the log says was done: somebody was killed between putting it on record and moving the checkpoints.
+
+    Returns
+    -------
+    Standing
+        What the log has on record.
+    """
+    standing = Standing.of(read_log(log))
+    store.put_aside(standing.undone(store))
+    return standing
 
 
 def _software() -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -32,7 +32,7 @@ __all__ = [
     "SentModel",
     "Terms",
     "admit",
-    "asked_by",
+    "answers_to",
     "learnt",
     "rebuilt",
     "short",
@@ -287,12 +287,13 @@ def _by_id(messages: Iterable[Message]) -> dict[str, int]:
     return {} if "" in asked else asked
 
 
-def asked_by(messages: Sequence[Message], reply: Message) -> int | None:
-    """Return the node that sent a reply to one of the messages; None if it is nobody's who was asked."""
-    node, asked = reply.metadata.src_node_id, _by_id(messages)
-    if asked:
-        return node if asked.get(reply.metadata.reply_to_message_id) == node else None
-    return node if any(message.metadata.dst_node_id == node for message in messages) else None
+def answers_to(messages: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
+    """Yield the replies that come from the nodes that were asked, each with its node; others are nobody's."""
+    asked, nodes = _by_id(messages), {message.metadata.dst_node_id for message in messages}
+    for reply in replies:
+        node = reply.metadata.src_node_id
+        if asked.get(reply.metadata.reply_to_message_id) == node if asked else node in nodes:
+            yield node, reply
 
 
 def _identify(

@@ -24,7 +24,7 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from flwr_robust.flower.admission import asked_by, short
+from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.guard import Guard
 
 __all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
@@ -94,18 +94,12 @@ class ClientStates:
         own = self._guard.own_partitions(self._grid.get_node_ids())
         answers = self._answers([Message(RecordDict(), node, STATE) for node in nodes])
         for node in nodes:
-            state = answers.get(node, "no answer")
-            try:
-                data = state if isinstance(state, str) else _bytes_of(state)
-            except Exception as error:  # what a client keeps may be anything
-                data = short(f"{type(error).__name__}: {error}")
-            if not isinstance(data, str) and len(data) > most:
-                data = f"its state is too long: {len(data)} bytes, where {most} are taken"
-            self._held.pop(node, None)
-            if isinstance(data, str):
-                missing[node] = data
+            state = _taken(answers.get(node, "no answer"), most)
+            if isinstance(state, str):
+                missing[node] = state
+                self._held.pop(node, None)  # what it was before is not what it is now
             else:
-                self._held[node] = _Held(own.get(node), np.frombuffer(data, np.uint8))
+                self._held[node] = _Held(own.get(node), state)
         self._asked -= set(self._held)
         return missing
 
@@ -170,19 +164,24 @@ class ClientStates:
     def _answers(self, messages: Sequence[Message]) -> dict[int, RecordDict | str]:
         """Send messages; return each node's first answer, or why it is none."""
         found: dict[int, RecordDict | str] = {}
-        if not messages:
-            return found
-        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout))
-        for reply in replies:
-            node = asked_by(messages, reply)
-            if node is not None and node not in found:
+        replies = list(self._grid.send_and_receive(messages, timeout=self._timeout)) if messages else []
+        for node, reply in answers_to(messages, replies):
+            if node not in found:
                 found[node] = reply.content if reply.has_content() else short(f"it failed: {reply.error.reason}")
         return found
 
 
-def _bytes_of(state: RecordDict) -> bytes:
-    data: bytes = recorddict_to_proto(state).SerializeToString(deterministic=True)
-    return data
+def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
+    """Return a state's bytes, or why there are none."""
+    if isinstance(answer, str):
+        return answer
+    try:
+        data: bytes = recorddict_to_proto(answer).SerializeToString(deterministic=True)
+    except Exception as error:  # what a client keeps may be anything
+        return short(f"{type(error).__name__}: {error}")
+    if len(data) > most:
+        return f"its state is too long: {len(data)} bytes, where {most} are taken"
+    return np.frombuffer(data, np.uint8)
 
 
 def _content_of(state: NDArray[np.uint8]) -> RecordDict:

@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from flwr_robust.desgd import answer_names
-from flwr_robust.flower.admission import asked_by, short
+from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
 from flwr_robust.flower.guard import Identity
 from flwr_robust.flower.records import copy_content, decode, encode_record, fill, records_of
@@ -176,11 +176,11 @@ def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[in
     asked = sorted(nodes)
     claims: dict[int, Identity] = {}
     messages = [Message(RecordDict(), node, _QUERY) for node in asked]
-    for reply in grid.send_and_receive(messages, timeout=timeout):
+    for node, reply in answers_to(messages, list(grid.send_and_receive(messages, timeout=timeout))):
         metrics, facts = (reply.content.get(name) if reply.has_content() else None for name in ("metrics", "config"))
         if isinstance(metrics, MetricRecord) and isinstance(facts, ConfigRecord):
-            partition, node = metrics.get("partition-id"), asked_by(messages, reply)
-            if type(partition) is int and 0 <= partition < len(asked) and node is not None:
+            partition = metrics.get("partition-id")
+            if type(partition) is int and 0 <= partition < len(asked):
                 claims[node] = Identity(partition, short(str(facts.get("visible-gpus", "all"))))
     count = Counter(claim.partition for claim in claims.values())
     found = {node: claim for node, claim in claims.items() if node in asked and count[claim.partition] == 1}
