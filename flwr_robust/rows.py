@@ -8,6 +8,7 @@ means, buckets) multiplies that small matrix and leaves the data alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class _Segment:
             return Lines.of_stack(self.pieces, self.reference)
         rows = [*self.pieces, *(() if self.extra is None else self.extra)]
         return Lines.of(rows, len(self.pieces), self.reference)
+
+    def with_rows(self, rows: Tensor) -> _Segment:
+        """Return the segment with more rows (m, w), which are not relative to the reference, at the end."""
+        extra = rows if self.extra is None else torch.cat([self.extra, rows.to(self.extra)])
+        return dataclasses.replace(self, extra=extra)
 
     def block(self, start: int, stop: int, store: Tensor | None = None) -> Tensor:
         """Return columns start .. stop - 1, float64, in ``store`` where one of enough elements is given."""
@@ -441,11 +447,6 @@ class Rows:
         return narrow and math.isfinite(sum(float(piece.sum()) for piece in pieces))
 
     @property
-    def gram_and_origin(self) -> Tensor:
-        """What `gram` is, (n + 1, n + 1), with the origin as one more row, the last."""
-        return self._points
-
-    @property
     def gram(self) -> Tensor:
         """Inner products (n, n), float64, of the rows about one point of their affine hull.
 
@@ -585,7 +586,7 @@ class Rows:
         on the copy, at no cost in d.
         """
         points = self if self.trusted is None else self.with_row(self.trusted)
-        gram = points.gram_and_origin
+        gram = points._points
         # Scaled to unit length first: a far row's rounding would drown the others.
         lengths = gram.diagonal().clamp(min=0).sqrt()
         units = torch.where(lengths > 0, 1 / lengths, 0.0)
@@ -615,13 +616,11 @@ class Rows:
             mixing = torch.nn.functional.pad(self._mixing, (0, 1, 0, 1))
             mixing[-1, -1] = 1
             return self._origin.with_row(row).mixed(mixing)
-        segments, offset = [], 0
-        for s in self._segments:
-            piece = row[None, offset : offset + s.width]
-            extra = piece if s.extra is None else torch.cat([s.extra, piece.to(s.extra)])
-            segments.append(_Segment(s.pieces, s.reference, extra, s.width))
-            offset += s.width
-        return Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked + 1)
+        parts = row[None].split_with_sizes([segment.width for segment in self._segments], 1)
+        segments = [segment.with_rows(part) for segment, part in zip(self._segments, parts, strict=True)]
+        rows = Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked + 1)
+        rows._joint = None if self._joint is None else self._joint.with_rows(row[None])
+        return rows
 
 
 def _joint(segments: Sequence[_Segment]) -> _Segment | None:

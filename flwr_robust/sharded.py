@@ -151,11 +151,6 @@ class _ShardedRows(Rows):
             at += segment.width
         return torch.cat(parts, dim=1)
 
-    @property
-    def gram_and_origin(self) -> Tensor:
-        """What rules with a centre begin with; the shards could not hold it in the next round."""
-        return self.with_row(torch.empty(0))._points
-
     def _elsewhere(self) -> Tensor:
         """Return a tensor of the value's shape without its numbers: the shards hold them."""
         self._formed[:] = [torch.empty(self.d, dtype=torch.float64, device="meta")]

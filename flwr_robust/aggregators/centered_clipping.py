@@ -58,29 +58,26 @@ class CenteredClipping(Rule):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Move the centre; its new position is the value and the next state."""
         n = rows.n
-        # v is one more point, the last, so every step is n x n work on weights of (x_1, ..., x_n, v).
-        if "centre" in state:
-            centre = state["centre"]
-            if isinstance(centre, Tensor) and not bool(torch.isfinite(centre).all()):
-                raise ConfigurationError(
-                    "centered_clipping: the centre in state must be finite; it holds NaN or Inf: start without state"
-                )
-            points = rows.with_row(centre)
-            gram, distances = points.gram, points.squared_distances[n, :n].sqrt()
-        else:
-            points, gram, distances = rows, rows.gram_and_origin, rows.squared_norms.sqrt()
+        centre = state["centre"] if "centre" in state else torch.zeros(rows.d, dtype=torch.float64)
+        if isinstance(centre, Tensor) and not bool(torch.isfinite(centre).all()):
+            raise ConfigurationError(
+                "centered_clipping: the centre in state must be finite; it holds NaN or Inf: start without state"
+            )
+        # v is one more point, the last, so every step after the first is n x n work on weights of (x_1, ..., x_n, v).
+        points = rows.with_row(centre)
+        distances = rows.against(centre)[:, 0].sqrt()
         weights = torch.zeros(n + 1, dtype=torch.float64)
         weights[n] = 1
         radius = 0.0
         for step in range(self.steps):
             if step > 0:
-                towards = gram @ weights
-                squared = gram.diagonal() - 2 * towards + weights @ towards
+                towards = points.gram @ weights
+                squared = points.gram.diagonal() - 2 * towards + weights @ towards
                 distances = squared[:n].clamp(min=0).sqrt()
             radius = float(distances.quantile(0.5)) if self.tau == "median" else float(self.tau)
             shrink = (radius / distances).clamp(max=1).nan_to_num(nan=1.0)
             weights = torch.cat([weights[:n] * (1 - shrink.mean()) + shrink / n, weights[n:] * (1 - shrink.mean())])
-        moved = points.mix_exactly(weights[: points.n])
+        moved = points.mix_exactly(weights)
         stats = {"radius": radius, "distances": distances.tolist(), "kept_of_centre": float(weights[n])}
         return Aggregate(rows.cast(moved), weights[:n], stats=stats), {"centre": moved}
 
