@@ -110,8 +110,8 @@ def winners_heatmap(
             lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
             others = [score for name, score in scores.items() if name != baseline]
             if baseline in scores and others:
-                lead = scores[baseline] - max(others)
-                lines.append(f"{baseline} {lead:+.1f}")
+                lead = round(scores[baseline] - max(others), 2) + 0.0  # what is shown decides; no -0.00
+                lines.append(f"{baseline} {lead:+.2f}")
                 if lead >= 0:
                     framed.append((i, j))
             if len(scores) < len(names):
@@ -138,7 +138,7 @@ def winners_heatmap(
         f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
     )
     if any(baseline in scores for scores in found.values()):
-        note += f"; third line: points by which {baseline} leads\nthe best other; framed where {baseline} wins"
+        note += f"; third line: points by which {baseline} leads\nthe best other; framed where it is not behind"
     axis.set_title(note, fontsize=9, loc="left")
     return figure
 

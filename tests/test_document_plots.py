@@ -58,9 +58,9 @@ def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
     figure = winners_heatmap(grid(scored))
     texts, frames = cells_of(figure)
     assert len(texts) == 6
-    assert texts[0, 0] == "90.5\nlfighter\nmean -10.0"  # means of seeds 0 and 1, of the peaks
-    assert texts[0, 2] == "90.6\nfaba\nmean -10.0"
-    assert texts[1, 2] == "90.6\nmean\nmean +20.0"
+    assert texts[0, 0] == "90.5\nlfighter\nmean -10.00"  # means of seeds 0 and 1, of the peaks
+    assert texts[0, 2] == "90.6\nfaba\nmean -10.00"
+    assert texts[1, 2] == "90.6\nmean\nmean +20.00"
     assert frames == {(1, 1), (1, 2)}
     image = np.asarray(figure.axes[0].images[0].get_array())
     assert image.shape == (2, 3)
@@ -70,6 +70,16 @@ def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("p", "beta")
     assert figure.axes[1].get_ylabel() == "best test accuracy, %"
     assert "mean over 2 seeds" in figure.axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "shown", "framed"), [(0.0, "+0.00", True), (1e-9, "+0.00", True), (2e-4, "-0.02", False)]
+)
+def test_what_is_shown_of_the_lead_decides_on_the_frame(ahead, shown, framed):
+    documents = grid(lambda beta, p, defence, seed: 0.9 + (ahead if defence == "faba" else 0.0))
+    texts, frames = cells_of(winners_heatmap(documents))
+    assert texts[0, 0].endswith(f"mean {shown}")
+    assert ((0, 0) in frames) is framed
 
 
 def test_what_is_missing_shows():
@@ -95,14 +105,14 @@ def test_another_metric_and_another_baseline():
             point["score"] = 2 * point["accuracy"]
     figure = winners_heatmap(documents, rows="p", columns="beta", metric="score", baseline="faba")
     texts, frames = cells_of(figure)
-    assert texts[2, 0] == "1.8\nfaba\nfaba +0.2"
+    assert texts[2, 0] == "1.8\nfaba\nfaba +0.20"
     assert frames == {(1, 0), (2, 0)}
     assert figure.axes[1].get_ylabel() == "best score"
 
 
 def test_the_end_may_count_instead_of_the_maximum():
     figure = winners_heatmap(grid(scored), take="final")
-    assert cells_of(figure)[0][0, 0] == "63.4\nlfighter\nmean -7.0"  # seven tenths of the peak
+    assert cells_of(figure)[0][0, 0] == "63.4\nlfighter\nmean -7.00"  # seven tenths of the peak
     assert figure.axes[1].get_ylabel() == "final test accuracy, %"
     with pytest.raises(ConfigurationError, match="take must be one of best, final; got take='last'"):
         winners_heatmap(grid(scored), take="last")
@@ -116,7 +126,7 @@ def test_studies_ask_for_these_plots():
     assert drawn[0] == "winners"
     texts, frames = cells_of(drawn[1])
     assert len(texts) == len(frames) == 36  # the mean is level with all, and named first
-    assert texts[0, 0] == "50.0\nmean\nmean +0.0"
+    assert texts[0, 0] == "50.0\nmean\nmean +0.00"
     documents = [
         {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0, "sigma2": 3.0}]}
         for cell in metrics.cells
