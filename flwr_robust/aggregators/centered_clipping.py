@@ -63,9 +63,10 @@ class CenteredClipping(Rule):
             raise ConfigurationError(
                 "centered_clipping: the centre in state must be finite; it holds NaN or Inf: start without state"
             )
-        # v is one more point, the last, so every step after the first is n x n work on weights of (x_1, ..., x_n, v).
+        # v is one more point, the last, so every step after the first is n x n work on weights of (x_1, ..., x_n, v). A
+        # single step does without inner products of rows.
         points = rows.with_row(centre)
-        distances = rows.against(centre)[:, 0].sqrt()
+        distances = (rows.against(centre)[:, 0] if self.steps == 1 else points.squared_distances[n, :n]).sqrt()
         weights = torch.zeros(n + 1, dtype=torch.float64)
         weights[n] = 1
         radius = 0.0
