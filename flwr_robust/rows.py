@@ -447,6 +447,16 @@ class Rows:
         return narrow and math.isfinite(sum(float(piece.sum()) for piece in pieces))
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether these rows are sums of others: only their inner products are at hand without reading those."""
+        return self._mixing is not None
+
+    @property
+    def gram_and_origin(self) -> Tensor:
+        """What `gram` is, (n + 1, n + 1), with the origin as one more row, the last."""
+        return self._points
+
+    @property
     def gram(self) -> Tensor:
         """Inner products (n, n), float64, of the rows about one point of their affine hull.
 
@@ -586,7 +596,7 @@ class Rows:
         on the copy, at no cost in d.
         """
         points = self if self.trusted is None else self.with_row(self.trusted)
-        gram = points._points
+        gram = points.gram_and_origin
         # Scaled to unit length first: a far row's rounding would drown the others.
         lengths = gram.diagonal().clamp(min=0).sqrt()
         units = torch.where(lengths > 0, 1 / lengths, 0.0)

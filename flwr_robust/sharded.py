@@ -226,8 +226,9 @@ def aggregate_sharded(
     """
     chosen = as_rule(rule)
     drawn = chosen.rule if isinstance(chosen, Pipeline) else chosen
-    if chosen.needs_trust or drawn.name == "mixtailor":
-        why = "compares with a row of d numbers" if chosen.needs_trust else "draws rules that they may not follow"
+    draws = drawn.name == "mixtailor"
+    if draws or chosen.needs_trust or chosen.located:
+        why = "draws rules that they may not follow" if draws else "compares with a row of d numbers"
         raise ConfigurationError(
             f"aggregate_sharded: {drawn.name} cannot run on shards, it {why}; take krum or trimmed_mean, say"
         )

@@ -16,7 +16,7 @@ from tests.test_conformance import CASES
 # Rules that look at single coordinates of all rows, compare with a row of d numbers, or change their value: why not.
 REFUSED = {
     "bulyan(f=2, selection=": "single coordinates",  # by the distance of rows to a value
-    "centered_clipping": "do not hold",
+    "centered_clipping": "cannot run on shards",
     "dnc": "single coordinates",
     "flame(noise": "changes its value",
     "fltrust": "cannot run on shards",

@@ -58,27 +58,32 @@ class CenteredClipping(Rule):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Move the centre; its new position is the value and the next state."""
         n = rows.n
-        centre = state["centre"] if "centre" in state else torch.zeros(rows.d, dtype=torch.float64)
-        if isinstance(centre, Tensor) and not bool(torch.isfinite(centre).all()):
-            raise ConfigurationError(
-                "centered_clipping: the centre in state must be finite; it holds NaN or Inf: start without state"
-            )
-        # v is one more point, the last, so every step after the first is n x n work on weights of (x_1, ..., x_n, v). A
-        # single step does without inner products of rows.
-        points = rows.with_row(centre)
-        distances = (rows.against(centre)[:, 0] if self.steps == 1 else points.squared_distances[n, :n]).sqrt()
+        # v is one more point, the last, so every step after the first is n x n work on weights of (x_1, ..., x_n, v).
+        if "centre" in state:
+            centre = state["centre"]
+            if isinstance(centre, Tensor) and not bool(torch.isfinite(centre).all()):
+                raise ConfigurationError(
+                    "centered_clipping: the centre in state must be finite; it holds NaN or Inf: start without state"
+                )
+            points = rows.with_row(centre)
+            # A single step over rows as they lie does without their inner products, which mixing them takes anyway.
+            alone = self.steps == 1 and not rows.is_mixed
+            distances = (rows.against(centre)[:, 0] if alone else points.squared_distances[n, :n]).sqrt()
+        else:
+            points, distances = rows, rows.squared_norms.sqrt()
         weights = torch.zeros(n + 1, dtype=torch.float64)
         weights[n] = 1
         radius = 0.0
         for step in range(self.steps):
             if step > 0:
-                towards = points.gram @ weights
-                squared = points.gram.diagonal() - 2 * towards + weights @ towards
+                gram = points.gram_and_origin[: n + 1, : n + 1]
+                towards = gram @ weights
+                squared = gram.diagonal() - 2 * towards + weights @ towards
                 distances = squared[:n].clamp(min=0).sqrt()
             radius = float(distances.quantile(0.5)) if self.tau == "median" else float(self.tau)
             shrink = (radius / distances).clamp(max=1).nan_to_num(nan=1.0)
             weights = torch.cat([weights[:n] * (1 - shrink.mean()) + shrink / n, weights[n:] * (1 - shrink.mean())])
-        moved = points.mix_exactly(weights)
+        moved = points.mix_exactly(weights[: points.n])
         stats = {"radius": radius, "distances": distances.tolist(), "kept_of_centre": float(weights[n])}
         return Aggregate(rows.cast(moved), weights[:n], stats=stats), {"centre": moved}
 
