@@ -33,6 +33,7 @@ Document = Mapping[str, Any]
 # Metrics of a curve: what an axis calls them, and the factor they are shown by.
 _METRICS = {
     "accuracy": ("test accuracy, %", 100.0),
+    "accuracy_unweighted": ("test accuracy of a client, %", 100.0),
     "attack_success": ("success of the attack, %", 100.0),
     "loss": ("test loss, nats", 1.0),
     "xi": (r"$\xi$: honest client farthest from the mean", 1.0),
@@ -110,8 +111,8 @@ def winners_heatmap(
             lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
             others = [score for name, score in scores.items() if name != baseline]
             if baseline in scores and others:
-                lead = round(scores[baseline] - max(others), 2) + 0.0  # what is shown decides; no -0.00
-                lines.append(f"{baseline} {lead:+.2f}")
+                lead = scores[baseline] - max(others)
+                lines.append(f"{baseline} {lead:+.{2 if factor == 100 else 4}f}")
                 if lead >= 0:
                     framed.append((i, j))
             if len(scores) < len(names):
