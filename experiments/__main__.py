@@ -237,7 +237,8 @@ def reproduce(
             console.rule(study.name, align="left")
             console.print(study.title, style="bold", markup=False)
             if documents[study.name]:
-                rendered[study.name] = _report(study, documents[study.name], shown, command)
+                notes = loaded.notes.get(study.name, ())
+                rendered[study.name] = _report(study, documents[study.name], shown, command, notes)
             else:
                 console.print("[yellow]no cell has been run yet[/yellow]")
         page = write_page(loaded, rendered, shown, command, ", ".join(overrides or []))
@@ -254,7 +255,9 @@ def _command(words: Sequence[str], results: Path, data: str, overrides: list[str
     return shlex.join(words)
 
 
-def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str) -> Rendered:
+def _report(
+    study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str, notes: Sequence[str] = ()
+) -> Rendered:
     folder = results / study.name
     if not documents:
         raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
@@ -271,7 +274,7 @@ def _report(study: Study, documents: Sequence[Mapping[str, Any]], results: Path,
         console.print(
             f"[yellow]{len(study.cells) - len(documents)} of {len(study.cells)} cells are not finished[/yellow]"
         )
-    console.print(f"report: {write_report(rendered, command)}", soft_wrap=True)
+    console.print(f"report: {write_report(rendered, command, notes)}", soft_wrap=True)
     return rendered
 
 

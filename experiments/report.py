@@ -355,7 +355,7 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
     return Rendered(study, documents, folder, tuple(sections), tuple(judge(study, gather(study, documents))))
 
 
-def write_report(rendered: Rendered, command: str) -> Path:
+def write_report(rendered: Rendered, command: str, notes: Sequence[str] = ()) -> Path:
     """Write report.html beside the plots.
 
     Parameters
@@ -364,6 +364,8 @@ def write_report(rendered: Rendered, command: str) -> Path:
         What it shows.
     command : str
         What the user would type to get these results.
+    notes : sequence of str
+        What the project says of the results that come with it.
 
     Returns
     -------
@@ -392,6 +394,7 @@ def write_report(rendered: Rendered, command: str) -> Path:
     page = _PAGE.render(
         study=study,
         verdicts=rendered.verdicts,
+        notes=notes,
         sections=sections,
         repetitions=max(len(group.values) for section, _ in rendered.sections for group in section.groups.values()),
         command=command,

@@ -232,6 +232,9 @@ def test_report_is_one_file_with_the_numbers(small, tmp_path):
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched from anywhere
     assert all(cell.digest in page for cell in study.cells[:-1])
+    assert "What the project says" not in page
+    noted = report.write_report(report.render(study, documents, tmp_path), "run", ["a < b", "Second."]).read_text()
+    assert noted.index("What the project says") < noted.index("<p>a &lt; b</p>") < noted.index("<p>Second.</p>")
     for name in ("final.png", "curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
