@@ -28,7 +28,7 @@ def test_the_protocol(name):
         assert (config.server_learning_rate, config.batch_size, config.local_steps) == (0.01, 32, 1)
         assert config.weight_decay == (0.01 if config.model == "softmax" else 0.0085)
         assert config.batching == ("random" if name == "softmax_text" else "consecutive")
-        assert config.rounds == {"softmax": 20_000, "grid": 20_000, "cifar10": 1000}.get(name, 5000)
+        assert config.rounds == {"softmax": 20_000, "grid": 20_000, "cifar10": 3000}.get(name, 5000)
         assert config.rule.declared(10) in (None, 1)
         assert config.model == {"mlp": "mlp", "grid": "mlp", "cifar10": "cnn"}.get(
             name, cell.labels.get("model", "softmax")
