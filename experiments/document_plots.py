@@ -23,22 +23,22 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from experiments.bands import band, named_lines
-from experiments.showing import REPETITION
+from experiments.showing import REPETITION, SHARES
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
 
 __all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
 
 Document = Mapping[str, Any]
 
-# Metrics of a curve: what an axis calls them, and the factor they are shown by.
-_METRICS = {
-    "accuracy": ("test accuracy, %", 100.0),
-    "accuracy_unweighted": ("test accuracy of a client, %", 100.0),
-    "attack_success": ("success of the attack, %", 100.0),
-    "loss": ("test loss, nats", 1.0),
-    "xi": (r"$\xi$: honest client farthest from the mean", 1.0),
-    "A": (r"$A$: poisoned client farthest from it", 1.0),
-    "sigma2": (r"$\sigma^2$: variance of a batch's gradient", 1.0),
+# What an axis calls the metrics of a curve.
+_TITLES = {
+    "accuracy": "test accuracy, %",
+    "accuracy_unweighted": "test accuracy of a client, %",
+    "attack_success": "success of the attack, %",
+    "loss": "test loss, nats",
+    "xi": r"$\xi$: honest client farthest from the mean",
+    "A": r"$A$: poisoned client farthest from it",
+    "sigma2": r"$\sigma^2$: variance of a batch's gradient",
 }
 _GRADIENTS = {"xi": "distance of gradients", "A": "distance of gradients", "sigma2": "squared distance of gradients"}
 # Told apart with any colour vision, and in print by their dashes.
@@ -89,7 +89,7 @@ def winners_heatmap(
     """
     check_choice("plot", "take", take, ("best", "final"))
     _check_axes(documents, rows, columns, contest)
-    title, factor = _METRICS.get(metric, (metric, 1.0))
+    factor = _factor(metric)
     down, across, names = (_labels(documents, axis) for axis in (rows, columns, contest))
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for document in documents:
@@ -112,7 +112,7 @@ def winners_heatmap(
             others = [score for name, score in scores.items() if name != baseline]
             if baseline in scores and others:
                 lead = scores[baseline] - max(others)
-                lines.append(f"{baseline} {lead:+.{2 if factor == 100 else 4}f}")
+                lines.append(f"{baseline} {lead:+.{2 if metric in SHARES else 4}f}")
                 if lead >= 0:
                     framed.append((i, j))
             if len(scores) < len(names):
@@ -133,7 +133,7 @@ def winners_heatmap(
     axis.set_yticks(range(len(down)), down)
     axis.set_xlabel(columns)
     axis.set_ylabel(rows)
-    figure.colorbar(image, ax=axis, label=f"{take} {title}")
+    figure.colorbar(image, ax=axis, label=f"{take} {_TITLES.get(metric, metric)}")
     seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
     note = f"best {contest} by its {'maximum over training' if take == 'best' else 'end'}" + (
         f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -224,12 +224,11 @@ def metric_curves(
 
 def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) -> None:
     for index, metric in enumerate(metrics):
-        title, factor = _METRICS.get(metric, (metric, 1.0))
         curves = [_curve(document, metric) for document in documents]
         if not any(curves):
             continue
         colour, dashes = _LINES[index % len(_LINES)]
-        band(axis, curves, factor, color=colour, ls=dashes, lw=1.7, label=title)
+        band(axis, curves, _factor(metric), color=colour, ls=dashes, lw=1.7, label=_TITLES.get(metric, metric))
     axis.grid(alpha=0.3)
 
 
@@ -251,13 +250,18 @@ def of_one_unit(metrics: Sequence[str]) -> list[list[str]]:
 
 
 def _unit_of(metric: str) -> str:
-    return _GRADIENTS.get(metric, _METRICS.get(metric, (metric, 1.0))[0])
+    return _GRADIENTS.get(metric, _TITLES.get(metric, metric))
 
 
 def _unit(metrics: Sequence[str]) -> str:
     """Return what the vertical axis shows, where the metrics have it in common."""
     units = {_unit_of(metric) for metric in metrics}
     return units.pop() if len(units) == 1 else "value"
+
+
+def _factor(metric: str) -> float:
+    """Return what a metric's values are shown by: shares in percent, all else as it is."""
+    return 100.0 if metric in SHARES else 1.0
 
 
 def _curve(document: Document, metric: str) -> list[tuple[int, float]]:

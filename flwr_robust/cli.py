@@ -33,6 +33,7 @@ from flwr_robust.audit.events import (
     RolledBack,
     RunEnded,
     RunStarted,
+    check_statements,
 )
 from flwr_robust.audit.history import ClientInRound, clients, find_client, rounds, visits
 from flwr_robust.audit.log import LEAST_KEY, UNCHECKED, Finding, Record, Verdict, read_log, verify
@@ -373,6 +374,7 @@ def card_command(
     """
     try:
         statements, key = dict(_pair(text) for text in state or []), _key(key_file)
+        check_statements(statements)  # before all files are read
         verdict = verify_run(run, key=key)
         paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
     except FlwrRobustError as error:

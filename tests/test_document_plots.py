@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from experiments.document_plots import metric_curves, winners_heatmap
 from experiments.plots import as_png, draw
+from experiments.showing import SHARES
 from experiments.study import load_study
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 
@@ -108,6 +109,16 @@ def test_another_metric_and_another_baseline():
     assert texts[2, 0] == "1.8\nfaba\nfaba +0.2000"
     assert frames == {(1, 0), (2, 0)}
     assert figure.axes[1].get_ylabel() == "best score"
+
+
+def test_every_share_is_shown_in_percent():
+    for metric in SHARES:
+        documents = grid(scored)
+        for document in documents:
+            document["curve"] = [{"round": p["round"], metric: p["accuracy"]} for p in document["curve"]]
+        figure = winners_heatmap(documents, metric=metric)
+        assert cells_of(figure)[0][0, 0] == "90.5\nlfighter\nmean -10.00"
+        assert figure.axes[1].get_ylabel().endswith(", %")
 
 
 def test_the_end_may_count_instead_of_the_maximum():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from flwr_robust import ConfigurationError, InfeasibleError, Rows, aggregate, aggregate_sharded
+from flwr_robust.rule import Aggregate, Rule
 from flwr_robust.sharded import Shard
 from tests.test_conformance import CASES
 
@@ -88,11 +90,34 @@ def test_a_generator_of_shards_will_do_and_one_shard_twice_will_not():
         aggregate_sharded([shards[0], shards[0]], "krum(f=2)")
 
 
-@pytest.mark.parametrize("rule", ["mixtailor(f=1)", "nnm(f=1) | mixtailor(f=1)", "fltrust()", "monna(f=1)"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "mixtailor(f=1)",
+        "nnm(f=1) | mixtailor(f=1)",
+        "fltrust()",
+        "monna(f=1)",
+        "bucketing(s=2) | centered_clipping(tau=1.0, steps=2)",
+        "bulyan(f=1, selection='centered_clipping(tau=1.0)')",
+    ],
+)
 def test_rules_that_shards_may_not_follow_are_refused_at_once(rule):
     for _ in range(5):
         with pytest.raises(ConfigurationError, match="cannot run on shards"):
             aggregate_sharded(cut(draw(9, 40), 20), rule)
+
+
+@dataclass(frozen=True)
+class _Compares(Rule):
+    """Somebody's own rule with a point of its own, which it does not say."""
+
+    def combine(self, rows, state):
+        return Aggregate(rows.with_row(torch.ones(rows.d)).mix(torch.ones(rows.n + 1)), torch.ones(rows.n)), state
+
+
+def test_a_rule_that_adds_a_row_unannounced_is_refused_when_it_does():
+    with pytest.raises(ConfigurationError, match="do not hold"):
+        aggregate_sharded(cut(draw(9, 40), 20), _Compares())
 
 
 def test_numbers_worth_surviving():

@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from flwr_robust.audit.card_templates import TEMPLATES
 from flwr_robust.audit.contents import log_file, verify_run
 from flwr_robust.audit.events import (
-    STATEMENTS,
     Aggregated,
     CheckpointWritten,
     ClientStatesKept,
@@ -37,11 +36,12 @@ from flwr_robust.audit.events import (
     RunEnded,
     RunStarted,
     UpdateKept,
+    check_statements,
 )
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
-from flwr_robust.errors import AuditError, FlwrRobustError, UnknownNameError
+from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import write_atomically
 from flwr_robust.registry import Component
 from flwr_robust.rule import Pipeline, PreAggregator, Rule, parse
@@ -104,9 +104,7 @@ def make_card(
     UnknownNameError
         If a statement has another key.
     """
-    for name in statements or ():
-        if name not in STATEMENTS:
-            raise UnknownNameError("statement", name, STATEMENTS)
+    check_statements(statements or ())
     log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
     verdict, everything = verify_run(folder, key=key) if verdict is None else verdict, read_log(log)
     starts = _of(everything, RunStarted)

@@ -10,12 +10,12 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Self, TypeAlias
 
-from flwr_robust.errors import AuditError
+from flwr_robust.errors import AuditError, UnknownNameError
 
 __all__ = [
     "SCHEMA",
@@ -40,6 +40,7 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "UpdateKept",
+    "check_statements",
     "kinds",
 ]
 
@@ -57,6 +58,14 @@ STATEMENTS = {
     "secure_aggregation": "whether the server sees single updates",
 }
 """What only an operator knows: the keys of `RunStarted.statements`, and what each says."""
+
+
+def check_statements(names: Iterable[str]) -> None:
+    """Raise `UnknownNameError` unless all names are keys of `STATEMENTS`."""
+    for name in names:
+        if name not in STATEMENTS:
+            raise UnknownNameError("statement", name, STATEMENTS)
+
 
 Scalar: TypeAlias = str | int | float | bool | None
 

@@ -25,7 +25,6 @@ from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
 from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, update_file, updates_aside
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.audit.events import (
-    STATEMENTS,
     CheckpointWritten,
     Event,
     Resumed,
@@ -33,6 +32,7 @@ from flwr_robust.audit.events import (
     RunEnded,
     RunStarted,
     UpdateKept,
+    check_statements,
 )
 from flwr_robust.audit.log import AuditLog, read_log, verify
 from flwr_robust.errors import (
@@ -40,7 +40,6 @@ from flwr_robust.errors import (
     CheckpointError,
     ConfigurationError,
     TamperedError,
-    UnknownNameError,
     check_integer,
 )
 from flwr_robust.files import file_sha256, move_aside, write_atomically
@@ -131,9 +130,7 @@ class AuditedRun:
         accept: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
         check_integer("audit", "every", every, 1)
-        for name in statements or ():
-            if name not in STATEMENTS:
-                raise UnknownNameError("statement", name, STATEMENTS)
+        check_statements(statements or ())
         self.folder, self.config, self.every = Path(folder), dict(config), every
         self.keep_updates = keep_updates
         self.store = CheckpointStore(checkpoint_folder(folder), keep=keep, sync=sync)

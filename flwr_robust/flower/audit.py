@@ -37,13 +37,12 @@ from flwr_robust.audit import (
     distances_and_angles,
     model_sha256,
 )
-from flwr_robust.audit.events import STATEMENTS
+from flwr_robust.audit.events import check_statements
 from flwr_robust.audit.log import LEAST_KEY
 from flwr_robust.errors import (
     AuditError,
     CheckpointError,
     ConfigurationError,
-    UnknownNameError,
     check_flag,
     check_integer,
 )
@@ -356,9 +355,8 @@ def _check_arguments(
     for name, value in (config or {}).items():
         if not isinstance(value, Scalar) or not isinstance(name, str):
             raise ConfigurationError(f"audit: config holds scalars by name; got {name!r}: {value!r:.100}")
+    check_statements(statements or ())
     for name, text in (statements or {}).items():
-        if name not in STATEMENTS:
-            raise UnknownNameError("statement", name, STATEMENTS)
         if not isinstance(text, str):
             raise ConfigurationError(f"audit: a statement is a text; got {name}={text!r:.100}")
     if key is not None and not (isinstance(key, bytes) and len(key) >= LEAST_KEY):
