@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
 
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Outcome
 from flwr_robust.flower import Audit, Mean
 from flwr_robust.flower.admission import Admitted, SentModel, Terms, admit
 from flwr_robust.flower.grids import InProcessGrid
 from flwr_robust.flower.guard import Aggregation, Opening, Progress, RoundRecord
-from flwr_robust.flower.records import as_tensor, decode_record, encode_record
-from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Outcome
+from flwr_robust.flower.wire import as_tensor, decode_record, encode_record
 from flwr_robust.seeds import numpy_generator
 
 __all__ = ["TARGET", "measure", "table"]

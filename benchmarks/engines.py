@@ -18,11 +18,11 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
-from experiments.flower_run import FlowerRuns
-from experiments.runner import run_fast_cell, run_in_process_cell
-from flwr_robust.config import RunConfig
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.fast import simulate, simulate_many
 from flwr_robust.seeds import numpy_generator
-from flwr_robust.simulation import simulate, simulate_many
+from flwr_robust.studies.flower_run import FlowerRuns
+from flwr_robust.studies.runner import run_fast_cell, run_in_process_cell
 
 __all__ = ["measure", "table"]
 

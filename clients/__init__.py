@@ -1,1 +1,1 @@
-"""The ClientApp: honest and poisoned NumPyClients."""
+"""The ClientApp that ``flwr run .`` starts."""

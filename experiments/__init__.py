@@ -1,1 +1,1 @@
-"""Studies as data: a TOML file in, one JSON per cell out, tables and plots rendered from the JSONs."""
+"""The studies and papers of the project, and their recorded results; `flwr_robust.studies` runs them."""

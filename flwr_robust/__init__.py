@@ -17,6 +17,9 @@ from typing import overload
 
 from torch import Tensor
 
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Aggregate, Outcome, Pipeline, PreAggregator, Rule, State, as_rule, parse
+from flwr_robust.core.sharded import Shard, aggregate_sharded
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,
@@ -25,9 +28,6 @@ from flwr_robust.errors import (
     KnowledgeError,
     UnknownNameError,
 )
-from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Aggregate, Outcome, Pipeline, PreAggregator, Rule, State, as_rule, parse
-from flwr_robust.sharded import Shard, aggregate_sharded
 
 __version__ = "0.1.0"
 

@@ -18,7 +18,7 @@ def in_this_process(monkeypatch):
         for key, arguments in calls:
             yield key, function(*arguments)
 
-    monkeypatch.setattr("experiments.runner.side_by_side", one_by_one)
+    monkeypatch.setattr("flwr_robust.studies.runner.side_by_side", one_by_one)
 
 
 def pytest_collection_modifyitems(items):

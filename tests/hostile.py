@@ -16,9 +16,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 from flwr.clientapp import ClientApp
 
 from flwr_robust.flower import InProcessGrid
+from tests.flower.test_wire import ESCAPES
+from tests.flower.test_wire import REFUSED as MALFORMED_BYTES
 from tests.flower_helpers import content, header, npy, record, values
-from tests.test_flower_records import ESCAPES
-from tests.test_flower_records import REFUSED as MALFORMED_BYTES
 
 MODEL = {
     "head.weight": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3),

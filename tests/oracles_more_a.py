@@ -13,7 +13,7 @@ import math
 import numpy as np
 import torch
 
-from flwr_robust.registry import parse_chain
+from flwr_robust.core.spec import parse_chain
 from flwr_robust.seeds import torch_generator
 from tests import oracles
 from tests.oracles import RULES as BASE

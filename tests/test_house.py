@@ -1,6 +1,5 @@
 """The structure that ARCHITECTURE promises: arrows of imports, public names, light imports, equal defaults."""
 
-import ast
 import doctest
 import importlib
 import inspect
@@ -8,106 +7,34 @@ import pkgutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 
 import flwr_robust
-from flwr_robust.config import RunConfig
-
-ROOT = Path(__file__).resolve().parent.parent
-
-# Lower floors never import higher ones; rooms on one floor never import each other.
-FLOORS = [
-    ["flwr_robust.errors", "flwr_robust.files", "flwr_robust.registry", "flwr_robust.seeds"],
-    ["flwr_robust.kernels"],
-    ["flwr_robust.rows"],
-    ["flwr_robust.rule", "flwr_robust.attack"],
-    ["flwr_robust.message_attack", "flwr_robust.fault"],
-    ["flwr_robust.line_attack"],
-    ["flwr_robust.sharded"],
-    [
-        "flwr_robust.aggregators",
-        "flwr_robust.preaggregators",
-        "flwr_robust.attacks",
-        "flwr_robust.diagnostics",
-        "flwr_robust.momentum",
-        "flwr_robust.partition",
-    ],
-    ["flwr_robust.desgd"],
-    ["flwr_robust.tasks"],
-    ["flwr_robust.config"],
-    ["flwr_robust.audit", "flwr_robust.personal"],
-    ["flwr_robust.rounds", "flwr_robust.adversary"],
-    ["flwr_robust.probe"],
-    ["flwr_robust.results"],
-    ["flwr_robust.class_rounds"],
-    ["flwr_robust.class_simulation"],
-    ["flwr_robust.flower", "flwr_robust.simulation"],
-    ["flwr_robust.cli"],
-    ["clients", "server"],
-    ["experiments", "benchmarks"],
-]
-FREE = {"flwr_robust.errors", "flwr_robust.registry"}  # neighbours on the ground floor share errors
-MODULES = sorted(p for room in ("flwr_robust", "clients", "server", "experiments") for p in (ROOT / room).rglob("*.py"))
-
-
-def module_name(path):
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def room_of(name):
-    for floor, rooms in enumerate(FLOORS):
-        for room in rooms:
-            if name == room or name.startswith(room + "."):
-                return floor, room
-    return None
-
-
-def imports(path):
-    """Modules of this project that a file imports, whether at its top or inside a function."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def violations(name, imported):
-    """The sentence that says why ``name`` must not import ``imported``, or None."""
-    here, there = room_of(name), room_of(imported)
-    if here is None or there is None or here[1] == there[1]:
-        return None
-    if there[0] > here[0]:
-        return f"{name} imports {imported} from a higher floor"
-    if there[0] == here[0] and there[1] not in FREE:
-        return f"{name} imports its neighbour {imported}"
-    return None
+from flwr_robust.runs.config import RunConfig
+from tests.house import MODULES, ROOT, imports, module_name, room_of, violation
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_imports_point_one_way(path):
     name = module_name(path)
     assert name == "flwr_robust" or room_of(name), f"{name} stands on no floor"
-    assert [v for imported in imports(path) if (v := violations(name, imported))] == []
-    if not name.startswith(("flwr_robust.flower", "clients", "server", "experiments")):
+    assert [v for imported in imports(path) if (v := violation(name, imported))] == []
+    if not name.startswith(("flwr_robust.flower", "flwr_robust.app", "flwr_robust.studies", "flwr_robust.redteam", "benchmarks")):
         assert not any(i == "flwr" or i.startswith("flwr.") or i == "ray" for i in imports(path))
 
 
 def test_the_arrow_test_can_fail():
-    assert violations("flwr_robust.rows", "flwr_robust.rule")
-    assert violations("clients.app", "server.app")
-    assert violations("flwr_robust.partition", "flwr_robust.momentum")
-    assert violations("flwr_robust.rule", "flwr_robust.rows") is None
+    assert violation("flwr_robust.core.rows", "flwr_robust.aggregators.krum")
+    assert violation("clients.app", "server.app")
+    assert violation("flwr_robust.tasks.partition", "flwr_robust.protocol.momentum")
+    assert violation("flwr_robust.aggregators.krum", "flwr_robust.core.rows") is None
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_public_is_what_all_reaches(path):
     name = module_name(path)
-    if name.endswith(("__main__", "kernels", "attacks", "clients", "server", "experiments")):
+    if name.endswith("__main__") or name.startswith("benchmarks"):
         return
     module = importlib.import_module(name)
     defined = {
@@ -117,8 +44,7 @@ def test_public_is_what_all_reaches(path):
         and (inspect.isclass(value) or inspect.isfunction(value))
         and value.__module__ == name
     }
-    assert hasattr(module, "__all__"), f"{name} names nothing public"
-    exported = set(module.__all__)
+    exported = set(getattr(module, "__all__", ()))
     assert exported >= defined
     for key in exported:
         value = getattr(module, key)

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_integer
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["ClipMean", "clipped_mean"]
 

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import torch
 
 from flwr_robust.aggregators.clustering import LINKAGES, cosine_distances, larger_cluster
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_choice
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["ClippedClustering"]
 

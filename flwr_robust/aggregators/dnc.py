@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.krum import lowest
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, next_draw
 from flwr_robust.errors import check_integer, check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators, next_draw
 
 __all__ = ["DnC", "draw_coordinates"]
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 
 from flwr_robust.aggregators.clustering import cosine_distances
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Outcome, Rule, State, aggregators
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 
 __all__ = ["FLTrust"]
 

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.clustering import cosine_distances
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 from flwr_robust.errors import check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 
 __all__ = ["FoolsGold", "sybil_weights"]
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.krum import krum_scores, lowest
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_integer, check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["GeneralisedKrum", "squared_lp_distances"]
 

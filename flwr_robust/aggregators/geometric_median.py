@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 from flwr_robust.errors import check_choice, check_flag, check_integer, check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 
 __all__ = ["GeometricMedian", "radius"]
 

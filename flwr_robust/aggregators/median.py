@@ -23,9 +23,9 @@ from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
 from flwr_robust.aggregators.trimmed_mean import trim
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_flag, check_integer, check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["Median", "weighted_median"]
 

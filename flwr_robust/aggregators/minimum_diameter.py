@@ -26,9 +26,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_integer
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["MinimumDiameter", "densest_subset"]
 

@@ -42,9 +42,9 @@ from functools import cached_property
 
 import torch
 
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, parse, part
 from flwr_robust.errors import ConfigurationError, InfeasibleError, check_integer
-from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, parse, part
 
 __all__ = ["MixTailor", "paper_pool"]
 

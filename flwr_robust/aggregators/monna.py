@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 
 from flwr_robust.aggregators.krum import lowest
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_integer
 from flwr_robust.kernels.nearest import squared_distances_to
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["Monna"]
 

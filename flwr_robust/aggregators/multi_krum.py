@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 
 from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import check_choice, check_flag, check_integer
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["MultiKrum"]
 

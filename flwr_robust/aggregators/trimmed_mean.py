@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Case, Rule, State, aggregators
 
 __all__ = ["TrimmedMean", "trim", "weighted_trim"]
 

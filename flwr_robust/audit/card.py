@@ -41,10 +41,10 @@ from flwr_robust.audit.events import (
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
+from flwr_robust.core.rule import Pipeline, PreAggregator, Rule, parse
+from flwr_robust.core.spec import Component
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import write_atomically
-from flwr_robust.registry import Component
-from flwr_robust.rule import Pipeline, PreAggregator, Rule, parse
 
 __all__ = ["SCHEMA_FILE", "make_card", "render_card", "write_card"]
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from flwr_robust.rows import Rows
+from flwr_robust.core.rows import Rows
 
 __all__ = ["distances_and_angles"]
 

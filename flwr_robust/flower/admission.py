@@ -19,10 +19,10 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_robust.desgd import answer_names, answered_classes
 from flwr_robust.errors import ConfigurationError, check_number
 from flwr_robust.flower.metrics import PARTITION, levelled
-from flwr_robust.flower.records import PayloadError, decode, fill, is_finite, plain, records_of
+from flwr_robust.flower.wire import PayloadError, decode, fill, is_finite, plain, records_of
+from flwr_robust.protocol.classes import answer_names, answered_classes
 
 __all__ = [
     "MOST_EXAMPLES",
@@ -187,7 +187,7 @@ class SentModel:
         The model; floating-point, integer and boolean arrays.
     classes : sequence of int
         The classes that the round asks for, ascending, where it does. A reply then holds the arrays of at least one of
-        them (see `flwr_robust.desgd.answer_names`), or no ArrayRecord at all: it abstains.
+        them (see `flwr_robust.protocol.classes.answer_names`), or no ArrayRecord at all: it abstains.
 
     Attributes
     ----------

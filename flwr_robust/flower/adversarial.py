@@ -28,9 +28,13 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.adversary import Adversary, written
-from flwr_robust.attack import drawn_attackers
-from flwr_robust.config import MESSAGES
+from flwr_robust.attacks.adversary import Adversary, written
+from flwr_robust.attacks.data.base import drawn_attackers
+from flwr_robust.attacks.fault.base import Fault, faults
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Rule, State, as_rule
+from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
     ConfigurationError,
     InfeasibleError,
@@ -38,9 +42,9 @@ from flwr_robust.errors import (
     check_flag,
     check_integer,
 )
-from flwr_robust.fault import Fault, faults
 from flwr_robust.flower.admission import learnt
-from flwr_robust.flower.records import (
+from flwr_robust.flower.strategy import RobustStrategy
+from flwr_robust.flower.wire import (
     PayloadError,
     as_tensor,
     copy_content,
@@ -50,11 +54,7 @@ from flwr_robust.flower.records import (
     fill,
     records_of,
 )
-from flwr_robust.flower.strategy import RobustStrategy
-from flwr_robust.message_attack import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
-from flwr_robust.registry import JoinedRegistry, Registry
-from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Rule, State, as_rule
+from flwr_robust.runs.config import MESSAGES
 
 __all__ = ["AdversarialGrid", "AttackRecord", "parse_attack"]
 

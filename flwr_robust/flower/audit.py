@@ -39,6 +39,7 @@ from flwr_robust.audit import (
 )
 from flwr_robust.audit.events import check_statements
 from flwr_robust.audit.log import LEAST_KEY
+from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import (
     AuditError,
     CheckpointError,
@@ -50,8 +51,7 @@ from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar, check_observers
 from flwr_robust.flower.memory import freeze, storable, thaw
-from flwr_robust.flower.records import decode_record, encode_record
-from flwr_robust.rule import Outcome
+from flwr_robust.flower.wire import decode_record, encode_record
 
 __all__ = ["Audit", "observing"]
 

@@ -1,6 +1,6 @@
 """DeSGD: Byz-DeSGD as a strategy: every round asks for the momenta of one class, or of some, and steps with a buffer.
 
-See `flwr_robust.desgd` for the method and its conventions, and `serve` for what a client answers.
+See `flwr_robust.protocol.classes` for the method and its conventions, and `serve` for what a client answers.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Unpack
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
-from flwr_robust.class_rounds import settle_classes, state_of_class
-from flwr_robust.desgd import check_desgd, classes_of_round
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Rule, State, as_rule
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
 from flwr_robust.flower.admission import SentModel
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.guard import NOBODY, Observer, Round
-from flwr_robust.flower.records import encode_record
 from flwr_robust.flower.strategy import FedAvgOptions, RobustStrategy
-from flwr_robust.momentum import check_alpha
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Rule, State, as_rule
+from flwr_robust.flower.wire import encode_record
+from flwr_robust.protocol.classes import check_desgd, classes_of_round
+from flwr_robust.protocol.momentum import check_alpha
+from flwr_robust.runs.class_rounds import settle_classes, state_of_class
 
 __all__ = ["DeSGD", "DeSGDOptions"]
 

@@ -18,7 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from flwr_robust.errors import ConfigurationError, check_integer
 from flwr_robust.flower.admission import short
-from flwr_robust.flower.records import copy_content
+from flwr_robust.flower.wire import copy_content
 
 try:  # where Flower keeps its own records has moved between releases
     from flwr.supercore.run import Run

@@ -26,12 +26,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import Admitted, Refusal, SentModel, Terms, admit, rebuilt, short
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
-from flwr_robust.rounds import sample_clients
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Aggregate, Outcome, State
+from flwr_robust.runs.rounds import sample_clients
 
 __all__ = [
     "METHODS",

@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from flwr_robust.flower.records import decode_record, encode_record
+from flwr_robust.flower.wire import decode_record, encode_record
 
 __all__ = ["freeze", "storable", "thaw"]
 

@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import MetricRecord, RecordDict
 
 from flwr_robust.errors import check_integer
-from flwr_robust.flower.records import fill, records_of
+from flwr_robust.flower.wire import fill, records_of
 
 __all__ = ["PARTITION", "MetricsFunction", "levelled", "robust_metrics", "trimmed_metrics"]
 

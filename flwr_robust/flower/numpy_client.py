@@ -20,11 +20,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from flwr_robust.desgd import answer_names
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
 from flwr_robust.flower.guard import Identity
-from flwr_robust.flower.records import copy_content, decode, encode_record, fill, records_of
+from flwr_robust.flower.wire import copy_content, decode, encode_record, fill, records_of
+from flwr_robust.protocol.classes import answer_names
 
 __all__ = ["discover", "serve"]
 

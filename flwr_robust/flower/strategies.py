@@ -7,8 +7,8 @@ import inspect
 from typing import Any, ClassVar
 
 from flwr_robust import aggregators as rules
+from flwr_robust.core.rule import Rule
 from flwr_robust.flower.strategy import Options, RobustStrategy
-from flwr_robust.rule import Rule
 
 __all__ = [
     "CAF",

@@ -30,16 +30,16 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_robust.config import MESSAGES
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Outcome, Rule, State, as_rule
 from flwr_robust.errors import ConfigurationError, check_choice, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, SentModel, Terms
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.guard import NOBODY, Guard, Guarding, Observer, Round, Scalar
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
-from flwr_robust.flower.records import as_tensor, encode_record
-from flwr_robust.rounds import moved, server_step, settle
-from flwr_robust.rows import Layer, Rows
-from flwr_robust.rule import Outcome, Rule, State, as_rule
+from flwr_robust.flower.wire import as_tensor, encode_record
+from flwr_robust.runs.config import MESSAGES
+from flwr_robust.runs.rounds import moved, server_step, settle
 
 __all__ = ["FedAvgOptions", "Options", "RobustStrategy"]
 

@@ -174,7 +174,7 @@ def step_momenta(
     *,
     back: bool,
 ) -> None:
-    """Step clients' momenta in place, as `flwr_robust.momentum` does; only where `fits` holds of them.
+    """Step clients' momenta in place, as `flwr_robust.protocol.momentum` does; only where `fits` holds of them.
 
     Parameters
     ----------

@@ -1,12 +1,15 @@
-"""Pre-aggregators, one per file; listing this folder finds them."""
+"""Pre-aggregators, one per file."""
 
-from typing import TYPE_CHECKING, Any
+from flwr_robust.preaggregators.arc import ARC
+from flwr_robust.preaggregators.bucketing import Bucketing
+from flwr_robust.preaggregators.clip import Clip
+from flwr_robust.preaggregators.nnm import NNM
+from flwr_robust.preaggregators.resampling import Resampling
 
-from flwr_robust.rule import preaggregators
-
-globals().update({cls.__name__: cls for cls in preaggregators.members().values()})
-__all__ = sorted(cls.__name__ for cls in preaggregators.members().values())
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...
+__all__ = [
+    "ARC",
+    "NNM",
+    "Bucketing",
+    "Clip",
+    "Resampling",
+]

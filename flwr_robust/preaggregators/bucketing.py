@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Case, PreAggregator, State, next_draw, preaggregators
 from flwr_robust.errors import check_integer
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Case, PreAggregator, State, next_draw, preaggregators
 
 __all__ = ["Bucketing"]
 

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
 from flwr_robust.errors import check_integer
-from flwr_robust.rows import Rows
-from flwr_robust.rule import Case, PreAggregator, State, preaggregators
 
 __all__ = ["NNM"]
 

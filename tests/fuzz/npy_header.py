@@ -24,10 +24,10 @@ except ImportError:  # the seeds and the check are of use without it
     atheris = None
 
 if atheris is not None:
-    with atheris.instrument_imports(include=["flwr_robust.flower.records"]):
-        from flwr_robust.flower import records
+    with atheris.instrument_imports(include=["flwr_robust.flower.wire"]):
+        from flwr_robust.flower import wire
 else:
-    from flwr_robust.flower import records
+    from flwr_robust.flower import wire
 
 DESCR = [
     "'<f4'",
@@ -81,8 +81,8 @@ def check(data):
     """Say whether a file is accepted, having made sure that it is then read right."""
     array = Array(dtype="float32", shape=(2,), stype="numpy.ndarray", data=data)
     try:
-        found = records.decode(array)
-    except records.PayloadError:
+        found = wire.decode(array)
+    except wire.PayloadError:
         return False
     assert found.dtype.kind in "biufc", found.dtype
     assert not found.flags.writeable

@@ -1,12 +1,19 @@
-"""Data attacks, one per file; listing this folder finds them."""
+"""Data attacks, one per file."""
 
-from typing import TYPE_CHECKING, Any
+from flwr_robust.attacks.data.backdoor import Backdoor
+from flwr_robust.attacks.data.dynamic_label_flip import DynamicLabelFlip
+from flwr_robust.attacks.data.label_flip import LabelFlip
+from flwr_robust.attacks.data.pixel_invert import PixelInvert
+from flwr_robust.attacks.data.pixel_noise import PixelNoise
+from flwr_robust.attacks.data.random_label import RandomLabel
+from flwr_robust.attacks.data.targeted_flip import TargetedFlip
 
-from flwr_robust.attack import data_attacks
-
-globals().update({cls.__name__: cls for cls in data_attacks.members().values()})
-__all__ = sorted(cls.__name__ for cls in data_attacks.members().values())
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...
+__all__ = [
+    "Backdoor",
+    "DynamicLabelFlip",
+    "LabelFlip",
+    "PixelInvert",
+    "PixelNoise",
+    "RandomLabel",
+    "TargetedFlip",
+]

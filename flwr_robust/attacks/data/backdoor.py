@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 
 __all__ = ["Backdoor"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
 
 __all__ = ["DynamicLabelFlip"]
 

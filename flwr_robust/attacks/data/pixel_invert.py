@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
 
 __all__ = ["PixelInvert"]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
 from flwr_robust.errors import check_number
 
 __all__ = ["PixelNoise"]

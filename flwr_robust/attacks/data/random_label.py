@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
 
 __all__ = ["RandomLabel"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flwr_robust.attack import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
 from flwr_robust.errors import ConfigurationError, check_integer
 
 __all__ = ["TargetedFlip"]

@@ -1,12 +1,13 @@
-"""Faults, one per file; listing this folder finds them."""
+"""Faults, one per file."""
 
-from typing import TYPE_CHECKING, Any
+from flwr_robust.attacks.fault.crash import Crash
+from flwr_robust.attacks.fault.delay import Delay
+from flwr_robust.attacks.fault.drop_layers import DropLayers
+from flwr_robust.attacks.fault.stale import Stale
 
-from flwr_robust.fault import faults
-
-globals().update({cls.__name__: cls for cls in faults.members().values()})
-__all__ = sorted(cls.__name__ for cls in faults.members().values())
-
-if TYPE_CHECKING:
-
-    def __getattr__(name: str) -> Any: ...
+__all__ = [
+    "Crash",
+    "Delay",
+    "DropLayers",
+    "Stale",
+]

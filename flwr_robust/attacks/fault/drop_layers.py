@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.core.rule import State
 from flwr_robust.errors import ConfigurationError, check_integer
-from flwr_robust.fault import Answer, Fault, faults
-from flwr_robust.rule import State
 
 __all__ = ["DropLayers"]
 

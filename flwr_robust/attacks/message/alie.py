@@ -23,10 +23,10 @@ from typing import ClassVar
 
 import torch
 
+from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.rule import State
 from flwr_robust.errors import ConfigurationError, check_choice, check_number
-from flwr_robust.line_attack import Line, LineAttack, averaging
-from flwr_robust.message_attack import InformedAttack, View, message_attacks
-from flwr_robust.rule import State
 
 __all__ = ["ALIE", "edge"]
 

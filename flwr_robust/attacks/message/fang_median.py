@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flwr_robust.attacks.message.base import message_attacks
 from flwr_robust.attacks.message.fang_trimmed_mean import FangTrimmedMean
-from flwr_robust.message_attack import message_attacks
 
 __all__ = ["FangMedian"]
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import State
 from flwr_robust.errors import check_number
-from flwr_robust.message_attack import InformedAttack, View, message_attacks
-from flwr_robust.rows import Rows
-from flwr_robust.rule import State
 
 __all__ = ["FangTrimmedMean"]
 

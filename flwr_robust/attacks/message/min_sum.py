@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from flwr_robust.attacks.message.base import message_attacks
 from flwr_robust.attacks.message.min_max import MARGIN, MinMax, apart
 from flwr_robust.errors import check_choice
-from flwr_robust.message_attack import message_attacks
 
 __all__ = ["MinSum"]
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import torch
 
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.line import Damage, LineAttack, strongest
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import State
 from flwr_robust.errors import ConfigurationError, check_integer
-from flwr_robust.line_attack import Damage, LineAttack, strongest
-from flwr_robust.message_attack import Knowledge, MessageAttack, View, message_attacks
-from flwr_robust.rows import Rows
-from flwr_robust.rule import State
 
 __all__ = ["Optimised"]
 

@@ -23,11 +23,11 @@ from typing import ClassVar
 
 import torch
 
+from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
+from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
+from flwr_robust.core.rule import Rule, State, parse
 from flwr_robust.errors import ConfigurationError, check_integer, check_number
-from flwr_robust.line_attack import Damage, Line, LineAttack, strongest
-from flwr_robust.message_attack import InformedAttack, View, message_attacks
-from flwr_robust.rule import Rule, State, parse
 
 __all__ = ["Pool"]
 

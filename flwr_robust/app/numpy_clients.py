@@ -1,0 +1,221 @@
+"""NumPyClients of the studies: one that follows the protocol honestly, one that does so on poisoned data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, RecordDict
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+from torch import Tensor
+
+from flwr_robust.flower.wire import as_tensor, decode, encode_record
+from flwr_robust.protocol.classes import CLASS_MOMENTUM, class_momenta
+from flwr_robust.protocol.momentum import momentum_step
+from flwr_robust.runs.class_rounds import answers, by_label, claims, draw_class_batch, own_classes
+from flwr_robust.runs.config import RunConfig, pick_device
+from flwr_robust.runs.personal import evaluate_client
+from flwr_robust.runs.rounds import Poison, batch_generator, draw_batch
+from flwr_robust.tasks import Learner, Tail
+
+__all__ = ["HonestClient", "Poisoner"]
+
+_MOMENTUM = "momentum"
+_MOMENTA = "class-momenta"
+_PERSONAL = "personal"
+
+
+@lru_cache(maxsize=8)
+def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
+    """One model per process and role: its parameters are set anew for every message."""
+    return config.learner(device)
+
+
+@lru_cache(maxsize=256)
+def _held(config: RunConfig, client: int) -> dict[int, Tensor]:
+    return own_classes(config, client)
+
+
+@lru_cache(maxsize=8)
+def _initial(config: RunConfig) -> NDArrays:
+    """All arrays of the model that every client starts from."""
+    return config.learner().arrays()
+
+
+class HonestClient(NumPyClient):
+    """Trains on its own samples and answers with the kind of message the run asks for.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    client : int
+        Which partition it holds.
+    state : RecordDict
+        Where its momentum and its personal parameters last from round to round: the node's ``context.state``.
+    """
+
+    def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
+        self.config = config
+        self.client = client
+        self.state = state
+        self.task = config.data_set
+        self.samples = config.samples[client]
+        self.learner = _learner(config, pick_device(config.device), "trained")
+
+    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the inputs and labels to train on: the client's own."""
+        return x, y
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Compute this round's message on batches drawn from (seed, client, round)."""
+        self.learner.load(self._whole(parameters))
+        if self.config.message == CLASS_MOMENTUM:
+            return self._answer(int(config["server-round"]), config["classes"])
+        generator = batch_generator(self.config, self.client, int(config["server-round"]))
+        if self.config.message in ("gradient", "momentum"):
+            message = self._gradient(generator)
+            if self.config.message == "momentum":
+                message = self._with_momentum(message)
+            arrays = [layer.cpu().numpy() for layer in message]
+        else:
+            tail = Tail(self.config.local_steps) if self.config.tail_averaging else None
+            for _ in range(self.config.local_steps):
+                self.learner.descend(self._gradient(generator), self.config.local_learning_rate)
+                if tail:
+                    tail.see(self.learner.parameters)
+            if tail:
+                tail.write(self.learner.parameters)
+            arrays = self._keep_personal(self.learner.arrays())
+            if self.config.message == "delta":
+                arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
+        return arrays, len(self.samples), {}
+
+    def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Evaluate the global model on the client's own samples, with their true labels.
+
+        Where parameters are personal: the client's model on its share of the test samples.
+        """
+        self.learner.load(self._whole(parameters))
+        if self.config.split is not None:
+            score = evaluate_client(self.config, self.learner, self.client)
+            metrics: dict[str, Scalar] = {
+                "accuracy": score.accuracy,
+                "trials": score.trials,
+                "success": score.success,
+            }
+            return score.loss, score.samples, metrics
+        picked = torch.from_numpy(self.samples)
+        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
+        loss, accuracy = self.learner.evaluate(x, self.task.y_train.index_select(0, picked).to(self.learner.device))
+        return loss, len(self.samples), {"accuracy": accuracy}
+
+    def _whole(self, shared: NDArrays) -> NDArrays:
+        """Return all arrays of the model: those sent, and the client's own."""
+        if (split := self.config.split) is None:
+            return shared
+        record = self.state.get(_PERSONAL)
+        if isinstance(record, ArrayRecord):
+            personal = [decode(array) for array in record.values()]
+        else:
+            initial = _initial(self.config)
+            personal = [initial[place] for place in split.personal]
+        return split.join(shared, personal)
+
+    def _keep_personal(self, arrays: NDArrays) -> NDArrays:
+        """Return the arrays to send, and keep the others."""
+        if (split := self.config.split) is None:
+            return arrays
+        self.state[_PERSONAL] = encode_record({self.learner.names[place]: arrays[place] for place in split.personal})
+        return [arrays[place] for place in split.shared]
+
+    def _gradient(self, generator: torch.Generator) -> list[Tensor]:
+        picked = torch.from_numpy(self.samples)[draw_batch(self.config, len(self.samples), generator)]
+        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
+        y = self.task.y_train.index_select(0, picked).to(self.learner.device)
+        return self.learner.gradient(*self.batch(x, y))
+
+    def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Update the momenta of all classes that the batch holds; send those of the classes asked for, if any."""
+        drawn = torch.cat(draw_class_batch(self.config, self.client, server_round, _held(self.config, self.client)))
+        x = self.task.inputs(self.task.x_train.index_select(0, drawn), self.learner.device)
+        y = self.task.y_train.index_select(0, drawn).to(self.learner.device)
+        gradients = {
+            k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])
+            for k, batch in by_label(*self.batch(x, y)).items()
+        }
+        record = self.state.get(_MOMENTA)
+        held = record.items() if isinstance(record, ArrayRecord) else ()
+        previous = {int(k): as_tensor(decode(array)).to(self.learner.device) for k, array in held}
+        following = class_momenta(previous, gradients, self.config.alpha)
+        self.state[_MOMENTA] = encode_record({str(k): flat.cpu().numpy() for k, flat in following.items()})
+        fresh = {k: following[k] for k in gradients}
+        assert isinstance(asked, list)  # the server's; Flower's type of a config knows no lists
+        sent = answers(fresh, asked, claims(self.config, self.client, server_round))
+        shapes = [parameter.shape for parameter in self.learner.parameters]
+        sizes = [shape.numel() for shape in shapes]
+        arrays = [
+            part.view(shape).cpu().numpy()
+            for flat in sent.values()
+            for part, shape in zip(flat.split(sizes), shapes, strict=True)
+        ]
+        told: dict[str, Any] = {"classes": list(sent)}
+        return arrays, len(self.samples), told
+
+    def _with_momentum(self, gradient: list[Tensor]) -> list[Tensor]:
+        record, previous = self.state.get(_MOMENTUM), None
+        if isinstance(record, ArrayRecord):
+            held = as_tensor(decode(record["flat"])).to(self.learner.device)
+            sizes = [layer.numel() for layer in gradient]
+            previous = [m.view_as(g) for m, g in zip(torch.split(held, sizes), gradient, strict=True)]
+        following = momentum_step(previous, gradient, self.config.alpha)
+        flat = torch.cat([layer.reshape(-1) for layer in following])
+        self.state[_MOMENTUM] = encode_record({"flat": flat.cpu().numpy()})
+        return following
+
+
+class Poisoner(HonestClient):
+    """In the rounds in which it attacks, follows the protocol to the letter on its own samples, poisoned.
+
+    In all other rounds it is an honest client, with the momentum that it then has. Only an attack with a ``scale``
+    changes the message itself.
+
+    Parameters
+    ----------
+    config, client, state
+        As for `HonestClient`. The run's attack decides what happens to a batch; the stored samples are never touched.
+    """
+
+    def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
+        super().__init__(config, client, state)
+        self._sent: NDArrays = []
+        self._poison: Poison | None = None  # of the round, where it attacks
+
+    def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """Do as an honest client does; only `batch` differs, and the scale of the message."""
+        server_round = int(config["server-round"])
+        attackers = self.config.attackers_in(server_round)
+        self._sent, self._poison = parameters, None
+        if self.client in attackers:
+            rank = attackers.index(self.client)
+            self._poison = Poison.of(self.config, self.client, server_round, rank, self._scores)
+        arrays, count, metrics = super().fit(parameters, config)
+        if self._poison is None:
+            return arrays, count, metrics
+        # Only parameters are scaled relative to the model; class momenta may be more than one model's arrays, or none.
+        sent = parameters if self.config.message == "parameters" else arrays
+        return self._poison.scaled(arrays, sent), count, metrics
+
+    def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return poisoned inputs and labels; attacks that look see the global model as it was sent.
+
+        What is personal in it is the client's own, as it was before the round.
+        """
+        return (x, y) if self._poison is None else self._poison.batch(x, y)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        learner = _learner(self.config, self.learner.device, "sent")
+        learner.load(self._whole(self._sent))
+        return learner.scores(x)

@@ -1,0 +1,179 @@
+"""What compromised clients do with their replies in a round, whichever engine runs it.
+
+An `Adversary` holds what an attack on messages, or a fault, needs from round to round. `AdversarialGrid` gives it the
+replies that it finds in Flower's messages, `simulation` the lines of its tensor, and both write back what it returns:
+so one attack, seed and round is one set of replies to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_robust.attacks.fault.base import Answer, Fault
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Rule, State
+from flwr_robust.seeds import torch_generator
+
+__all__ = ["Adversary", "written"]
+
+
+class Adversary:
+    """An attack on messages, or a fault, with what it remembers.
+
+    Parameters
+    ----------
+    attack : MessageAttack or Fault
+        What the compromised clients do.
+    message : str
+        What clients send: ``parameters``, ``delta``, ``gradient`` or ``momentum``.
+    knowledge : Knowledge
+        What the attackers may look at.
+    known : int, optional
+        How many honest replies partial knowledge shows.
+    rule : Rule, optional
+        The defence in use, for attackers that know it.
+    seed : int
+        Source of all draws.
+
+    Attributes
+    ----------
+    state : State
+        The attack's state, or those of the clients' faults, keys prefixed by position.
+    """
+
+    def __init__(
+        self,
+        attack: MessageAttack | Fault,
+        message: str,
+        *,
+        knowledge: Knowledge = Knowledge.OMNISCIENT,
+        known: int | None = None,
+        rule: Rule | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.attack = attack
+        self.message = message
+        self.knowledge = knowledge
+        self.known = known
+        self.rule = rule
+        self.seed = seed
+        self.state: State = attack.init() if isinstance(attack, MessageAttack) else {}
+
+    @property
+    def strength(self) -> float | None:
+        """The strength that an attack along a line chose last; None for other attacks, and before the first."""
+        chosen = self.state.get("strength") if isinstance(self.attack, MessageAttack) else None
+        return None if chosen is None else float(chosen)
+
+    def usable(self, own: int, honest: int) -> bool:
+        """Say whether a round with so many readable replies of attackers and of others can be attacked."""
+        assert isinstance(self.attack, MessageAttack)
+        return own > 0 and (honest > 0 or self.attack.knowledge < Knowledge.PARTIAL)
+
+    def craft(
+        self,
+        server_round: int,
+        own: Rows,
+        honest: Rows | None,
+        attackers: Sequence[int],
+        model: Sequence[NDArray[Any]],
+        *,
+        asked: int,
+        unit: float,
+        rule_state: State | None = None,
+        kind: int | None = None,
+    ) -> NDArray[np.float64]:
+        """Return the rows (a, d) that the attackers send; to be turned into messages by `written`.
+
+        Parameters
+        ----------
+        server_round : int
+            The round, from 1.
+        own, honest : Rows
+            What the attackers would have sent, and what the others send; None where there are no others. Only rounds
+            that are `usable`.
+        attackers : sequence of int
+            Places of the attackers' rows among all rows.
+        model : sequence of array
+            The arrays that were sent and are learnt.
+        asked : int
+            How many clients were asked.
+        unit : float
+            The relative error of rounding a number to the messages' type.
+        rule_state : State, optional
+            That of the defence in use, before this round.
+        kind : int, optional
+            Where a round asks for several classes: the one that all these rows are of, which has draws of its own.
+        """
+        assert isinstance(self.attack, MessageAttack)
+        sign = -1.0 if self.message in ("gradient", "momentum", "class_momentum") else 1.0
+        view = View(
+            self.knowledge,
+            own=own,
+            honest=honest,
+            attackers=attackers,
+            server_round=server_round,
+            n=asked,
+            known=self.known,
+            rule=self.rule,
+            rule_state=rule_state,
+            model=lambda: sign * torch.cat([torch.from_numpy(values).double().flatten() for values in model]),
+            precision=(unit, _length(model) if self.message == "parameters" else 0.0),
+        )
+        draw = torch_generator(self.seed, "attack", server_round, *([] if kind is None else [kind]))
+        crafted, self.state = self.attack.craft(view, self.state, draw)
+        values = np.empty((own.n, crafted.d))
+        for start, block in crafted.blocks():
+            values[:, start : start + block.shape[1]] = block.cpu().numpy()
+        return values
+
+    def answer(self, server_round: int, position: int, layers: Mapping[str, Tensor]) -> Answer:
+        """Return what a client with a fault answers; the layers may be kept, and must not be written to later."""
+        assert isinstance(self.attack, Fault)
+        prefix = f"{position}/"
+        mine = {key.removeprefix(prefix): value for key, value in self.state.items() if key.startswith(prefix)}
+        others = {key: value for key, value in self.state.items() if not key.startswith(prefix)}
+        answer, following = self.attack.answer(
+            layers, server_round, mine, torch_generator(self.seed, "fault", server_round, position)
+        )
+        self.state = {**others, **{prefix + key: value for key, value in following.items()}}
+        return answer
+
+
+def written(
+    values: NDArray[np.float64], dtype: np.dtype[Any], sent: NDArray[Any] | None = None, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    """Return crafted numbers as a message holds them: of its type, where what is finite stays so.
+
+    Parameters
+    ----------
+    values : array
+        The numbers; written over.
+    dtype : dtype
+        The message's type.
+    sent : array, optional
+        What they are relative to: the model that was sent, where clients send parameters.
+    out : array, optional
+        Where to write them; a new array when not given.
+    """
+    if sent is not None:
+        values += sent
+    limits = np.finfo(dtype)
+    if not (values.min(initial=0) >= limits.min and values.max(initial=0) <= limits.max):  # nor is NaN within
+        values = np.where(np.isfinite(values), values.clip(limits.min, limits.max), values)
+    if out is None:
+        return values.astype(dtype)
+    out[...] = values
+    return out
+
+
+def _length(model: Sequence[NDArray[Any]]) -> float:
+    return math.sqrt(sum(float(np.square(values, dtype=np.float64).sum()) for values in model))

@@ -1,0 +1,148 @@
+"""What a data attack is: it replaces what a client trains on, batch by batch, and leaves the protocol to the client.
+
+The stored data are never touched: an attack is a pure function of the batch it is given, so what it did in one step
+does not persist into the next.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flwr_robust.core.spec import Component, Registry
+from flwr_robust.errors import check_choice, check_number
+from flwr_robust.seeds import numpy_generator
+
+__all__ = ["ClientView", "DataAttack", "LabelAttack", "data_attacks", "drawn_attackers"]
+
+data_attacks: Registry[DataAttack] = Registry("attack", "flwr_robust.attacks.data")
+
+
+@dataclass(frozen=True)
+class ClientView:
+    """What a poisoned client knows beside its batch.
+
+    Attributes
+    ----------
+    classes : int
+        K, the number of classes.
+    generator : torch.Generator
+        Source of the attack's draws; a CPU generator.
+    scores : callable returning Tensor (b, K)
+        The current global model's scores of the batch; called only by attacks that look.
+    span : (float, float)
+        The smallest and the largest input of the task, as a model sees them.
+    rank : int
+        The client's place among the attackers of the round, from 0.
+    """
+
+    classes: int
+    generator: torch.Generator
+    scores: Callable[[], Tensor]
+    span: tuple[float, float] = (0.0, 1.0)
+    rank: int = 0
+
+
+@dataclass(frozen=True)
+class DataAttack(Component, ABC):
+    """Poison samples with a probability.
+
+    Attributes
+    ----------
+    p : float
+        Probability that a sample is poisoned; in [0, 1].
+    per : str
+        "label": every sample draws for itself. "batch": one draw decides for the whole batch, as in the code behind
+        Peng et al. (JMLR 2025).
+    scale : float
+        What the client multiplies its message by, relative to the model it was sent; > 0. 1 follows the protocol.
+        n / server learning rate is the model replacement of Bagdasaryan et al., "How To Backdoor Federated Learning"
+        (AISTATS 2020): under the mean the poisoned model takes the place of the global one. A momentum is scaled when
+        it is sent, not where it is kept.
+    """
+
+    p: float = 1.0
+    per: str = "label"
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number(self.name, "p", self.p, minimum=0, maximum=1)
+        check_choice(self.name, "per", self.per, ("label", "batch"))
+        check_number(self.name, "scale", self.scale, above=0)
+
+    def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
+        """Return None, or the sentence that says why a task of these classes and this shape of inputs does not fit."""
+        return None
+
+    @abstractmethod
+    def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
+        """Return what each sample and its label would be replaced by; inputs that stay as they are may be x itself."""
+
+    def trial(self, x: Tensor, labels: Tensor, span: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
+        """Return the test of the attack's success: inputs, and the label that the attacker wants of each.
+
+        Parameters
+        ----------
+        x : Tensor (N, ...)
+            Clean test inputs, as a model sees them.
+        labels : Tensor (N,) of int64
+            Their labels.
+        span : (float, float)
+            As in `ClientView`.
+
+        Returns
+        -------
+        (Tensor, Tensor), or None
+            None if the attack wants no label in particular.
+        """
+        return None
+
+    def __call__(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
+        """Return what to train on instead of a batch; the batch is not changed.
+
+        Parameters
+        ----------
+        x : Tensor (b, ...)
+            Inputs, as a model sees them.
+        labels : Tensor (b,) of int64
+            True labels, 0 .. K - 1.
+        view : ClientView
+            What else the client knows.
+
+        Returns
+        -------
+        (Tensor (b, ...), Tensor (b,) of int64)
+            The inputs are x itself where the attack leaves them alone; the labels are copies.
+        """
+        count = len(labels) if self.per == "label" else 1
+        chosen = (torch.rand(count, generator=view.generator) < self.p).to(labels.device)
+        if not bool(chosen.any()):
+            return x, labels.clone()
+        inputs, wrong = self.poisoned(x, labels, view)
+        if inputs is not x:
+            inputs = torch.where(chosen.view(-1, *[1] * (x.dim() - 1)), inputs, x)
+        return inputs, torch.where(chosen, wrong, labels)
+
+
+@dataclass(frozen=True)
+class LabelAttack(DataAttack):
+    """A data attack that leaves the inputs alone."""
+
+    @abstractmethod
+    def wrong(self, labels: Tensor, view: ClientView) -> Tensor:
+        """Return the label that each one would be replaced by."""
+
+    def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
+        """Replace the labels only."""
+        return x, self.wrong(labels, view)
+
+
+def drawn_attackers(seed: int, server_round: int, clients: int, attackers: int) -> list[int]:
+    """Return the clients that attack in a round, ascending, where they are drawn anew every round."""
+    draw = numpy_generator(seed, "attackers", server_round)
+    found: list[int] = sorted(draw.choice(clients, attackers, replace=False).tolist())
+    return found

@@ -1,0 +1,491 @@
+"""What a rule is: a frozen dataclass that turns rows into one value and says how it came about.
+
+A rule is called with rows and its state and returns an `Aggregate` and the next state. Nothing hides on the rule.
+A *pre-aggregator* turns rows into other rows by a matrix; a `Pipeline` is pre-aggregators and then a rule, and is a
+rule itself.
+
+Rows that are not finite are known to be faulty. Each of them uses up one of the f rows the rule tolerates: k such rows
+are left out and the rule runs with n - k rows and f - k. For every rule that keeps its n - f best rows this is the
+same as a row at infinity. More than f of them is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.spec import Component, Registry, parse_chain
+from flwr_robust.errors import ConfigurationError, InfeasibleError, UnknownNameError
+from flwr_robust.seeds import torch_generator
+
+__all__ = [
+    "Aggregate",
+    "Case",
+    "Outcome",
+    "Pipeline",
+    "PreAggregator",
+    "Rule",
+    "State",
+    "aggregators",
+    "as_rule",
+    "joined",
+    "next_draw",
+    "parse",
+    "part",
+    "preaggregators",
+]
+
+C = TypeVar("C", bound=Component)
+
+State = Mapping[str, Tensor]
+"""What a rule carries from round to round: named tensors, so that it can be written to a file as it is."""
+
+
+class Outcome(Enum):
+    """How an aggregation ended; the value is the sentence a user reads."""
+
+    OK = "the rule ran to its end"
+    NOT_CONVERGED = "the iteration limit came before the tolerance was met"
+    INFEASIBLE = "the replies do not fit the rule; nothing was aggregated"
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The result of one aggregation.
+
+    Attributes
+    ----------
+    value : Tensor (d,)
+        The aggregated update, in the rows' type.
+    weights : Tensor (n,), float64
+        For rules whose value is a combination of rows: its coefficients. For coordinate rules: the share of the
+        coordinates for which each row was kept, summing to one. Behind a pre-aggregator both are multiplied by its
+        matrix, so that a row that was shortened has less.
+    outcome : Outcome
+        How it ended.
+    stats : mapping
+        Rule-specific diagnostics: scores, iterations, radii.
+    """
+
+    value: Tensor
+    weights: Tensor
+    outcome: Outcome = Outcome.OK
+    stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def _lowered(component: C, k: int) -> C:
+    """Return a component with its field ``f``, where it has one, lowered by k but not below 0."""
+    f = getattr(component, "f", None)
+    fields: dict[str, Any] = {} if f is None else {"f": max(f - k, 0)}
+    return dataclasses.replace(component, **fields)
+
+
+@dataclass(frozen=True)
+class Rule(Component, ABC):
+    """An aggregation rule.
+
+    A subclass is a frozen dataclass of hyperparameters with `needs` and `combine`. The declared number of faulty rows
+    is its field ``f`` where it has one.
+
+    Attributes
+    ----------
+    pairwise : bool
+        Of the class: the rule begins with the distances between the rows. They tell faulty rows by the way.
+    """
+
+    pairwise: ClassVar[bool] = False
+
+    def starts_pairwise(self) -> bool:
+        """Say whether the distances between the rows that come in are asked for first."""
+        return self.pairwise
+
+    @property
+    def needs_trust(self) -> bool:
+        """Say whether the rule compares with a row of the server's own (`Rows.trusted`)."""
+        return False
+
+    @property
+    def isometric(self) -> bool:
+        """Say whether the rule sees rows through inner products alone.
+
+        When the rows, the trusted row and the `located` tensors of the state are turned about the origin, weights stay
+        and the value turns with them. Rules that look at single coordinates answer False.
+        """
+        return True
+
+    @property
+    def located(self) -> tuple[str, ...]:
+        """The keys of the state whose tensors (d,) are points among the rows."""
+        return ()
+
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say why n rows do not fit this rule.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows.
+        asked : int, optional
+            Number of clients that were asked; n when not given.
+
+        Returns
+        -------
+        str or None
+            One sentence naming the rule, the bound and the values; None if they fit.
+        """
+        smallest, condition = self.needs(n if asked is None else asked)
+        if n >= smallest:
+            return None
+        f = self.declared(n if asked is None else asked)
+        return (
+            f"{self.name} needs {condition}; got n={n}"
+            + ("" if f is None else f", f={f}")
+            + f": ask at least {smallest} clients"
+            + (f" or lower {lever}" if (lever := self.lever()) else "")
+        )
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """Return the smallest n that fits, and the condition in words ("n >= 2f + 1")."""
+        f = self.declared(asked) or 0
+        return 2 * f + 1, "n >= 2f + 1"
+
+    def lever(self) -> str:
+        """Return the field that a user whose clients are too few could lower; empty if there is none."""
+        return "f" if getattr(self, "f", None) else ""
+
+    def declared(self, asked: int) -> int | None:
+        """Return the declared number of faulty rows, or None where the rule declares none."""
+        return getattr(self, "f", None)
+
+    def tolerated(self, n: int, asked: int) -> int:
+        """Return how many rows may turn out not finite: the declared f, else fewer than half."""
+        f = self.declared(asked)
+        return (n - 1) // 2 if f is None else f
+
+    def reduced(self, k: int, asked: int) -> Rule:
+        """Return the rule for the rows left when k faulty ones have been left out."""
+        return _lowered(self, k)
+
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why a model of these arrays does not fit this rule, or return None."""
+        return None
+
+    def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
+        """Say in one sentence what a user should know before n rows of these arrays come, or return None."""
+        return None
+
+    def init(self) -> State:
+        """Return the state before the first call."""
+        return {}
+
+    @abstractmethod
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Aggregate finite rows that fit the rule."""
+
+    def __call__(self, rows: Rows, state: State | None = None) -> tuple[Aggregate, State]:
+        """Aggregate rows.
+
+        Parameters
+        ----------
+        rows : Rows
+            The updates; never changed.
+        state : State, optional
+            What the last call returned; `init()` when not given.
+
+        Returns
+        -------
+        Aggregate
+            Value, weights, outcome, stats.
+        State
+            To be given to the next call.
+
+        Raises
+        ------
+        InfeasibleError
+            If n does not fit, or more rows than tolerated are not finite.
+        ConfigurationError
+            If the rule needs a trusted row and there is none, or none that is finite.
+        """
+        state = self.init() if state is None else state
+        if sentence := self.check(rows.n, asked=rows.asked):
+            raise InfeasibleError(sentence)
+        if self.starts_pairwise():
+            _ = rows.gram  # one pass over the data for this and for what is faulty
+        faulty = rows.faulty
+        k = int(faulty.sum())
+        allowed = self.tolerated(rows.n, rows.asked)
+        if k > allowed:
+            raise InfeasibleError(
+                f"{self.name}: {k} of {rows.n} rows are not finite, but only {allowed} may be; "
+                f"find out which clients send them, or declare a larger f"
+            )
+        if self.needs_trust and (rows.trusted is None or not bool(torch.isfinite(rows.trusted).all())):
+            raise ConfigurationError(
+                f"{self}: it compares rows with one that the server trusts; pass trusted=..., a finite update of the "
+                f"server's own of shape ({rows.d},); got {'none' if rows.trusted is None else 'one with NaN or Inf'}"
+            )
+        if k == 0:
+            return self.combine(rows, state)
+        aggregate, state = self.reduced(k, rows.asked).combine(rows.subset(~faulty), state)
+        weights = torch.zeros(rows.n, dtype=torch.float64)
+        weights[~faulty] = aggregate.weights
+        stats = {**aggregate.stats, "not_finite": torch.nonzero(faulty).flatten().tolist()}
+        return dataclasses.replace(aggregate, weights=weights, stats=stats), state
+
+
+@dataclass(frozen=True)
+class PreAggregator(Component, ABC):
+    """A step that mixes rows before a rule sees them; ``pairwise`` as for `Rule`."""
+
+    pairwise: ClassVar[bool] = False
+
+    def check(self, n: int) -> str | None:
+        """Say why n rows do not fit, or return None: a step that declares f needs n >= 2f + 1."""
+        f = getattr(self, "f", None)
+        if f is None or n >= 2 * f + 1:
+            return None
+        return f"{self.name} needs n >= 2f + 1; got n={n}, f={f}: ask at least {2 * f + 1} clients or lower f"
+
+    def rows_out(self, n: int) -> int:
+        """Return how many rows come out of n."""
+        return n
+
+    def reduced(self, k: int) -> PreAggregator:
+        """Return the step for the rows left when k faulty ones have been left out."""
+        return _lowered(self, k)
+
+    def init(self) -> State:
+        """Return the state before the first call."""
+        return {}
+
+    @abstractmethod
+    def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
+        """Return the matrix (rows_out(n), n), float64, that mixes the rows, the step's stats and its next state."""
+
+
+@dataclass(frozen=True)
+class Pipeline(Rule):
+    """Pre-aggregators in order, then a rule.
+
+    Attributes
+    ----------
+    stages : tuple of PreAggregator
+        Applied first to last.
+    rule : Rule
+        Aggregates what comes out of them.
+    """
+
+    stages: tuple[PreAggregator, ...]
+    rule: Rule
+    name: ClassVar[str] = "pipeline"
+
+    def __str__(self) -> str:
+        """Join the stages by ``|``."""
+        return " | ".join(str(part) for part in (*self.stages, self.rule))
+
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say which stage n rows do not fit, and why."""
+        left, asked = n, n if asked is None else asked
+        for stage in self.stages:
+            if sentence := stage.check(left):
+                return sentence
+            left, asked = stage.rows_out(left), stage.rows_out(asked)
+        sentence = self.rule.check(left, asked=asked)
+        if sentence is None or left == n:
+            return sentence
+        enough = next((m for m in range(n + 1, 100 * n + 1000) if self.check(m) is None), None)
+        advice = "" if enough is None else f": ask at least {enough} clients"
+        return f"{self.stages[-1].name} leaves {left} of {n} rows, and {sentence.partition(':')[0]}{advice}"
+
+    def starts_pairwise(self) -> bool:
+        """Say whether the first stage begins with distances."""
+        return self.stages[0].pairwise
+
+    @property
+    def needs_trust(self) -> bool:
+        """Say whether the final rule compares with a row of the server's own."""
+        return self.rule.needs_trust
+
+    @property
+    def isometric(self) -> bool:
+        """Say whether the final rule sees rows through inner products alone, as all pre-aggregators do."""
+        return self.rule.isometric
+
+    @property
+    def located(self) -> tuple[str, ...]:
+        """The final rule's, by their keys in the joined state."""
+        return tuple(f"{len(self.stages)}.{key}" for key in self.rule.located)
+
+    def check_layout(self, layout: Sequence[Layer]) -> str | None:
+        """Say why the final rule does not fit."""
+        return self.rule.check_layout(layout)
+
+    def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
+        """Say what the final rule has to say of the rows that come out of the stages."""
+        asked = n if asked is None else asked
+        for stage in self.stages:
+            n, asked = stage.rows_out(n), stage.rows_out(asked)
+        return self.rule.remark(n, asked=asked, layout=layout)
+
+    def declared(self, asked: int) -> int | None:
+        """Return the final rule's declared number of faulty rows."""
+        return self.rule.declared(asked)
+
+    def tolerated(self, n: int, asked: int) -> int:
+        """Return what the final rule tolerates."""
+        return self.rule.tolerated(n, asked)
+
+    def reduced(self, k: int, asked: int) -> Rule:
+        """Reduce every stage and the rule."""
+        stages = tuple(stage.reduced(k) for stage in self.stages)
+        for stage in self.stages:
+            asked = stage.rows_out(asked)
+        return Pipeline(stages, self.rule.reduced(k, asked))
+
+    def init(self) -> State:
+        """Return the first states of all parts."""
+        return joined([*(stage.init() for stage in self.stages), self.rule.init()])
+
+    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Mix, aggregate, and express the weights in the rows that came in."""
+        mixed, stats = rows, {}
+        mixing = torch.eye(rows.n, dtype=torch.float64)
+        following: list[State] = []
+        for index, stage in enumerate(self.stages):
+            matrix, seen, after = stage.matrix(mixed, part(state, index))
+            following.append(after)
+            asked = stage.rows_out(mixed.asked)
+            mixed, mixing = mixed.mixed(matrix), matrix @ mixing
+            mixed.asked = max(asked, mixed.n)
+            stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
+        aggregate, after = self.rule.combine(mixed, part(state, len(self.stages)))
+        following.append(after)
+        return dataclasses.replace(
+            aggregate, weights=aggregate.weights @ mixing, stats={**stats, **aggregate.stats}
+        ), joined(following)
+
+
+def joined(states: Sequence[State]) -> State:
+    """Join the states of a rule's parts, keys prefixed by the part's position."""
+    return {f"{index}.{key}": value for index, state in enumerate(states) for key, value in state.items()}
+
+
+def part(state: State, index: int) -> State:
+    """Return the state of one part out of joined ones."""
+    prefix = f"{index}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def next_draw(state: State, seed: int, *keys: int | str) -> tuple[torch.Generator, State]:
+    """Return the generator of a component's next random draw, and the state that counts it.
+
+    Parameters
+    ----------
+    state : State
+        Holds the number of draws so far under ``draws``.
+    seed : int
+        The component's seed.
+    *keys
+        What the draw is for.
+    """
+    draws = int(state.get("draws", torch.zeros((), dtype=torch.int64)))
+    return torch_generator(seed, *keys, draws), {**state, "draws": torch.tensor(draws + 1)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One instance of a rule for the conformance suite.
+
+    Attributes
+    ----------
+    rule : str
+        The rule's text.
+    n : int
+        How many rows to try it on.
+    lacks : mapping of str to str
+        Properties of the suite that it is known not to have, each with the reason.
+    layout : tuple of (str, shape)
+        The arrays its columns stand for, where it needs to know.
+    """
+
+    rule: str
+    n: int = 10
+    lacks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    layout: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+
+aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators")
+preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators")
+
+
+def _completed(component: type[Component], given: dict[str, Any], f: int | None) -> dict[str, Any]:
+    """Return a component's fields with f where it takes one and they leave it open."""
+    takes = any(field.name == "f" for field in dataclasses.fields(component))
+    return {"f": f, **given} if takes and f is not None and "fraction" not in given else given
+
+
+def parse(text: str, *, f: int | None = None, kind: str = "defence") -> Rule:
+    """Turn a defence string into a rule.
+
+    Parameters
+    ----------
+    text : str
+        Pre-aggregators and then one aggregator, joined by ``|``; fields are literals and are named.
+    f : int, optional
+        The declared number of faulty rows of every part whose text leaves it open.
+    kind : str
+        What error messages call the text.
+
+    Returns
+    -------
+    Rule
+        ``parse(str(rule)) == rule``.
+
+    Raises
+    ------
+    ConfigurationError
+        If the text cannot be read, or a name, a field or a value is not allowed.
+
+    Examples
+    --------
+    >>> str(parse("clip(c=2.0) | trimmed_mean(f=2)"))
+    'clip(c=2.0) | trimmed_mean(f=2)'
+    >>> str(parse("nnm | krum(f=1)", f=2))
+    'nnm(f=2) | krum(f=1)'
+    """
+    *first, (name, fields) = parse_chain(text, kind)
+    stages = []
+    for stage, values in first:
+        if stage not in preaggregators.members():
+            known = [*preaggregators.members()]
+            if stage in aggregators.members():
+                raise UnknownNameError("pre-aggregator (an aggregator comes last)", stage, known)
+            raise UnknownNameError("pre-aggregator", stage, known)
+        stages.append(preaggregators.build(stage, _completed(preaggregators.get(stage), values, f)))
+    if name in preaggregators.members():
+        raise UnknownNameError("aggregator (a pre-aggregator cannot come last)", name, aggregators.members())
+    rule = aggregators.build(name, _completed(aggregators.get(name), fields, f))
+    return Pipeline(tuple(stages), rule) if stages else rule
+
+
+def as_rule(rule: Rule | str) -> Rule:
+    """Return a rule, parsed if it is text.
+
+    Raises
+    ------
+    ConfigurationError
+        If it is neither, or the text cannot be read.
+    """
+    if isinstance(rule, str):
+        return parse(rule)
+    if not isinstance(rule, Rule):
+        raise ConfigurationError(f"rule: it must be a defence string or a Rule; got {type(rule).__name__}")
+    return rule

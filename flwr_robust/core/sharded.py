@@ -1,0 +1,265 @@
+"""Rows too long for one machine: every worker holds a slice of the columns, and only small matrices travel.
+
+    G = sum over the workers of G_w,    ||x_i - x_j||^2 and ||x_i||^2 likewise
+    value_w = sum_i weights_i x_i,w     formed, and kept, by worker w
+
+A `Shard` is a worker's slice of all rows. `aggregate_sharded` runs any rule that asks `Rows` for inner products,
+distances, norms, mixtures or windows of sorted columns: the rule itself runs in the caller's process on n x n numbers,
+and each question is put to all workers at once. Shards may be objects of this process or actors of Ray
+(``ray.remote(Shard).remote(slice)``), on as many machines as Ray has. The value never travels: ask each shard for its
+own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flwr_robust.core.rows import Layer, Rows, _Segment
+from flwr_robust.core.rule import Aggregate, Pipeline, Rule, State, as_rule
+from flwr_robust.errors import ConfigurationError, FlwrRobustError
+
+__all__ = ["Shard", "aggregate_sharded"]
+
+
+class Shard:
+    """One worker's columns of all rows.
+
+    Parameters
+    ----------
+    rows : Tensor (n, w) or Rows
+        The slice of every row, in the order that all shards share.
+
+    Examples
+    --------
+    >>> x = torch.tensor([[0.0, 1.0, 5.0], [1.0, 1.0, 6.0], [9.0, 0.0, 0.0]])
+    >>> shards = [Shard(x[:, :2]), Shard(x[:, 2:])]
+    >>> result, _ = aggregate_sharded(shards, "median")
+    >>> result.weights.sum()
+    tensor(1., dtype=torch.float64)
+    >>> [shard.value().tolist() for shard in shards]
+    [[1.0, 1.0], [5.0]]
+    """
+
+    def __init__(self, rows: Tensor | Rows) -> None:
+        self._rows = rows if isinstance(rows, Rows) else Rows.from_tensor(rows)
+        self._value: Tensor | None = None
+
+    def describe(self) -> tuple[int, int, torch.dtype]:
+        """Return n, the number of columns, and the type of the rows."""
+        return self._rows.n, self._rows.d, self._rows.dtype
+
+    def value(self) -> Tensor:
+        """Return this shard's columns of the last value, in the rows' type.
+
+        Raises
+        ------
+        ConfigurationError
+            If nothing has been aggregated.
+        """
+        if self._value is None:
+            raise ConfigurationError("shard: there is no value yet; call aggregate_sharded first")
+        return self._rows.cast(self._value)
+
+    def forget(self) -> None:
+        """Drop the last value."""
+        self._value = None
+
+    def answer(self, question: str, kept: Tensor, mixing: Tensor | None, *arguments: Any) -> Any:
+        """Put a question of `aggregate_sharded` to the rows ``kept`` (bool (n,)), mixed by a matrix or as they are."""
+        rows = self._rows if bool(kept.all()) else self._rows.subset(kept)
+        rows = rows if mixing is None else rows.mixed(mixing)
+        return getattr(self, f"_{question}")(rows, *arguments)
+
+    def _gram(self, rows: Rows, centre: int) -> Tensor:
+        return rows._gram_about(centre)
+
+    def _squared_norms(self, rows: Rows) -> Tensor:
+        return rows._squared_norms()
+
+    def _pair_distances(self, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
+        return rows._pair_distances(left, right)
+
+    def _mix(self, rows: Rows, weights: Tensor) -> None:
+        self._value = rows.mix_exactly(weights)
+
+    def _window_mean(self, rows: Rows, low: int, high: int, near: int | None) -> Tensor:
+        self._value, shares = rows.window_mean(low, high, near)
+        return shares * rows.d
+
+    def _slice(self, rows: Rows, start: int, stop: int) -> Tensor:
+        return rows.slice(start, stop)
+
+
+class _ShardedRows(Rows):
+    """Rows whose columns lie with the shards; this side holds their shape alone, as tensors without memory."""
+
+    def __init__(self, segments: Sequence[_Segment], n: int, dtype: torch.dtype, **options: Any) -> None:
+        super().__init__(segments, n, dtype, **options)
+        self._shards: Sequence[Any] = ()
+        self._kept = torch.ones(n, dtype=torch.bool)  # among the shards' own rows
+        self._formed: list[Tensor] = []  # what stands for the value that the shards formed last; shared by all rows
+
+    def _derived(self, segments: Sequence[_Segment], n: int, counts: Tensor | None, asked: int) -> Rows:
+        rows = _ShardedRows(segments, n, self.dtype, layout=self.layout, counts=counts, asked=asked)
+        rows._shards, rows._kept, rows._formed = self._shards, self._kept, self._formed
+        return rows
+
+    def subset(self, keep: Tensor) -> Rows:
+        rows = super().subset(keep)
+        if isinstance(rows, _ShardedRows) and rows._mixing is None:
+            rows._kept = self._kept.clone()
+            rows._kept[self._kept] = keep
+        return rows
+
+    def _ask(self, question: str, *arguments: Any) -> list[Any]:
+        return _gathered(self._shards, "answer", question, self._kept, self._mixing, *arguments)
+
+    def _total(self, question: str, *arguments: Any) -> Tensor:
+        return torch.stack(self._ask(question, *arguments)).sum(0)
+
+    def _sums_are_finite(self) -> bool:
+        return False  # there is nothing here to add up
+
+    def _gram_about(self, centre: int) -> Tensor:
+        return self._total("gram", centre)
+
+    def _squared_norms(self) -> Tensor:
+        return self._total("squared_norms")
+
+    def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        return self._total("pair_distances", left, right)
+
+    def mix_exactly(self, weights: Tensor) -> Tensor:
+        self._ask("mix", weights)
+        return self._elsewhere()
+
+    def window_mean(self, low: int, high: int, near: int | None = None) -> tuple[Tensor, Tensor]:
+        shares = self._total("window_mean", low, high, near) / self.d
+        return self._elsewhere(), shares
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        parts, at = [], 0
+        for shard, segment in zip(self._shards, self._segments, strict=True):
+            first, last = max(start - at, 0), min(stop - at, segment.width)
+            if first < last:
+                parts += _gathered([shard], "answer", "slice", self._kept, self._mixing, first, last)
+            at += segment.width
+        return torch.cat(parts, dim=1)
+
+    def _elsewhere(self) -> Tensor:
+        """Return a tensor of the value's shape without its numbers: the shards hold them."""
+        self._formed[:] = [torch.empty(self.d, dtype=torch.float64, device="meta")]
+        return self._formed[0]
+
+    def cast(self, value: Tensor) -> Tensor:
+        if not self._formed or value is not self._formed[0]:
+            raise ConfigurationError(
+                "aggregate_sharded: this rule changes its value after it was formed (flame's noise does), where the "
+                "shards cannot follow; take one that does not, such as krum, geometric_median or trimmed_mean"
+            )
+        return super().cast(value)
+
+    def _unmixed_blocks(self) -> Iterator[tuple[int, Tensor]]:
+        raise ConfigurationError(
+            "aggregate_sharded: this rule looks at single coordinates of all rows, which do not travel; take one that "
+            "works on distances, norms or windows of sorted columns, such as krum, geometric_median or trimmed_mean"
+        )
+
+    def with_row(self, row: Tensor) -> Rows:
+        raise ConfigurationError(
+            "aggregate_sharded: this rule compares with a row that the shards do not hold; take one without a centre "
+            "or a trusted row, such as krum, geometric_median or trimmed_mean"
+        )
+
+
+def _gathered(shards: Sequence[Any], method: str, *arguments: Any) -> list[Any]:
+    """Call a method of all shards, of Ray's actors side by side, and return the answers in the shards' order."""
+    calls: list[Callable[..., Any]] = [getattr(shard, method) for shard in shards]
+    waiting = [getattr(call, "remote", call)(*arguments) for call in calls]
+    ray = sys.modules.get("ray")  # whoever holds an actor has imported it
+    if ray is None:
+        return waiting
+    return [ray.get(answer) if isinstance(answer, ray.ObjectRef) else answer for answer in waiting]
+
+
+def aggregate_sharded(
+    shards: Sequence[Any],
+    rule: str | Rule,
+    state: State | None = None,
+    *,
+    layout: Sequence[tuple[str, Sequence[int]]] = (),
+    counts: Sequence[float] | None = None,
+    asked: int | None = None,
+) -> tuple[Aggregate, State]:
+    """Aggregate rows whose columns are spread over workers.
+
+    Parameters
+    ----------
+    shards : sequence of Shard, or of Ray actors of it
+        In the order of their columns; each holds a slice of the same n rows.
+    rule : str or Rule
+        The defence.
+    state : State, optional
+        What the last call returned.
+    layout, counts, asked
+        As for `aggregate`.
+
+    Returns
+    -------
+    Aggregate
+        Weights, outcome and stats as from `aggregate`. Its value has the shape and the type, but no numbers (device
+        "meta"): each shard's ``value()`` returns that shard's columns of it.
+    State
+        To be given to the next call.
+
+    Raises
+    ------
+    ConfigurationError
+        If the shards do not match each other, or the rule needs to see single coordinates of all rows.
+    InfeasibleError
+        If n and f do not fit the rule.
+    """
+    chosen = as_rule(rule)
+    drawn = chosen.rule if isinstance(chosen, Pipeline) else chosen
+    draws = drawn.name == "mixtailor"
+    if draws or chosen.needs_trust or chosen.located:
+        why = "draws rules that they may not follow" if draws else "compares with a row of d numbers"
+        raise ConfigurationError(
+            f"aggregate_sharded: {drawn.name} cannot run on shards, it {why}; take krum or trimmed_mean, say"
+        )
+    held = list(shards) if isinstance(shards, Iterable) else [shards]
+    if not held or not all(hasattr(shard, "answer") for shard in held):
+        raise ConfigurationError(
+            f"aggregate_sharded: shards must hold at least one Shard, or Ray actors of it; got "
+            f"{[type(shard).__name__ for shard in held]}"
+        )
+    if len({id(shard) for shard in held}) < len(held):
+        raise ConfigurationError("aggregate_sharded: one shard is given twice; each holds columns of its own")
+    facts = _gathered(held, "describe")
+    n, _, dtype = facts[0]
+    for index, (rows, _, kind) in enumerate(facts):
+        if (rows, kind) != (n, dtype):
+            raise ConfigurationError(
+                f"aggregate_sharded: all shards must hold the same rows; shard 0 has {n} of {dtype}, shard {index} has "
+                f"{rows} of {kind}"
+            )
+    segments = [_Segment(torch.empty(n, w, dtype=dtype, device="meta"), None, None, w) for _, w, _ in facts]
+    rows = _ShardedRows(
+        segments,
+        n,
+        dtype,
+        layout=[Layer(name, tuple(shape)) for name, shape in layout],
+        counts=counts,
+        asked=asked,
+    )
+    rows._shards = held
+    try:
+        return chosen(rows, state)
+    except FlwrRobustError:
+        _gathered(held, "forget")  # what was formed on the way is not the rule's value
+        raise

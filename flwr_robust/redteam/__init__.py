@@ -1,0 +1,1 @@
+"""A strategy under every attack: which of them it withstands."""

@@ -1,0 +1,1 @@
+"""Runs: their configuration, the engines, and what came of them."""

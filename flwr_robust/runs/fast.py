@@ -1,0 +1,563 @@
+"""A whole run in one process, without Flower: all clients as one batched computation, for sweeps over many runs.
+
+The same draws, poison, momentum step, attacks on messages, faults, rule and server step as in the Flower apps, which
+call the same functions; what is left out are messages, contexts and records. The clients' data stay in memory, their
+gradients come from one walk over the model (`Grouped`) and their momenta are one tensor. Several runs may advance
+together, all their clients in one walk. For one configuration and seed the model is that of the apps to the bit on a
+CPU; GPUs agree with them to float32's rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_robust.attacks.adversary import Adversary, written
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import Outcome
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.kernels import steps
+from flwr_robust.protocol.classes import CLASS_MOMENTUM
+from flwr_robust.protocol.momentum import momentum_step
+from flwr_robust.runs.class_rounds import check_senders
+from flwr_robust.runs.config import RunConfig, pick_device
+from flwr_robust.runs.fast_classes import ClassWise
+from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
+from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
+from flwr_robust.runs.rounds import Poison, batch_seeds, moved, sample_clients, server_step, settle
+from flwr_robust.tasks import MODELS, Grouped, Tail, descend
+
+__all__ = ["batches", "simulate", "simulate_many", "unbatched"]
+
+# Numbers in a run's messages below which rules are quicker on the CPU, for which a GPU's launches are too many.
+_SMALL = 1 << 20
+
+
+def unbatched(config: RunConfig) -> str | None:
+    """Return None, or the sentence that says why a run is not one for `simulate`."""
+    if config.audit:
+        return "an audit log tells of messages"
+    if config.quarantine_after or config.on_infeasible != "keep":
+        return "quarantine, and a stop after an infeasible round, are the guard's of Flower's strategies"
+    shape, classes = config.data_set.shape, config.data_set.classes
+    with torch.device("meta"):
+        model = MODELS[config.model](shape, classes)
+    return Grouped.check(model)
+
+
+def simulate(config: RunConfig) -> dict[str, Any]:
+    """Run a configuration to its end.
+
+    Parameters
+    ----------
+    config : RunConfig
+        One for which `unbatched` returns None.
+
+    Returns
+    -------
+    dict
+        What the ServerApp writes; it goes into ``output``, and the model into ``save_model``, here, too.
+
+    Raises
+    ------
+    ConfigurationError
+        If the run is not one for this engine, or its model does not fit the rule.
+
+    Examples
+    --------
+    >>> config = RunConfig(rounds=30, defence="trimmed_mean(f=1)", attack="label_flip()", attackers=1)
+    >>> simulate(config)["outcomes"]["OK"]
+    30
+    """
+    ((_, found),) = simulate_many([config])
+    if isinstance(found, FlwrRobustError):
+        raise found
+    return found
+
+
+def simulate_many(
+    configs: Sequence[RunConfig], most: int = 1
+) -> Iterator[tuple[int, dict[str, Any] | FlwrRobustError]]:
+    """Run configurations to their ends, several side by side, round by round.
+
+    Runs that advance together share their data, their model and the shapes of their messages, and so all their clients'
+    gradients come from one walk; what is drawn, the rule, the attack, the partition and the server's step may differ.
+    On a GPU that is what fills it with small models. Each run is the one that `simulate` makes of it: to the bit on a
+    CPU, to rounding on a GPU.
+
+    Parameters
+    ----------
+    configs : sequence of RunConfig
+        The runs. One that `simulate` would refuse stops none of the others.
+    most : int
+        How many runs may advance together; >= 1. All their clients' momenta and gradients are held at once.
+
+    Yields
+    ------
+    (int, dict or FlwrRobustError)
+        A run's place among the configurations, and what `simulate` returns or raises; together those of one group, as
+        soon as they are there. Of runs that advanced together, ``runs_together`` says how many, and a round's time is
+        that of the round of all.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``most`` is less than 1.
+
+    Examples
+    --------
+    >>> configs = [RunConfig(rounds=10, seed=seed, defence="median()") for seed in (0, 1, 2)]
+    >>> [(place, found["outcomes"]["OK"]) for place, found in simulate_many(configs, most=2)]
+    [(0, 10), (1, 10), (2, 10)]
+    """
+    check_integer("simulate_many", "most", most, 1)
+    for chosen in batches(configs, most):
+        yield from zip(chosen, _together([configs[place] for place in chosen]), strict=True)
+
+
+# What runs that advance together have in common.
+_ALIKE = (
+    *("task", "data", "model", "clients", "fraction_train", "message", "alpha", "local_steps", "batch_size"),
+    *("batching", "weight_decay", "rounds", "threads", "device", "tail_averaging", "personal"),
+)
+
+
+def batches(configs: Sequence[RunConfig], most: int) -> list[list[int]]:
+    """Return which of some runs may advance together, at most so many: their places among the configurations.
+
+    Runs of class-wise momenta, whose batches are of all sizes, advance alone.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for place, config in enumerate(configs):
+        alike = tuple(getattr(config, key) for key in _ALIKE)
+        groups.setdefault((*alike, place if config.message == CLASS_MOMENTUM else None), []).append(place)
+    return [places[start : start + most] for places in groups.values() for start in range(0, len(places), most)]
+
+
+def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustError]:
+    """Run configurations that are alike side by side; return what came of each."""
+    found: dict[int, dict[str, Any] | FlwrRobustError] = {}
+    runs: dict[int, _Run] = {}
+    for place, config in enumerate(configs):
+        try:
+            if sentence := unbatched(config):
+                raise ConfigurationError(f"simulation: {sentence}; run it in process")
+            check_senders(config)
+            torch.set_num_threads(config.threads)
+            runs[place] = _Run(config)
+        except FlwrRobustError as error:
+            found[place] = error
+    if runs:
+        ends = _advance(list(runs.values()))
+        for place, run in runs.items():
+            found[place] = run.document(ends, len(runs))
+    return [found[place] for place in range(len(configs))]
+
+
+def _advance(runs: Sequence[_Run]) -> list[float]:
+    """Let runs go through all their rounds; return when each round ended, round 0 first."""
+    clients = None if runs[0].class_wise else _Clients(runs)
+    ends: list[float] = []
+    for server_round in range(runs[0].config.rounds + 1):
+        if server_round > 0 and clients is None:
+            for run in runs:
+                run.settle_classes(server_round)
+        elif server_round > 0 and clients is not None:
+            asked = [run.asked(server_round) for run in runs]
+            messages, kept = clients.messages(server_round, asked)
+            for run, own, places in zip(runs, messages.view(len(runs), len(asked[0]), -1), asked, strict=True):
+                run.settle(server_round, own, places, kept)
+        ends.append(time.perf_counter())
+        for run in runs:
+            run.measure(server_round)
+    ends.append(time.perf_counter())
+    return ends
+
+
+_SILENT = ""  # what stands for the reason where a client did not answer at all
+
+
+@dataclass(frozen=True)
+class _Attacked:
+    """What became of a round's messages: whose were written over, what they were, and whom the server does not hear."""
+
+    places: Sequence[int]
+    honest: Tensor
+    unheard: dict[int, str] = field(default_factory=dict)  # why, by client
+    strength: float | None = None
+
+
+class _Run:
+    """The server's side of a run, and its attackers."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        device = pick_device(config.device)
+        self._learner = config.learner(device)
+        self.initial = self._learner.arrays()
+        shared = range(len(self.initial)) if config.split is None else config.split.shared
+        self.layout = [Layer(self._learner.names[place], self.initial[place].shape) for place in shared]
+        if sentence := config.rule.check_layout(self.layout):
+            raise ConfigurationError(sentence)
+        self.sizes = [layer.size for layer in self.layout]
+        self.flat = np.concatenate([self.initial[place].ravel() for place in shared])
+        self.counts = torch.tensor([len(samples) for samples in config.samples], dtype=torch.float64)
+        self.personal: Callable[[int], list[NDArray[Any]]] | None = None  # what a client keeps of its model
+        if config.split is not None:
+            evaluated_clients(config)  # for its error
+        self._evaluate = evaluator(config, device, None if config.split is None else self._client_scores)
+        self._curve: dict[int, dict[str, float]] = {}
+        self._history: list[RoundResult] = []
+        self._state = config.rule.init()
+        self._known: tuple[tuple[int, torch.Size], Rows] | None = None  # the last rows, and where they lie
+        attack = config.attack_object
+        self._adversary: Adversary | None = None
+        if isinstance(attack, MessageAttack | Fault):
+            known, granted = config.known or None, Knowledge.of(config.knowledge)
+            self._adversary = Adversary(
+                attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
+            )
+
+        self.class_wise: ClassWise | None = None
+        if config.message == CLASS_MOMENTUM:
+            task, grouped = config.data_set, Grouped(self._learner)
+            x, y = task.x_train.to(device), task.y_train.to(device)
+            self.class_wise = ClassWise(config, grouped, x, y, self.layout, self._rows, self._adversary)
+
+    def arrays(self) -> Arrays:
+        """Return the model's arrays by name."""
+        parts = torch.from_numpy(self.flat).split_with_sizes(self.sizes)
+        return {layer.name: p.numpy().reshape(layer.shape) for layer, p in zip(self.layout, parts, strict=True)}
+
+    def _client_scores(self, model: Arrays) -> list[ClientScore]:
+        """Return how the honest clients fare with the shared arrays and their own."""
+        assert self.config.split is not None
+        assert self.personal is not None
+        found = []
+        for client in evaluated_clients(self.config):
+            self._learner.load(self.config.split.join(list(model.values()), self.personal(client)))
+            found.append(evaluate_client(self.config, self._learner, client))
+        return found
+
+    def asked(self, server_round: int) -> list[int]:
+        """Return the clients that are asked in a round."""
+        config = self.config
+        return sample_clients(config.seed, "train", server_round, config.clients, config.sampled)
+
+    def measure(self, server_round: int) -> None:
+        """Evaluate the model, in the rounds in which it is."""
+        if metrics := self._evaluate(server_round, self.arrays):
+            self._curve[server_round] = metrics
+
+    def document(self, ends: Sequence[float], together: int) -> dict[str, Any]:
+        """Return, and write, what came of the run."""
+        config, *rounds = self.config, *ends
+        gpus = dict.fromkeys(range(config.clients), os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+        seconds = rounds.pop() - rounds[0]
+        found = document(config, self.arrays(), self._curve, self._history, rounds, seconds, gpus)
+        if together > 1:
+            found["runs_together"] = together
+        write(config, self.arrays(), found)
+        return found
+
+    def settle_classes(self, server_round: int) -> None:
+        """Run a round of class-wise momenta and step the model."""
+        assert self.class_wise is not None
+        shared = [parameter.detach().unsqueeze(0) for parameter in self._learner.parameters]
+        for parameter, part in zip(shared, torch.from_numpy(self.flat).split_with_sizes(self.sizes), strict=True):
+            parameter.copy_(part.view_as(parameter))
+        told, direction = self.class_wise.round(server_round, self.asked(server_round), shared)
+        if direction is not None:
+            step = server_step(self.config.message, self.config.server_learning_rate, direction)
+            self.flat[:] = moved(self.flat, step)
+        self._history.append(told)
+
+    def settle(self, server_round: int, messages: Tensor, asked: Sequence[int], kept: bool) -> None:
+        """Aggregate a round's messages (n, d) and step the model; messages that clients keep are as before then."""
+        config = self.config
+        attacked = self._attacked(server_round, messages, asked)
+        unheard = attacked.unheard
+        rows = self._rows(messages, asked) if not unheard else None
+        if rows is None or bool(rows.faulty.any()):
+            found = self._rows(messages, asked) if rows is None else rows
+            for client, faulty in zip(asked, found.faulty.tolist(), strict=True):
+                if faulty:  # the server lets no such message in
+                    unheard.setdefault(client, "NOT_FINITE")
+            heard = [client not in unheard for client in asked]
+            rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
+        settled = None if rows is None else settle(config.rule, rows, self._state, config.server_momentum)
+        result = None if settled is None else settled.result
+        if settled is not None:
+            self._state = settled.state
+            if settled.direction is not None:
+                step = server_step(config.message, config.server_learning_rate, settled.direction)
+                self.flat[:] = moved(self.flat, step)
+        if kept and attacked.places:
+            messages[attacked.places] = attacked.honest
+        self._history.append(
+            RoundResult(
+                server_round,
+                [client for client in asked if client not in unheard] if unheard else asked,
+                () if result is None else result.weights.tolist(),
+                [(client, reason) for client in asked if (reason := unheard.get(client))] if unheard else (),
+                Outcome.INFEASIBLE if settled is None else settled.outcome,
+                [client for client in asked if unheard.get(client) == _SILENT] if unheard else (),
+                attacked.strength,
+            )
+        )
+
+    def _attacked(self, server_round: int, messages: Tensor, asked: Sequence[int]) -> _Attacked:
+        """Let attackers, of those asked, write over their messages, or fail."""
+        adversary = self._adversary
+        if adversary is None:
+            return _Attacked([], messages[:0])
+        attackers = self.config.attackers_in(server_round)
+        places = [place for place, client in enumerate(asked) if client in attackers]
+        if not places:
+            return _Attacked([], messages[:0])
+        if isinstance(adversary.attack, Fault):
+            return self._failed(server_round, messages, asked, places)
+        rows = self._rows(messages, asked)
+        attacking = torch.zeros(len(asked), dtype=torch.bool)
+        attacking[places] = True
+        sound = ~rows.faulty  # others are not looked at, and stay as they are
+        own, honest = attacking & sound, ~attacking & sound
+        if not adversary.usable(int(own.sum()), int(honest.sum())):
+            return _Attacked([], messages[:0])
+        places = torch.nonzero(own).flatten().tolist()
+        values = adversary.craft(
+            server_round,
+            rows.subset(own),
+            rows.subset(honest) if bool(honest.any()) else None,
+            torch.nonzero(attacking[sound]).flatten().tolist(),
+            list(self.arrays().values()),
+            asked=len(asked),
+            unit=torch.finfo(messages.dtype).eps / 2,
+            rule_state=self._state,
+        )
+        kept = messages[places]
+        reference = self.flat if self.config.message == "parameters" else None
+        messages[places] = torch.from_numpy(written(values, self.flat.dtype, reference)).to(messages.device)
+        return _Attacked(places, kept, strength=adversary.strength)
+
+    def _failed(self, server_round: int, messages: Tensor, asked: Sequence[int], places: Sequence[int]) -> _Attacked:
+        """Let clients fail, each for itself."""
+        assert self._adversary is not None
+        attacked = _Attacked(places, messages[places])
+        own = attacked.honest.cpu().clone()  # faults keep it
+        names = {layer.name for layer in self.layout}
+        for place, row in zip(places, own, strict=True):
+            parts = zip(self.layout, row.split_with_sizes(self.sizes), strict=True)
+            layers = {layer.name: part.view(layer.shape) for layer, part in parts}
+            answer = self._adversary.answer(server_round, asked[place], layers)
+            if answer is None:
+                attacked.unheard[asked[place]] = _SILENT
+            elif isinstance(answer, str):
+                attacked.unheard[asked[place]] = "ERROR"
+            elif answer.keys() != names:
+                attacked.unheard[asked[place]] = "NAMES"
+            elif answer is not layers:
+                messages[place] = torch.cat([answer[layer.name].flatten() for layer in self.layout])
+        return attacked
+
+    def _rows(self, messages: Tensor, clients: Sequence[int]) -> Rows:
+        """Return the rows that the server makes of messages, layer by layer as they would come."""
+        counts = self.counts if len(clients) == len(self.counts) else self.counts[clients]
+        where = messages.data_ptr(), messages.shape
+        if self._known is not None and where == self._known[0]:  # as the last ones; what they were made of is held
+            return self._known[1].renewed(counts)
+        reference = None
+        if self.config.message == "parameters":
+            reference = torch.from_numpy(self.flat).to(messages.device).split_with_sizes(self.sizes)
+        stacks = messages.split_with_sizes(self.sizes, 1)
+        rows = Rows.from_stacks(
+            stacks, reference=reference, layout=self.layout, counts=counts, asked=self.config.sampled
+        )
+        if messages.device.type == "cpu":
+            self._known = where, rows
+        return rows
+
+
+class _Clients:
+    """The clients of runs that advance together, side by side: run after run, and within each by number."""
+
+    def __init__(self, runs: Sequence[_Run]) -> None:
+        self._runs = runs
+        self.config = config = runs[0].config
+        self._learner = config.learner(pick_device(config.device))
+        task, device = config.data_set, self._learner.device
+        self._device = device
+        samples = [own for run in runs for own in run.config.samples]
+        self._counts = np.array([len(own) for own in samples])
+        self._held = np.concatenate(samples)  # client after client, of which each begins at
+        self._first = np.cumsum(self._counts) - self._counts
+        self._grouped = Grouped(self._learner)
+        models = np.stack([run.flat for run in runs])
+        for run, model in zip(runs, models, strict=True):
+            run.flat = model
+        self._models = torch.from_numpy(models)  # the runs' own memory
+        self._sizes = runs[0].sizes
+        self._model = self._grouped.models(len(runs))
+        places = range(len(self._model)) if config.split is None else config.split.shared
+        self._shared = [self._model[place] for place in places]
+        n, width = len(runs) * config.sampled, sum(parameter.numel() for parameter in self._learner.parameters)
+        self._gradients = torch.empty(n, width, device=device)
+        self._into = self._grouped.layers(self._gradients)
+        x, y = task.x_train.to(device), task.y_train.to(device)
+        self._samples = steps.Samples(x, y, task.scale, task.shift, n, config.batch_size)
+        if config.message in ("delta", "parameters"):
+            self._local = self._grouped.models(n)
+            self._messages = torch.empty(n, models.shape[1], device=device)
+            self._sent_parts = [self._local[place] for place in places]
+            rates = [run.config.local_learning_rate for run in runs for _ in range(config.sampled)]
+            # Every client's parameters, gradient and step size.
+            self._alone = list(zip(zip(*self._local, strict=True), zip(*self._into, strict=True), rates, strict=True))
+        total = len(runs) * config.clients
+        self._kept: dict[int, Tensor] = {}  # what is personal of all clients' models, by its place in the model
+        for place in () if config.split is None else config.split.personal:
+            first = torch.stack([torch.from_numpy(run.initial[place]) for run in runs])
+            self._kept[place] = first.repeat_interleave(config.clients, 0).to(device)
+        for number, run in enumerate(runs):
+            run.personal = partial(self._personal, number)
+        self._whole = config.sampled == config.clients
+        self._all = np.arange(total)
+        self._fresh = np.ones(total, dtype=np.bool_)  # clients that were never asked
+        self._compiled: tuple[NDArray[Any], ...] = ()
+        if config.message == "momentum":
+            self._momenta = torch.zeros(total, width, device=device)
+            if steps.fits(self._gradients):  # then the weight decay is added there
+                self._compiled = self._momenta.numpy(), self._gradients.numpy(), models
+        at = self._local if config.message in ("delta", "parameters") else self._model
+        where = (at, self._samples.inputs, self._samples.labels, self._into)
+        self._walk = self._grouped.prepared(*where, decay=not self._compiled)
+
+    def messages(self, server_round: int, asked: Sequence[Sequence[int]]) -> tuple[Tensor, bool]:
+        """Return what the clients asked send, one per line, and whether the clients keep that memory for later.
+
+        Parameters
+        ----------
+        server_round : int
+            The round, from 1.
+        asked : sequence of sequence of int
+            Whom each run asks.
+        """
+        config = self.config
+        which = self._all
+        if not self._whole:
+            which = np.array([run * config.clients + client for run, own in enumerate(asked) for client in own])
+        sent = self._models.to(self._device)
+        for model, part in zip(self._shared, sent.split_with_sizes(self._sizes, 1), strict=True):
+            model.copy_(part.view_as(model))
+        seeds = [
+            seed
+            for run, own in zip(self._runs, asked, strict=True)
+            for seed in batch_seeds(run.config, own, server_round)
+        ]
+        rows = steps.draw_samples(
+            seeds,
+            self._counts if self._whole else self._counts[which],
+            self._first if self._whole else self._first[which],
+            self._held,
+            config.local_steps,
+            config.batch_size,
+            consecutive=config.batching == "consecutive",
+        )
+        poisons = self._poisons(server_round, asked)
+        kept = False
+        if config.message in ("gradient", "momentum"):
+            self._take_gradients(rows[0], poisons)
+            messages = self._gradients
+            if config.message == "momentum":
+                messages, kept = self._with_momentum(which), self._whole
+        else:
+            lines = torch.from_numpy(which).to(self._device)
+            for mine, model in zip(self._sent_parts, self._shared, strict=True):
+                mine.view(len(sent), config.sampled, *mine.shape[1:]).copy_(model.unsqueeze(1))
+            for place, kept_parts in self._kept.items():
+                self._local[place].copy_(kept_parts[lines])
+            tail = Tail(config.local_steps) if config.tail_averaging else None
+            for drawn in rows:
+                self._take_gradients(drawn, poisons)
+                for own, direction, rate in self._alone:  # each in the shapes that a lone client has
+                    descend(own, direction, rate)
+                if tail:
+                    tail.see(self._local)
+            if tail:
+                tail.write(self._local)
+            for place, kept_parts in self._kept.items():
+                kept_parts[lines] = self._local[place]
+            messages = torch.cat([mine.flatten(1) for mine in self._sent_parts], 1, out=self._messages)
+            if config.message == "delta":
+                messages.view(len(sent), config.sampled, -1).sub_(sent.unsqueeze(1))
+        if scaled := {place: poison for place, poison in poisons.items() if poison.attack.scale != 1}:
+            messages, kept = messages.clone(), False  # a momentum is kept unscaled
+            for place, poison in scaled.items():
+                messages[place] = poison.scaled([messages[place]], [sent[place // config.sampled]])[0]
+        if len(self._runs) > 1 and messages.device.type != "cpu" and messages[0].numel() * config.sampled <= _SMALL:
+            return messages.cpu(), False
+        return messages, kept
+
+    def _poisons(self, server_round: int, asked: Sequence[Sequence[int]]) -> dict[int, Poison]:
+        """Return what attacks do to the data of clients, by their places."""
+        found = {}
+        for number, (run, own) in enumerate(zip(self._runs, asked, strict=True)):
+            if run.config.data_attack is None:
+                continue
+            attackers = run.config.attackers_in(server_round)
+            for place, client in enumerate(own, number * self.config.sampled):
+                if client in attackers:
+                    scores = partial(self._scores, number, client)
+                    found[place] = Poison.of(run.config, client, server_round, attackers.index(client), scores)
+        return found
+
+    def _scores(self, run: int, client: int, x: Tensor) -> Tensor:
+        """Return the scores that a run's model, as it was sent, gives to inputs; what is personal is the client's."""
+        for place, (parameter, sent) in enumerate(zip(self._learner.parameters, self._model, strict=True)):
+            own = self._kept.get(place)
+            parameter.detach().copy_(sent[run] if own is None else own[run * self.config.clients + client])
+        return self._learner.scores(x)
+
+    def _personal(self, run: int, client: int) -> list[NDArray[Any]]:
+        """Return what a client keeps of its model."""
+        line = run * self.config.clients + client
+        return [self._kept[place][line].cpu().numpy() for place in sorted(self._kept)]
+
+    def _take_gradients(self, rows: steps.Integers, poisons: Mapping[int, Poison]) -> None:
+        """Write every client's gradient on a batch, whose samples are given, client after client."""
+        self._samples.take(rows)
+        x, y = self._samples.inputs, self._samples.labels
+        for place, poison in poisons.items():
+            own = x[place]
+            inputs, y[place] = poison.batch(own, y[place])
+            if inputs is not own:
+                own.copy_(inputs)
+        self._walk()
+
+    def _with_momentum(self, which: steps.Integers) -> Tensor:
+        """Return the next momenta of the clients asked, and keep them."""
+        fresh, alpha = self._fresh[which], self.config.alpha
+        self._fresh[which] = False
+        if self._compiled:
+            kept, gradients, models = self._compiled
+            decay = self._learner.weight_decay
+            steps.step_momenta(kept, which, fresh, gradients, models, decay, alpha, back=not self._whole)
+            return self._momenta if self._whole else self._gradients
+        lines = torch.from_numpy(which).to(self._device)
+        (following,) = momentum_step([self._momenta[lines]], [self._gradients], alpha)
+        if fresh.any():
+            begun = torch.from_numpy(fresh).to(self._device)
+            following[begun] = self._gradients[begun]
+        self._momenta[lines] = following
+        return self._momenta if self._whole else following

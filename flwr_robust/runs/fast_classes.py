@@ -1,0 +1,272 @@
+"""Class-wise momenta for all clients of a run as few batched computations: what `simulation` does in such a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flwr_robust.attacks.adversary import Adversary, written
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rule import State
+from flwr_robust.protocol.classes import answer_names, answered_classes, class_momenta, classes_of_round
+from flwr_robust.runs.class_rounds import (
+    answers,
+    by_label,
+    claims,
+    draw_class_batch,
+    own_classes,
+    settle_classes,
+    state_of_class,
+)
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.results import RoundResult
+from flwr_robust.runs.rounds import Poison
+from flwr_robust.tasks import Grouped
+
+__all__ = ["ClassWise"]
+
+MakeRows = Callable[[Tensor, Sequence[int]], Rows]
+
+_Sent = dict[int, dict[int, Tensor]]  # by client and class; empty for those that abstain
+
+
+@dataclass
+class _Heard:
+    """What the server hears of a round's messages."""
+
+    unheard: dict[int, str] = field(default_factory=dict)  # the reason, by client
+    silent: set[int] = field(default_factory=set)
+    strength: float | None = None
+
+
+class ClassWise:
+    """All clients' momenta, class by class, and what the server remembers.
+
+    Parameters
+    ----------
+    config : RunConfig
+        A run whose message is ``class_momentum``.
+    grouped : Grouped
+        The model, walked for many batches at once; its learner holds the model that was sent.
+    x, y : Tensor (N, ...), Tensor (N,)
+        The training samples, on the learner's device.
+    layout : sequence of Layer
+        The model's arrays.
+    make_rows : callable (Tensor (n, d), clients) -> Rows
+        What the server makes of messages.
+    adversary : Adversary, optional
+        What attackers do to their messages.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        grouped: Grouped,
+        x: Tensor,
+        y: Tensor,
+        layout: Sequence[Layer],
+        make_rows: MakeRows,
+        adversary: Adversary | None = None,
+    ) -> None:
+        self.config = config
+        self._grouped, self._x, self._y = grouped, x, y
+        self._layout, self._rows, self._adversary = layout, make_rows, adversary
+        self._held = [own_classes(config, client) for client in range(config.clients)]
+        self._momenta: list[dict[int, Tensor]] = [{} for _ in range(config.clients)]
+        self._state: State = {}
+
+    def round(
+        self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor]
+    ) -> tuple[RoundResult, Tensor | None]:
+        """Run a round up to the server's step.
+
+        Parameters
+        ----------
+        server_round : int
+            Which.
+        asked : sequence of int
+            The clients asked, ascending.
+        shared : sequence of Tensor (1, *shape)
+            The model that was sent.
+
+        Returns
+        -------
+        RoundResult
+            What is on record.
+        Tensor (d,) or None
+            What the server steps along; None leaves the model as it is.
+        """
+        config = self.config
+        classes = config.data_set.classes
+        wanted = classes_of_round(config.schedule, server_round, classes, config.classes_per_round, config.seed)
+        sent = self._sent(server_round, asked, wanted, shared)
+        abstained = [client for client in asked if not sent[client]]
+        heard = self._attacked(server_round, sent, wanted, shared)
+        for client, parts in sent.items():
+            if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
+                heard.unheard.setdefault(client, "NOT_FINITE")
+        out = {*abstained, *heard.unheard, *heard.silent}
+        senders = [client for client in asked if client not in out]
+        members = {k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted}
+        settled = settle_classes(
+            config.rule,
+            {k: self._rows_of(sent, k, [senders[place] for place in places]) for k, places in members.items()},
+            members,
+            self._state,
+            replies=len(senders),
+            classes=classes,
+            gamma=config.gamma,
+            alpha=config.alpha,
+        )
+        self._state = settled.state
+        result = RoundResult(
+            server_round,
+            senders,
+            () if settled.aggregate is None else settled.aggregate.weights.tolist(),
+            [(client, heard.unheard[client]) for client in asked if client in heard.unheard],
+            settled.outcome,
+            [client for client in asked if client in heard.silent],
+            heard.strength,
+            abstained,
+        )
+        return result, settled.direction
+
+    def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int]) -> Rows | None:
+        """Return what clients have sent for a class; None where there are none."""
+        return self._rows(torch.stack([sent[client][k] for client in clients]), clients) if clients else None
+
+    def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int], shared: Sequence[Tensor]) -> _Heard:
+        """Let attackers write over what they send, in place, or fail."""
+        heard, adversary = _Heard(), self._adversary
+        attackers = {client for client in self.config.attackers_in(server_round) if client in sent}
+        if adversary is None or not attackers:
+            return heard
+        if isinstance(adversary.attack, Fault):
+            for client in sorted(attackers):
+                if sent[client]:
+                    self._fail(adversary, server_round, client, sent, wanted, heard)
+            return heard
+        model = [parameter.squeeze(0).cpu().numpy() for parameter in shared]
+        for k in wanted:
+            # Those that are not finite are not looked at, and stay as they are.
+            read = [client for client in sent if k in sent[client] and bool(torch.isfinite(sent[client][k]).all())]
+            own = [client for client in read if client in attackers]
+            honest = [client for client in read if client not in attackers]
+            if not adversary.usable(len(own), len(honest)):
+                continue
+            own_rows = self._rows_of(sent, k, own)
+            assert own_rows is not None
+            values = adversary.craft(
+                server_round,
+                own_rows,
+                self._rows_of(sent, k, honest),
+                [place for place, client in enumerate(read) if client in attackers],
+                model,
+                asked=len(sent),
+                unit=torch.finfo(sent[own[0]][k].dtype).eps / 2,
+                rule_state=state_of_class(self.config.rule, self._state, k),
+                kind=k if len(wanted) > 1 else None,
+            )
+            for client, row in zip(own, values, strict=True):
+                held = sent[client][k]
+                sent[client][k] = torch.from_numpy(written(row, model[0].dtype)).to(held.device)
+            heard.strength = adversary.strength if heard.strength is None else heard.strength
+        return heard
+
+    def _fail(
+        self, adversary: Adversary, server_round: int, client: int, sent: _Sent, wanted: Sequence[int], heard: _Heard
+    ) -> None:
+        """Let a client fail."""
+        sizes = [layer.size for layer in self._layout]
+        model = [layer.name for layer in self._layout]
+        parts = (
+            part.view(layer.shape)
+            for flat in sent[client].values()
+            for layer, part in zip(
+                self._layout, flat.cpu().clone().split_with_sizes(sizes), strict=True
+            )  # faults keep it
+        )
+        layers = dict(zip(answer_names(model, sent[client], wanted), parts, strict=True))
+        answer = adversary.answer(server_round, client, layers)
+        if answer is None:
+            heard.silent.add(client)
+        elif isinstance(answer, str):
+            heard.unheard[client] = "ERROR"
+        else:
+            answered = answered_classes(answer.keys(), wanted)
+            names = answer_names(model, answered, wanted)
+            if answer.keys() != set(names) or not names:
+                heard.unheard[client] = "NAMES"
+            elif answer is not layers:
+                device, width = self._grouped.learner.device, len(model)
+                flat = [answer[name].flatten() for name in names]
+                sent[client] = {
+                    k: torch.cat(flat[place * width : (place + 1) * width]).to(device)
+                    for place, k in enumerate(answered)
+                }
+
+    def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]) -> _Sent:
+        """Return what every client sends."""
+        config, learner = self.config, self._grouped.learner
+        attackers = config.attackers_in(server_round) if config.data_attack else ()
+        poisons = {
+            client: Poison.of(config, client, server_round, attackers.index(client), learner.scores)
+            for client in asked
+            if client in attackers
+        }
+        gradients = self._gradients(self._batches(server_round, asked, poisons), asked, shared)
+        sent = {}
+        for client in asked:
+            momenta = self._momenta[client] = class_momenta(self._momenta[client], gradients[client], config.alpha)
+            fresh = {k: momenta[k] for k in gradients[client]}
+            sent[client] = answers(fresh, wanted, claims(config, client, server_round))
+            if client in poisons:  # scaling a momentum takes no model
+                scaled = ((k, poisons[client].scaled([part], [part])) for k, part in sent[client].items())
+                sent[client] = {k: part for k, (part,) in scaled}
+        return sent
+
+    def _batches(
+        self, server_round: int, asked: Sequence[int], poisons: dict[int, Poison]
+    ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+        """Return inputs and labels by client and class."""
+        parts = {client: draw_class_batch(self.config, client, server_round, self._held[client]) for client in asked}
+        device = self._grouped.learner.device
+        picked = torch.cat([part for drawn in parts.values() for part in drawn]).to(device)
+        inputs = self.config.data_set.inputs(self._x.index_select(0, picked), device)
+        labels = self._y.index_select(0, picked)
+        batches, start = {}, 0
+        for client, drawn in parts.items():
+            if client in poisons:
+                own = slice(start, start + sum(map(len, drawn)))
+                for k, batch in by_label(*poisons[client].batch(inputs[own], labels[own])).items():
+                    batches[client, k] = batch
+                start = own.stop
+                continue
+            for k, part in zip(self._held[client], drawn, strict=True):  # what `by_label` would find
+                batches[client, k] = inputs[start : start + len(part)], labels[start : start + len(part)]
+                start += len(part)
+        return batches
+
+    def _gradients(
+        self,
+        batches: dict[tuple[int, int], tuple[Tensor, Tensor]],
+        asked: Sequence[int],
+        shared: Sequence[Tensor],
+    ) -> dict[int, dict[int, Tensor]]:
+        """Return the gradients by client and class; batches of one size are walked together."""
+        found: dict[int, dict[int, Tensor]] = {client: {} for client in asked}
+        sizes: dict[int, list[tuple[int, int]]] = {}
+        for place, (_, labels) in batches.items():
+            sizes.setdefault(len(labels), []).append(place)
+        width = sum(parameter.numel() for parameter in shared)
+        for places in sizes.values():
+            x, y = (torch.stack([batches[place][part] for place in places]) for part in (0, 1))
+            gradients = x.new_empty(len(places), width)
+            self._grouped.gradients(shared, x, y, self._grouped.layers(gradients))
+            for (client, k), gradient in zip(places, gradients, strict=True):
+                found[client][k] = gradient
+        return found

@@ -1,0 +1,124 @@
+"""What a run measures of its clients at the global model: every client's gradient on samples of its own.
+
+From the gradients follow the diagnostics of Peng et al. (JMLR 2025), see `flwr_robust.diagnostics`. The samples of a
+client are drawn once per run, so that a curve shows the model's way and not the draw's. They are gone through in
+parts of the size of a batch: their mean is the client's gradient, their spread its variance. A gradient on m of many
+samples is off by about sqrt(sigma2 * batch size / m), which is what xi comes down to where the clients hardly differ.
+Weight decay is left out; it would add the same to every gradient. A poisoned client's parts go through the attack as
+its batches do in training, with draws of their own: what is measured changes nothing in the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from flwr_robust.diagnostics import Moments, disturbance, heterogeneity
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.rounds import Poison
+from flwr_robust.seeds import torch_generator
+from flwr_robust.tasks import Learner
+
+__all__ = ["Measured", "Probe"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the clients' gradients at one model are.
+
+    Attributes
+    ----------
+    gradients : Tensor (clients, d) of float64
+        One client per row, poisoned ones on the data that they train on.
+    attackers : tuple of int
+        The clients that attack.
+    poisoned : bool
+        Whether they do so on their data, that is, whether their rows are poisoned.
+    variances : tuple (clients,) of float
+        Variance of each client's gradients on batches of the run's size; NaN for a client with one sample.
+    """
+
+    gradients: Tensor
+    attackers: tuple[int, ...]
+    poisoned: bool
+    variances: tuple[float, ...]
+
+    @cached_property
+    def honest(self) -> Tensor:
+        """The rows of the clients that do not attack."""
+        return self.gradients[[client for client in range(len(self.gradients)) if client not in self.attackers]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What is known of ``xi``, ``A`` and ``sigma2``.
+
+        xi needs a client that does not attack, A besides one that poisons its data. sigma2 is the largest variance of
+        a batch among all clients, and needs one with two samples.
+        """
+        found = {}
+        if len(self.honest):
+            found["xi"] = heterogeneity(self.honest)
+            if self.attackers and self.poisoned:
+                found["A"] = disturbance(self.gradients[list(self.attackers)], self.honest)
+        if known := [value for value in self.variances if not math.isnan(value)]:
+            found["sigma2"] = max(known)
+        return found
+
+
+class Probe:
+    """Measures the clients of a run.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run; its ``diagnose`` bounds the samples of each client, and 0 takes all of them.
+    learner : Learner
+        The model to measure at, as it is set when `measure` is called.
+    """
+
+    def __init__(self, config: RunConfig, learner: Learner) -> None:
+        self._config = config
+        self._learner = Learner(learner.model, 0.0, learner.device)  # the same model
+        self._samples = []
+        for client, held in enumerate(config.samples):
+            draw = torch_generator(config.seed, "diagnose", client)
+            picked = torch.randperm(len(held), generator=draw)[: config.diagnose or len(held)]
+            self._samples.append(torch.from_numpy(held)[picked])
+
+    def measure(self, server_round: int) -> Measured:
+        """Measure all clients, asked or not, after a round: those poison who attack in the next one.
+
+        Parameters
+        ----------
+        server_round : int
+            The round; 0 before the first.
+        """
+        config = self._config
+        attackers = tuple(config.attackers_in(server_round + 1))
+        gradients, variances = [], []
+        for client in range(config.clients):
+            poison = None
+            if config.data_attack is not None and client in attackers:
+                draw = torch_generator(config.seed, "diagnose-labels", client, server_round)
+                rank = attackers.index(client)
+                poison = Poison(config.data_attack, config.data_set, config.message, rank, draw, self._learner.scores)
+            moments = Moments()
+            for x, y in self._parts(client):
+                batch = (x, y) if poison is None else poison.batch(x, y)
+                moments.add(torch.cat([layer.reshape(-1) for layer in self._learner.gradient(*batch)]), len(y))
+            gradients.append(moments.mean)
+            variances.append(moments.variance / config.batch_size)
+        return Measured(torch.stack(gradients), attackers, config.data_attack is not None, tuple(variances))
+
+    def _parts(self, client: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a client's samples in parts: of a batch's size, but at least two, where there are two samples."""
+        task, samples = self._config.data_set, self._samples[client]
+        size = max(1, min(self._config.batch_size, len(samples) // 2))
+        for picked in torch.split(samples, size):
+            x = task.inputs(task.x_train.index_select(0, picked), self._learner.device)
+            yield x, task.y_train.index_select(0, picked).to(self._learner.device)

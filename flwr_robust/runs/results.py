@@ -1,0 +1,197 @@
+"""What is measured of a run, and the document that says what came of it; the same for every engine."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_robust.audit import model_sha256
+from flwr_robust.core.rule import Outcome
+from flwr_robust.files import write_atomically
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.personal import ClientScore, averaged
+from flwr_robust.runs.probe import Probe
+from flwr_robust.tasks import Task
+
+__all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
+
+Arrays = Mapping[str, NDArray[Any]]
+"""A model's arrays by name, in their order."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round contributes to the document.
+
+    Attributes
+    ----------
+    round : int
+        Its number, from 1.
+    partitions : sequence of (int or None)
+        The partitions of the replies admitted.
+    weights : sequence of float
+        What the rule gave to each; empty where it gave nothing.
+    refused : sequence of (int or None, str)
+        Partition and reason's name of the replies refused.
+    outcome : Outcome
+        How the aggregation ended.
+    missing : sequence of (int or None)
+        The partitions of those who were asked and did not answer.
+    strength : float or None
+        What the attackers chose, where their attack on messages has a strength.
+    abstained : sequence of (int or None)
+        The partitions of those who had nothing to say to what the round asked for.
+    quarantined : sequence of (int or None)
+        The partitions of those who were not asked, because they were in quarantine.
+    """
+
+    round: int
+    partitions: Sequence[int | None]
+    weights: Sequence[float]
+    refused: Sequence[tuple[int | None, str]]
+    outcome: Outcome
+    missing: Sequence[int | None] = ()
+    strength: float | None = None
+    abstained: Sequence[int | None] = ()
+    quarantined: Sequence[int | None] = ()
+
+
+class Evaluator(Protocol):
+    """Measures a model; see `evaluator`."""
+
+    def __call__(self, server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        """Return what is measured, or None in a round in which nothing is."""
+
+
+def evaluator(
+    config: RunConfig,
+    device: torch.device | str = "cpu",
+    ask: Callable[[Arrays], Sequence[ClientScore]] | None = None,
+) -> Evaluator:
+    """Return the evaluation of the global model on the test samples, every few rounds and after the last.
+
+    It takes the round and a function that returns the model, which is called only in those rounds, or if the round is
+    said to be due. Where the attack wants something in particular, the share of its trial that it gets is reported
+    beside, and where the run asks for it, what `Probe` measures of the clients. Where parameters are personal, no model
+    is there to evaluate but the clients' own: ``ask`` returns how they fare with what the server holds.
+    """
+    task = config.data_set
+    learner = config.learner(device)
+    x, y = _test_samples(task, torch.device(device))
+    trial = config.data_attack and config.data_attack.trial(x, y, task.span)
+    probe = Probe(config, learner) if config.diagnose else None
+
+    def evaluate(server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
+        if server_round % config.evaluate_every and server_round != config.rounds and not due:
+            return None
+        if ask is not None:
+            return averaged(ask(model())) or None
+        learner.load(list(model().values()))
+        loss, accuracy = learner.evaluate(x, y)
+        metrics = {"loss": loss, "accuracy": accuracy}
+        if trial and len(trial[1]):
+            metrics["attack_success"] = learner.evaluate(*trial)[1]
+        if probe is not None:
+            metrics.update(probe.measure(server_round).metrics)
+        return metrics
+
+    return evaluate
+
+
+@lru_cache(maxsize=1)  # runs that advance together share them
+def _test_samples(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the test inputs, as a model sees them, and their labels."""
+    return task.inputs(task.x_test, device), task.y_test.to(device)
+
+
+def document(
+    config: RunConfig,
+    model: Arrays,
+    curve: Mapping[int, Mapping[str, Any]],
+    history: Sequence[RoundResult],
+    ends: Sequence[float],
+    seconds: float,
+    visible_gpus: Mapping[int, str],
+    stopped: str = "",
+) -> dict[str, Any]:
+    """Return what came of a run, ready for JSON.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    model : mapping of str to array
+        The final model.
+    curve : mapping of int to mapping
+        What was measured, by round.
+    history : sequence of RoundResult
+        All rounds.
+    ends : sequence of float
+        When each round ended, round 0 or the one that the run was resumed from first.
+    seconds : float
+        How long all took.
+    visible_gpus : mapping of int to str
+        The GPUs that each client saw.
+    stopped : str
+        Why the run ended before its last round; empty where it did not.
+    """
+    weights = np.zeros(config.clients)
+    for result in history:
+        for partition, weight in zip(result.partitions, result.weights, strict=False):
+            if partition is not None:
+                weights[partition] += weight / len(history)
+    shares = [
+        sum(w for p, w in zip(result.partitions, result.weights, strict=False) if p in attackers)
+        for result in history
+        if (attackers := config.attackers_in(result.round))
+    ]
+    abstentions = Counter(partition for result in history for partition in result.abstained)
+    spans = [after - before for before, after in itertools.pairwise(ends)]
+    return {
+        "model_sha256": model_sha256(model),
+        "curve": [{"round": at, **metrics} for at, metrics in sorted(curve.items())],
+        "mean_weights": weights.tolist(),
+        "attackers_weight": statistics.fmean(shares) if shares else 0.0,
+        "outcomes": {outcome.name: sum(result.outcome is outcome for result in history) for outcome in Outcome},
+        "refused": [
+            {"round": result.round, "partition": partition, "reason": reason}
+            for result in history
+            for partition, reason in result.refused
+        ],
+        "missing": [
+            {"round": result.round, "partition": partition} for result in history for partition in result.missing
+        ],
+        "strengths": [
+            {"round": result.round, "strength": result.strength} for result in history if result.strength is not None
+        ],
+        "abstentions": [abstentions[client] for client in range(config.clients)],
+        "quarantined": [
+            {"round": result.round, "partition": partition} for result in history for partition in result.quarantined
+        ],
+        "stopped": stopped,
+        "seconds": seconds,
+        "median_round_seconds": statistics.median(spans) if spans else 0.0,
+        "visible_gpus": dict(sorted(visible_gpus.items())),
+    }
+
+
+def write(config: RunConfig, model: Arrays, found: Mapping[str, Any]) -> None:
+    """Write the model and the document to the files that the configuration names."""
+    if config.save_model:
+        arrays: dict[str, Any] = dict(model)
+        write_atomically(Path(config.save_model), lambda file: np.savez(file, **arrays))
+    if config.output:
+        text = json.dumps(found, indent=1).encode()
+        write_atomically(Path(config.output), lambda file: file.write(text))

@@ -1,0 +1,1 @@
+"""Studies as data: a TOML file in, one JSON per cell out, tables and plots rendered from the JSONs."""

@@ -1,0 +1,171 @@
+"""What a paper shows, as sentences that results make true or false.
+
+A study's `[[claims]]` are of three kinds:
+
+text = "non-iid: the mean first"       # order: everything in `higher` exceeds everything in `lower`
+where = { partition = "non-iid" }      # labels that hold for all; without it, at every combination of the other labels
+higher = ["mean"]                      # labels of the study's rows, or tables of labels: { defence = "mean" }
+lower = ["faba", "trimmed_mean"]
+by = 2.0                               # points of percent; 0 when left out
+
+text = "iid: all alike"                # closeness: the largest and the smallest differ by at most so much
+rows = ["faba", "trimmed_mean"]
+within = 0.5
+
+text = "what collapses in the paper collapses here"      # contrasts: wherever what is reported differs by more
+contrasts = 10.0                                         # than so much, what is measured does, too
+against = "none"                       # each row's other columns from this one, or
+pairs = [["Krum+", "Krum"]]            # the first row from the second, column by column
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr_robust.studies.groups import Groups
+from flwr_robust.studies.study import Claim, Study
+
+__all__ = ["Verdict", "judge"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the results say of a claim.
+
+    Attributes
+    ----------
+    text : str
+        The claim.
+    holds : bool or None
+        None where results are missing that could still refute it.
+    detail : str
+        The figures that decide.
+    """
+
+    text: str
+    holds: bool | None
+    detail: str
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two."""
+        return {True: "holds", False: "does not hold", None: "cannot be told yet"}[self.holds]
+
+
+def judge(study: Study, groups: Groups) -> list[Verdict]:
+    """Return the verdict on each of a study's claims."""
+    judges = {"order": _order, "closeness": _closeness, "contrasts": _contrasts}
+    return [judges[claim.kind](study, groups, claim) for claim in study.claims]
+
+
+def _percent(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
+    """Return a place's mean in percent."""
+    group = groups.get(tuple(labels[axis] for axis in study.places))
+    return None if group is None else 100 * group.mean
+
+
+def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
+    """Yield every combination of labels on the axes that a claim leaves open."""
+    open_axes = [axis for axis in study.places if axis not in {*fixed, *taken}]
+    for labels in itertools.product(*(study.axes[axis] for axis in open_axes)):
+        yield {**fixed, **dict(zip(open_axes, labels, strict=True))}
+
+
+def _name(study: Study, labels: Mapping[str, str]) -> str:
+    return ", ".join(labels[axis] for axis in study.axes if axis in labels)
+
+
+def _verdict(claim: Claim, holds: bool, detail: str, missing: str) -> Verdict:
+    """Return the verdict of the figures that there are: others can refute a claim that they bear out, not save one."""
+    if missing and holds:
+        return Verdict(claim.text, None, f"{missing} is missing; so far {detail}")
+    return Verdict(claim.text, holds, detail)
+
+
+def _exactly(value: float, bound: float, sign: str = "") -> str:
+    """Write a number with as many digits as it takes to tell it from a bound; two at the most."""
+    return f"{value:{sign}.{1 if abs(value - bound) >= 0.05 else 2}f}"
+
+
+def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    axes = {axis for item in (*claim.higher, *claim.lower) for axis in item}
+    margins, missing = [], ""
+    for place in _places(study, claim.where, axes):
+        for high, low in itertools.product(claim.higher, claim.lower):
+            places = {**place, **high}, {**place, **low}
+            upper, under = (_percent(study, groups, labels) for labels in places)
+            if upper is None or under is None:
+                missing = missing or _name(study, places[upper is not None])
+                continue
+            margins.append(
+                (upper - under, f"{upper:.1f} ({_name(study, places[0])}), {under:.1f} ({_name(study, places[1])})")
+            )
+    if not margins:
+        return Verdict(claim.text, None, f"{missing} is missing")
+    margin, words = min(margins)
+    bound = f", asked for {claim.by:.1f}" if claim.by else ""
+    detail = f"smallest margin {_exactly(margin, claim.by, '+')}{bound}: {words}"
+    return _verdict(claim, margin > claim.by, detail, missing)
+
+
+def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    widest, words, missing = -math.inf, "", ""
+    for place in _places(study, claim.where, {axis for item in claim.rows for axis in item}):
+        values = []
+        for item in claim.rows:
+            value = _percent(study, groups, {**place, **item})
+            if value is None:
+                missing = missing or _name(study, {**place, **item})
+            else:
+                values.append((value, _name(study, {**place, **item})))
+        if not values:
+            continue
+        (low, lowest), (high, highest) = min(values), max(values)
+        if high - low > widest:
+            widest, words = high - low, f"{high:.1f} ({highest}), {low:.1f} ({lowest})"
+    if not words:
+        return Verdict(claim.text, None, f"{missing} is missing")
+    detail = f"widest range {_exactly(widest, claim.within)}, asked for {claim.within:.1f}: {words}"
+    return _verdict(claim, widest <= claim.within, detail, missing)
+
+
+def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    shown, missed, missing = 0, [], ""
+    for first, second in _contrasted(study, claim):
+        ours = [_percent(study, groups, labels) for labels in (first, second)]
+        theirs = [study.reported_at(labels) for labels in (first, second)]
+        if theirs[0] is None or theirs[1] is None or theirs[0] - theirs[1] <= claim.contrasts:
+            continue
+        if ours[0] is None or ours[1] is None:
+            missing = missing or _name(study, first if ours[0] is None else second)
+            continue
+        shown += 1
+        if ours[0] - ours[1] <= claim.contrasts:
+            missed.append(f"{_name(study, second)} ({theirs[0] - theirs[1]:.1f} there, {ours[0] - ours[1]:.1f} here)")
+    if not shown and missing:
+        return Verdict(claim.text, None, f"{missing} is missing")
+    if not shown:
+        return Verdict(claim.text, None, f"nothing that is reported differs by more than {claim.contrasts:.1f}")
+    detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
+    return _verdict(claim, not missed, detail, missing)
+
+
+def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], dict[str, str]]]:
+    rows, columns = (_allowed(study, claim, axis) for axis in (study.rows, study.columns))
+    for place in _places(study, claim.where, {study.rows, study.columns}):
+        if claim.against:
+            for row, column in itertools.product(rows, columns):
+                if column != claim.against:
+                    at = {**place, study.rows: row}
+                    yield {**at, study.columns: claim.against}, {**at, study.columns: column}
+        for (first, second), column in itertools.product(claim.pairs, columns):
+            at = {**place, study.columns: column}
+            yield {**at, study.rows: first}, {**at, study.rows: second}
+
+
+def _allowed(study: Study, claim: Claim, axis: str) -> Sequence[str]:
+    """Return the labels on an axis that a claim speaks of."""
+    return [claim.where[axis]] if axis in claim.where else study.axes[axis]

@@ -1,0 +1,98 @@
+"""Render the reproduction of a paper as one Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from flwr_robust.files import write_atomically
+from flwr_robust.studies.paper import Paper
+from flwr_robust.studies.report import Rendered, computed, sheets
+from flwr_robust.studies.study import Study
+
+__all__ = ["write_page"]
+
+_PAGE = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True).from_string(
+    Path(__file__).with_name("paper.md.j2").read_text(encoding="utf-8")
+)
+_SETTING = ("task", "model", "clients", "rounds", "message", "batch-size")
+
+
+def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, command: str, changed: str = "") -> Path:
+    """Write ``<paper>.md``, which shows the plots where they are.
+
+    Parameters
+    ----------
+    paper : Paper
+        The paper.
+    rendered : mapping of str to Rendered
+        What was made of the studies that have results, by name, in folders below the page's.
+    folder : Path
+        Where the page goes.
+    command : str
+        What the user would type to get it.
+    changed : str
+        What was set otherwise than the studies say; empty for nothing.
+
+    Returns
+    -------
+    Path
+        The page.
+    """
+    parts = [_part(study, rendered.get(study.name), folder) for study in paper.studies]
+    text = _PAGE.render(
+        paper=paper,
+        parts=parts,
+        seconds=computed([d for part in parts for d in part["documents"]]),
+        hours=_hours,
+        cell=_cell,
+        command=command,
+        changed=changed,
+    )
+    path = folder / f"{paper.name}.md"
+    write_atomically(path, lambda file: file.write(text.encode()))
+    return path
+
+
+def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, Any]:
+    if rendered is None:
+        return {"study": study, "documents": (), "seconds": 0.0}
+    return {
+        "study": study,
+        "documents": rendered.documents,
+        "seconds": computed(rendered.documents),
+        "setting": _setting(rendered.documents),
+        "verdicts": rendered.verdicts,
+        "sections": [
+            {
+                "sheets": list(sheets(study, section)),
+                "images": [{"alt": image.alt, "path": image.path.relative_to(folder).as_posix()} for image in images],
+            }
+            for section, images in rendered.sections
+        ],
+    }
+
+
+def _setting(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Say what the results have in common, and how often they repeat."""
+    found = []
+    for key in _SETTING:
+        values = sorted({str(d["config"][key]) for d in documents})
+        found.append(f"{key} {', '.join(values)}")
+    for name in ("declared_f", "real_f"):
+        values = sorted({"none" if d[name] is None else str(d[name]) for d in documents})
+        found.append(f"{name.replace('_', ' ')} {' or '.join(values)}")
+    seeds = sorted({d["config"]["seed"] for d in documents})
+    return ", ".join([*found, f"seeds {', '.join(map(str, seeds))}"])
+
+
+def _hours(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{seconds / 3600:.1f} hours" if minutes >= 90 else f"{minutes} minute{'s' if minutes > 1 else ''}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

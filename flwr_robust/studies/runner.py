@@ -1,0 +1,422 @@
+"""Run a study's cells, side by side, and write every finished one at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.files import write_atomically
+from flwr_robust.runs.config import RunConfig, pick_device
+from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
+from flwr_robust.studies.flower_run import FlowerRuns
+from flwr_robust.studies.study import Cell, Study
+
+__all__ = [
+    "ENGINES",
+    "Summary",
+    "circumstances",
+    "make_folder",
+    "progress_bar",
+    "read_results",
+    "run_fast_cell",
+    "run_fast_cells",
+    "run_in_process_cell",
+    "run_study",
+    "side_by_side",
+]
+
+K = TypeVar("K")
+R = TypeVar("R")
+
+ENGINES = ("in-process", "fast", "ray")
+_ON_GPU = 16  # runs that advance together there
+_PACKAGES = ("flwr", "flwr-robust", "numpy", "ray", "torch")
+_NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "seconds")  # in every result
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call of `run_study` did.
+
+    Attributes
+    ----------
+    finished, skipped : int
+        Cells run now, and cells found finished.
+    failed : mapping of str to str
+        What went wrong, by the name of the cell.
+    """
+
+    finished: int
+    skipped: int
+    failed: Mapping[str, str]
+
+
+def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one configuration through both apps in this process and return what the ServerApp wrote."""
+    from flwr_robust.app.client import app as client_app
+    from flwr_robust.app.server import app as server_app
+    from flwr_robust.flower import run_in_process
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    pick_device(str(values.get("device", "auto")))  # for its error, which in a client would be a reply like others
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
+        document: dict[str, Any] = json.loads(output.read_text())
+    raised = not document["outcomes"]["OK"] and {entry["reason"] for entry in document["refused"]} == {"ERROR"}
+    if raised and not isinstance(RunConfig.from_mapping(values).attack_object, Fault):
+        raise FlwrRobustError("no client could train in any round; the log says what they raised")
+    return document
+
+
+def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Run one configuration by `simulate`; one that it does not batch in process, which the document then says."""
+    config = RunConfig.from_mapping(values)
+    sentence = unbatched(config)
+    if sentence is None:
+        return simulate(config)
+    return {**run_in_process_cell(values), "engine": "in-process", "fallback": sentence}
+
+
+def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | Exception]:
+    """Run configurations side by side by `simulate_many`, those that it does not batch in process, one after another.
+
+    Returns, in the order of the configurations, what came of each, or what was raised.
+    """
+    configs = [RunConfig.from_mapping(values) for values in cells]
+    found: dict[int, dict[str, Any] | Exception] = {}
+    together = [place for place, config in enumerate(configs) if unbatched(config) is None]
+    for place, outcome in simulate_many([configs[place] for place in together], max(1, len(together))):
+        found[together[place]] = outcome
+    for place, values in enumerate(cells):
+        if place not in found:
+            try:
+                found[place] = run_fast_cell(values)
+            except Exception as error:  # as from a process of its own
+                found[place] = error
+    return [found[place] for place in range(len(cells))]
+
+
+def run_study(
+    study: Study,
+    results: Path,
+    *,
+    engine: str = "in-process",
+    workers: int | None = None,
+    ray_address: str = "",
+    batch_runs: int | None = None,
+    others: Path | None = None,
+    console: Console | None = None,
+) -> Summary:
+    """Run the cells that have no result yet.
+
+    Parameters
+    ----------
+    study : Study
+        What to run.
+    results : Path
+        Folder of the study's results; made when missing.
+    engine : str
+        ``in-process``: several processes, each a whole federation. ``fast``: the same without Flower's messages, all
+        clients of a run at once (`flwr_robust.runs.fast`), and in process what that does not batch. ``ray``:
+        ``flwr run`` on Flower's Ray engine, one run after the other.
+    workers : int, optional
+        Processes of the first two engines; the number of CPUs when not given.
+    ray_address : str
+        A Ray cluster whose CPUs run the cells of the first two engines instead, e.g. ``auto``; this project and the
+        data must lie at the same place on all its machines.
+    batch_runs : int, optional
+        With ``fast``: how many runs a process lets advance together (`simulate_many`), which is what a GPU needs to be
+        busy with small models; their results are written when the last of them ends. When not given: 16 for runs on a
+        GPU, else 1.
+    others : Path, optional
+        Folder of the results of all studies, one folder each: a cell that another study has run is taken from there.
+    console : Console, optional
+        Where progress is shown; standard error when not given.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    FlwrRobustError
+        Before anything runs, if data are missing or cannot be split as a cell asks.
+    """
+    if ray_address and engine == "ray":
+        raise ConfigurationError(
+            f"--ray-address runs cells of the engines in-process and fast; got --engine {engine}: leave one of them out"
+        )
+    if batch_runs is not None:
+        check_integer("run", "--batch-runs", batch_runs, 1)
+        if engine != "fast" or ray_address:
+            raise ConfigurationError(
+                f"--batch-runs={batch_runs} is for --engine fast without --ray-address; got --engine {engine}"
+                f"{' with --ray-address ' + ray_address if ray_address else ''}: leave one of them out"
+            )
+    make_folder(results)
+    waiting = [cell for cell in study.cells if _found(results, cell) is None]
+    if others is not None:
+        there = _by_digest(others)
+        waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
+    splits = {
+        (c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed, c.config.attack): c
+        for c in waiting
+    }
+    for cell in splits.values():
+        _ = cell.config.samples  # loads the data and splits them, for the errors
+    alike: dict[str, list[Cell]] = {}  # cells of one configuration, run once
+    for cell in waiting:
+        alike.setdefault(cell.digest, []).append(cell)
+    first = [cells[0] for cells in alike.values()]
+    failed: dict[str, str] = {}
+    run = run_fast_cell if engine == "fast" else run_in_process_cell
+    if engine == "ray":
+        runs = _on_ray(first)
+    elif ray_address:
+        runs = _on_cluster(first, ray_address, run)
+    elif engine == "fast" and (most := batch_runs or _usual(first)) > 1:
+        runs = _in_batches(first, workers or os.cpu_count() or 1, most)
+    else:
+        runs = _in_processes(first, workers or os.cpu_count() or 1, run)
+    with progress_bar(console) as progress:
+        bar = progress.add_task(
+            f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
+        )
+        for cell, outcome in runs:
+            for same in alike[cell.digest]:
+                if isinstance(outcome, BaseException):
+                    failed[same.name] = f"{type(outcome).__name__}: {outcome}"
+                else:
+                    _write(results, study, same, engine, outcome)
+                progress.advance(bar)
+    return Summary(len(waiting) - len(failed), len(study.cells) - len(waiting), failed)
+
+
+def make_folder(results: Path) -> None:
+    """Make a folder of results where it is missing.
+
+    Raises
+    ------
+    FlwrRobustError
+        If nothing can be written there.
+    """
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        write_atomically(results / ".writable", lambda file: None)
+        (results / ".writable").unlink()
+    except OSError as error:
+        raise FlwrRobustError(
+            f"results folder {results} cannot be written to ({error.strerror}); name another"
+        ) from None
+
+
+def progress_bar(console: Console | None = None) -> Progress:
+    """Return a progress bar with the time that is left, on standard error unless a console is given."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+def side_by_side(
+    function: Callable[..., R], calls: Iterable[tuple[K, Sequence[Any]]], workers: int
+) -> Iterator[tuple[K, R | BaseException]]:
+    """Call a function in several processes.
+
+    Parameters
+    ----------
+    function : callable
+        A function of a module.
+    calls : iterable of (key, arguments)
+        What it is called with.
+    workers : int
+        Number of processes.
+
+    Yields
+    ------
+    (key, result or what was raised)
+        In the order in which they end.
+    """
+    waiting = list(calls)
+    if not waiting:
+        return
+    pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn"))
+    try:
+        futures = {pool.submit(function, *arguments): key for key, arguments in waiting}
+        for future in as_completed(futures):
+            error = future.exception()
+            yield futures[future], future.result() if error is None else error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+Runs = Iterator[tuple[Cell, dict[str, Any] | BaseException]]
+Run = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+def _in_processes(cells: Sequence[Cell], workers: int, run: Run) -> Runs:
+    return side_by_side(run, [(cell, [cell.config.to_mapping()]) for cell in cells], workers)
+
+
+def _usual(cells: Sequence[Cell]) -> int:
+    """Return how many runs advance together where nobody says it."""
+    return _ON_GPU if torch.cuda.is_available() and any(cell.config.device != "cpu" for cell in cells) else 1
+
+
+def _in_batches(cells: Sequence[Cell], workers: int, most: int) -> Runs:
+    chosen = [[cells[place] for place in places] for places in batches([cell.config for cell in cells], most)]
+    calls = [(number, [[cell.config.to_mapping() for cell in batch]]) for number, batch in enumerate(chosen)]
+    for number, outcomes in side_by_side(run_fast_cells, calls, workers):
+        batch = chosen[number]
+        yield from zip(batch, [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes, strict=True)
+
+
+def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
+    """Run cells as Ray tasks of one CPU each."""
+    if not cells:
+        return
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise FlwrRobustError(
+            f"--ray-address {address} cannot be connected to ({type(error).__name__}): start a cluster there with "
+            f"`ray start --head`, or name another"
+        ) from None
+    try:
+        task = ray.remote(run)
+        waiting = {task.remote(cell.config.to_mapping()): cell for cell in cells}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting))
+            cell = waiting.pop(done)
+            try:
+                yield cell, ray.get(done)
+            except ray.exceptions.RayError as error:
+                yield cell, error
+    finally:
+        ray.shutdown()
+
+
+def _on_ray(cells: Sequence[Cell]) -> Runs:
+    if not cells:
+        return
+    with FlowerRuns() as flower:
+        for cell in cells:
+            try:
+                yield cell, flower.run(cell.config)
+            except FlwrRobustError as error:
+                yield cell, error
+
+
+def _path(results: Path, cell: Cell) -> Path:
+    return results / f"{cell.name}.json"
+
+
+def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[str, Any]) -> None:
+    config: RunConfig = cell.config
+    curve = outcome["curve"]
+    document = {
+        "schema": 1,
+        "study": study.name,
+        "labels": dict(cell.labels),
+        "config": config.to_mapping(),
+        "config_digest": cell.digest,
+        "declared_f": config.rule.declared(config.sampled),
+        "real_f": config.attackers,
+        "engine": engine,
+        "final": {key: value for key, value in curve[-1].items() if key != "round"},
+        "best_accuracy": max(point["accuracy"] for point in curve),
+        **outcome,
+        **circumstances(),
+    }
+    _put(results, cell, document)
+
+
+def _put(results: Path, cell: Cell, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=1).encode()
+    write_atomically(_path(results, cell), lambda file: file.write(text))
+
+
+def _by_digest(others: Path) -> dict[str, list[Path]]:
+    """Return the results of all studies by the digest in their names."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(others.glob("*/*-*.json")):
+        found.setdefault(path.stem.rpartition("-")[2], []).append(path)
+    return found
+
+
+def _adopt(results: Path, study: Study, cell: Cell, there: Iterable[Path]) -> bool:
+    """Take a cell's result from another study that has run the same configuration; say whether there is one."""
+    for path in there:
+        try:
+            document = _read(path, cell)
+        except FlwrRobustError:  # it is that study's to complain
+            continue
+        _put(results, cell, {**document, "study": study.name, "labels": dict(cell.labels)})
+        return True
+    return False
+
+
+def circumstances() -> dict[str, Any]:
+    """Return when and where a result came about: the time, the machine, and the versions of what computes."""
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
+    """Return the results of the study's cells that are finished, in the order of the cells.
+
+    Raises
+    ------
+    FlwrRobustError
+        If a result file cannot be read; the sentence names it.
+    """
+    found = (_found(results, cell) for cell in study.cells)
+    return [document for document in found if document is not None]
+
+
+def _found(results: Path, cell: Cell) -> dict[str, Any] | None:
+    """Return a cell's result, or None if it has none; raise if its file holds no result of it."""
+    path = _path(results, cell)
+    return _read(path, cell) if path.is_file() else None
+
+
+def _read(path: Path, cell: Cell) -> dict[str, Any]:
+    """Return the result in a file; raise if it holds none of the cell's configuration."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        sound = isinstance(document, dict) and document.get("schema") == 1 and {*_NEEDED} <= document.keys()
+    except (ValueError, OSError):
+        sound = False
+    if not sound:
+        raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again")
+    if key := cell.differs(document["config"]):
+        raise FlwrRobustError(f"result {path} is of another {key}; delete it and run the study again")
+    return document

@@ -1,0 +1,303 @@
+"""How a study is shown: the tables [report], [[reported]] and [[claims]] of its file.
+
+[report]
+rows = "defence"                       # axes of the table; when left out the first and the last, seeds aside
+columns = "setting"
+baseline = "mean()"                    # the row the others are compared with
+metric = "accuracy"                    # what is looked at: a share among the numbers of the curve
+take = "final"                         # at the end of the run, or "best": the largest of the curve
+against = "none"                       # a column; every other is also shown as its drop from that one
+plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
+contest = "defence"
+metrics = ["xi", "A", "sigma2"]        # a figure for those of each unit
+
+[[reported]]                           # what the paper reports, in percent
+source = "Table I"
+where = { attack = "static flip" }     # labels on further axes, where there are any
+values = { "mean()" = [91.0, nan] }    # by row, one per column; nan: nothing is reported
+drops = false                          # true: they are drops from the column `against`, in points
+
+[[claims]]                             # see flwr_robust/studies/claims.py
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
+
+__all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
+
+PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
+"""What can be drawn of a study."""
+
+REPETITION = "seed"
+"""The axis along which cells are repetitions."""
+
+Axes = Mapping[str, Sequence[str]]
+"""The labels along each axis."""
+
+SHARES = ("accuracy", "accuracy_unweighted", "attack_success")
+"""The numbers of a curve that lie in [0, 1], and so are shown in percent."""
+
+METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
+"""All numbers that a curve may hold."""
+
+_TAKES = ("final", "best")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study's tables and plots show; the fields are those of [report]."""
+
+    rows: str
+    columns: str
+    baseline: str = ""
+    metric: str = "accuracy"
+    take: str = "final"
+    against: str = ""
+    plots: tuple[str, ...] = ("bars", "curves")
+    contest: str = ""
+    metrics: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reported:
+    """Numbers of a paper.
+
+    Attributes
+    ----------
+    source : str
+        Where they stand in it.
+    where : mapping of str to str
+        Labels on the axes that are neither rows nor columns.
+    values : mapping of (row, column) to float
+        In percent, or points.
+    drops : bool
+        Whether they are drops from the report's column ``against``.
+    """
+
+    source: str
+    where: Mapping[str, str]
+    values: Mapping[tuple[str, str], float]
+    drops: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that results make true or false; see `flwr_robust.studies.claims`.
+
+    Attributes
+    ----------
+    text : str
+        The sentence.
+    kind : str
+        ``order``, ``closeness`` or ``contrasts``.
+    where : mapping of str to str
+        Labels that hold for all of it.
+    higher, lower, rows : tuple of mapping of str to str
+        Labels of what is compared.
+    by, within, contrasts : float
+        Points of percent.
+    against : str
+        A column.
+    pairs : tuple of (row, row)
+        Rows compared with each other.
+    """
+
+    text: str
+    kind: str
+    where: Mapping[str, str]
+    higher: tuple[Mapping[str, str], ...] = ()
+    lower: tuple[Mapping[str, str], ...] = ()
+    rows: tuple[Mapping[str, str], ...] = ()
+    by: float = 0.0
+    within: float = 0.0
+    contrasts: float = 0.0
+    against: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+_CLAIM_KEYS = {
+    "order": {"higher", "lower", "by"},
+    "closeness": {"rows", "within"},
+    "contrasts": {"contrasts", "against", "pairs"},
+}
+
+
+def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
+    """Read [report].
+
+    Parameters
+    ----------
+    study : str
+        What errors call the study.
+    table : mapping
+        The table.
+    axes : mapping of str to sequence of str
+        The study's axes.
+
+    Raises
+    ------
+    FlwrRobustError
+        If a key, axis or label does not exist.
+    """
+    keys = [field.name for field in fields(Report)]
+    if unknown := set(table) - set(keys):
+        raise UnknownNameError(f"key of [report] in study {study}", min(unknown), keys)
+    shown = [axis for axis in axes if axis != REPETITION] or [*axes]
+    values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1] if len(shown) > 1 else [*axes][-1]}
+    for key, value in table.items():
+        several = key in ("plots", "metrics")
+        words = value if several and isinstance(value, list) else [value]
+        if several != isinstance(value, list) or not all(isinstance(word, str) for word in words):
+            kind = "a list of texts" if several else "a text"
+            raise ConfigurationError(f"study {study}: {key} of [report] must be {kind}; got {value!r}")
+        values[key] = tuple(words) if several else value
+    report = Report(**values)
+    for axis in filter(None, (report.rows, report.columns, report.contest)):
+        _axis(study, "axis", axis, axes)
+    if report.rows == report.columns and len(axes) > 1:
+        raise ConfigurationError(f"study {study}: rows and columns must be two axes; got {report.rows} for both")
+    if report.baseline:
+        _label(f"baseline of study {study}", report.baseline, axes[report.rows])
+    if report.against:
+        _label(f"against of study {study}", report.against, axes[report.columns])
+    check_choice(f"study {study}", "take", report.take, _TAKES)
+    check_choice(f"study {study}", "metric", report.metric, SHARES)
+    for plot in report.plots:
+        check_choice(f"study {study}", "plots", plot, PLOTS)
+    for metric in report.metrics:
+        check_choice(f"study {study}", "metrics", metric, METRICS)
+    if report.contest in (report.rows, report.columns):
+        raise ConfigurationError(f"study {study}: contest must be a third axis; got {report.contest}, which is shown")
+    if ("winners" in report.plots) != bool(report.contest):
+        raise ConfigurationError(f"study {study}: the plot winners and the axis contest need each other; name both")
+    if ("metrics" in report.plots) != bool(report.metrics):
+        raise ConfigurationError(f"study {study}: the plot metrics and the list metrics need each other; name both")
+    return report
+
+
+def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Reported, ...]:
+    """Read [[reported]]; parameters and errors as for `read_report`."""
+    further = [axis for axis in axes if axis not in (report.rows, report.columns, report.contest, REPETITION)]
+    found = []
+    for table in _tables(study, "reported", tables, {"source", "where", "values", "drops"}, {"source", "values"}):
+        where = table.get("where", {})
+        _labels(study, "reported", where, {axis: axes[axis] for axis in further})
+        if missing := [axis for axis in further if axis not in where]:
+            raise ConfigurationError(f"study {study}: where of [[reported]] must say the {missing[0]}; got {where}")
+        values = {}
+        if not isinstance(table["values"], dict):
+            raise ConfigurationError(f"study {study}: values of [[reported]] must be a table; got {table['values']!r}")
+        for row, numbers in table["values"].items():
+            _label(f"row of [[reported]] in study {study}", row, axes[report.rows])
+            sound = isinstance(numbers, list) and all(isinstance(x, float | int) for x in numbers)
+            if not sound or len(numbers) != len(axes[report.columns]):
+                raise ConfigurationError(
+                    f"study {study}: [[reported]] must hold one number per {report.columns}, "
+                    f"{len(axes[report.columns])}; got {row} = {numbers}"
+                )
+            values.update({(row, column): float(x) for column, x in zip(axes[report.columns], numbers, strict=True)})
+        drops = table.get("drops", False)
+        check_flag(f"study {study}", "drops of [[reported]]", drops)
+        if drops and not report.against:
+            raise ConfigurationError(f"study {study}: drops are reported from a column; name it as against in [report]")
+        known = {place: value for place, value in values.items() if not math.isnan(value)}
+        found.append(Reported(str(table["source"]), where, known, drops))
+    return tuple(found)
+
+
+def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Claim, ...]:
+    """Read [[claims]]; parameters and errors as for `read_report`."""
+    every = {"text", "where", *(key for keys in _CLAIM_KEYS.values() for key in keys)}
+    found = []
+    for table in _tables(study, "claims", tables, every, {"text"}):
+        _types(study, table)
+        own = set(table) - {"text", "where"}
+        kind = next((kind for kind, keys in _CLAIM_KEYS.items() if own and own <= keys), None)
+        if kind is None or not _complete(kind, own):
+            raise ConfigurationError(
+                f"study {study}: a claim must hold higher and lower, or rows and within, or contrasts with against or "
+                f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
+            )
+        where = table.get("where", {})
+        # Claims are about means over seeds.
+        places = {axis: labels for axis, labels in axes.items() if axis != REPETITION}
+        _labels(study, "claims", where, places)
+        values = {key: table[key] for key in own}
+        for key in own & {"higher", "lower", "rows"}:
+            items = [item if isinstance(item, dict) else {report.rows: item} for item in table[key]]
+            for item in items:
+                _labels(study, "claims", item, places)
+            values[key] = tuple(items)
+        named = [set(item) for key in sorted(own & {"higher", "lower", "rows"}) for item in values[key]]
+        if named and (not named[0] or any(each != named[0] for each in named) or named[0] & set(where)):
+            raise ConfigurationError(
+                f"study {study}: what a claim compares must be labels on the same axes, at least one, and none that "
+                f"where fixes; got {', '.join(str(sorted(each)) for each in named)} and where = {where} in "
+                f"'{table['text']}'"
+            )
+        if "pairs" in own:
+            values["pairs"] = tuple(tuple(pair) for pair in table["pairs"])
+            for row in (row for pair in values["pairs"] for row in pair):
+                _label(f"row of [[claims]] in study {study}", row, axes[report.rows])
+        if "against" in own:
+            _label(f"against of [[claims]] in study {study}", table["against"], axes[report.columns])
+        found.append(Claim(str(table["text"]), kind, where, **values))
+    return tuple(found)
+
+
+def _complete(kind: str, own: set[str]) -> bool:
+    if kind == "contrasts":
+        return "contrasts" in own and len(own) > 1
+    return own >= ({"higher", "lower"} if kind == "order" else {"rows", "within"})
+
+
+def _tables(study: str, name: str, tables: Any, allowed: set[str], needed: set[str]) -> list[dict[str, Any]]:
+    found = tables if isinstance(tables, list) else [tables]
+    for table in found:
+        if not isinstance(table, dict) or not needed <= set(table):
+            raise ConfigurationError(
+                f"study {study}: each of [[{name}]] must be a table with {', '.join(sorted(needed))}; got {table}"
+            )
+        if unknown := set(table) - allowed:
+            raise UnknownNameError(f"key of [[{name}]] in study {study}", min(unknown), sorted(allowed))
+    return list(found)
+
+
+def _types(study: str, table: Mapping[str, Any]) -> None:
+    """Check the types of a claim's values."""
+    for key in sorted({"higher", "lower", "rows", "pairs"} & set(table)):
+        value = table[key]
+        items = isinstance(value, list) and len(value) > 0
+        if items and key == "pairs":
+            items = all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        if not items:
+            what = "a list of pairs of rows" if key == "pairs" else "a list of at least one row, or table of labels"
+            raise ConfigurationError(f"study {study}: {key} of [[claims]] must be {what}; got {value!r}")
+    for key in sorted({"by", "within", "contrasts"} & set(table)):
+        check_number(f"study {study}", f"{key} of [[claims]]", table[key], minimum=0)
+
+
+def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:
+    if not isinstance(labels, dict):
+        raise ConfigurationError(f"study {study}: labels in [[{name}]] must be a table; got {labels!r}")
+    for axis, label in labels.items():
+        _axis(study, f"axis of [[{name}]]", axis, axes)
+        _label(f"label on axis {axis} in [[{name}]] of study {study}", label, axes[axis])
+
+
+def _axis(study: str, what: str, axis: Any, axes: Axes) -> None:
+    if not isinstance(axis, str) or axis not in axes:
+        raise UnknownNameError(f"{what} of study {study}", str(axis), axes)
+
+
+def _label(what: str, label: Any, labels: Sequence[str]) -> None:
+    if not isinstance(label, str):
+        raise ConfigurationError(f"{what}: labels are texts; got {label!r}: put it in quotes")
+    if label not in labels:
+        raise UnknownNameError(what, str(label), labels)

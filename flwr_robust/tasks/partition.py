@@ -1,0 +1,299 @@
+"""Who holds which samples: partitions of a labelled data set over clients.
+
+A partition is a component like a rule: ``dirichlet(beta=0.1)``. Called with labels, a number of clients and a seed it
+returns one index array per client; the arrays are disjoint and cover every sample. What it promises about clients
+without data stands in each class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flwr_robust.core.spec import Component, Registry
+from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
+from flwr_robust.seeds import numpy_generator
+
+__all__ = ["ByLabel", "Dirichlet", "Iid", "KClasses", "Partition", "Shards", "label_distances", "partitions"]
+
+Indices = NDArray[np.int64]
+
+_REDRAWS = 20_000
+
+partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition")
+
+
+@dataclass(frozen=True)
+class Partition(Component, ABC):
+    """A way to spread samples over clients."""
+
+    def __call__(self, labels: NDArray[np.integer], clients: int, seed: int) -> list[Indices]:
+        """Split samples.
+
+        Parameters
+        ----------
+        labels : array (N,) of int
+            Class of every sample, 0 .. K - 1.
+        clients : int
+            Number of parts; at least 1, at most N.
+        seed : int
+            The run's seed.
+
+        Returns
+        -------
+        list of array of int64
+            ``clients`` arrays of sample indices, ascending, disjoint, covering 0 .. N - 1.
+
+        Raises
+        ------
+        ConfigurationError
+            If the samples cannot be split so.
+        """
+        check_integer(self.name, "clients", clients, 1)
+        labels = np.asarray(labels)
+        if labels.size and labels.min() < 0:
+            raise ConfigurationError(f"{self.name}: labels must be class numbers >= 0; got {labels.min()}")
+        if clients > len(labels):
+            raise ConfigurationError(
+                f"{self.name}: clients must be at most the number of samples, {len(labels)}; got clients={clients}"
+            )
+        fields = [float(v) if isinstance(v, int | float) else v for v in self.drawn_from()]
+        generator = numpy_generator(seed, "partition", self.name, repr(fields), clients)
+        return [np.sort(part).astype(np.int64) for part in self.split(labels, clients, generator)]
+
+    def drawn_from(self) -> tuple[object, ...]:
+        """Return the fields that the draw depends on."""
+        return dataclasses.astuple(self)
+
+    @abstractmethod
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Return the parts, in any order within each."""
+
+
+def _by_class(labels: NDArray[np.integer], generator: np.random.Generator) -> list[Indices]:
+    """Return the shuffled indices of every class."""
+    return [generator.permutation(np.flatnonzero(labels == k)) for k in range(int(labels.max()) + 1)]
+
+
+def _deal(owners: list[list[int]], classes: list[Indices], clients: int) -> list[Indices]:
+    """Split every class evenly over the clients that own it."""
+    parts: list[list[Indices]] = [[] for _ in range(clients)]
+    for holders, indices in zip(owners, classes, strict=True):
+        for holder, piece in zip(holders, np.array_split(indices, len(holders)), strict=True):
+            parts[holder].append(piece)
+    return [np.concatenate(part) if part else np.empty(0, np.int64) for part in parts]
+
+
+@partitions.register("iid")
+@dataclass(frozen=True)
+class Iid(Partition):
+    """Shuffled samples in equal parts (sizes differ by at most one). No client is empty."""
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Shuffle and cut."""
+        return list(np.array_split(generator.permutation(len(labels)), clients))
+
+
+@partitions.register("dirichlet")
+@dataclass(frozen=True)
+class Dirichlet(Partition):
+    """Each class spread by proportions drawn from Dirichlet(beta, ..., beta).
+
+    Small beta is heterogeneous, large beta nearly iid. No client holds fewer than ``minimum`` samples: the draw is
+    repeated until that is so, and given up with an error after 20,000 draws. ``minimum=0`` allows empty clients.
+
+    Attributes
+    ----------
+    beta : float
+        Concentration; > 0.
+    balanced : bool
+        The variant of Peng et al. (JMLR 2025): a client that already holds N / clients samples gets no more of later
+        classes, and each ends with at least 10.
+    minimum : int, optional
+        Least samples per client; 10 when balanced, else 1.
+    """
+
+    beta: float
+    balanced: bool = False
+    minimum: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("dirichlet", "beta", self.beta, above=0)
+        check_flag("dirichlet", "balanced", self.balanced)
+        if self.minimum is not None:
+            check_integer("dirichlet", "minimum", self.minimum, 0)
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Draw proportions until every client has enough, then cut the classes."""
+        classes = _by_class(labels, generator)
+        least = self.minimum if self.minimum is not None else (10 if self.balanced else 1)
+        share = len(labels) / clients
+        if least > share:
+            raise ConfigurationError(
+                f"dirichlet: minimum must be at most samples / clients = {share:.3g}; got minimum={least}"
+            )
+        for _ in range(_REDRAWS):
+            held = np.zeros(clients)
+            cuts = []
+            for indices in classes:
+                proportions = generator.dirichlet(np.full(clients, float(self.beta)))
+                if self.balanced:
+                    proportions = proportions * (held < share)
+                sums = np.cumsum(proportions)
+                if not sums[-1] > 0:  # all of a tiny beta's mass lies on clients that are full
+                    break
+                # Divided by the last sum, not by one, so that a client with no share at the end gets nothing.
+                at = np.rint(sums[:-1] / sums[-1] * len(indices)).astype(np.int64)
+                held += np.diff(np.concatenate([[0], at, [len(indices)]]))
+                cuts.append(at)
+            if len(cuts) == len(classes) and held.min() >= least:
+                pieces = [np.split(indices, at) for indices, at in zip(classes, cuts, strict=True)]
+                return [np.concatenate([piece[c] for piece in pieces]) for c in range(clients)]
+        raise ConfigurationError(
+            f"dirichlet: beta={self.beta} left a client with fewer than minimum={least} samples in "
+            f"each of {_REDRAWS:,} "
+            f"draws; take a larger beta, fewer clients, balanced=True, or minimum=0 to allow empty clients"
+        )
+
+
+@partitions.register("by_label")
+@dataclass(frozen=True)
+class ByLabel(Partition):
+    """Class k to client k mod clients; with more clients than classes, clients k, k + K, ... share class k.
+
+    No client is empty as long as every class has as many samples as clients share it.
+    """
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Hand out whole classes."""
+        classes = _by_class(labels, generator)
+        count = len(classes)
+        owners = [[k % clients] if clients <= count else list(range(k, clients, count)) for k in range(count)]
+        return _deal(owners, classes, clients)
+
+
+@partitions.register("k_classes")
+@dataclass(frozen=True)
+class KClasses(Partition):
+    """k classes per client, dealt in turn from a random order; a class is split evenly over its holders.
+
+    The last ``others`` clients are set apart: they hold samples of all classes, others / clients of each class in all,
+    split evenly among them. So attackers, who are the last clients, can be given what nobody else has. No client is
+    empty as long as every class has as many samples as holders, and, with ``others``, as clients.
+
+    Attributes
+    ----------
+    k : int
+        Classes per client; 1 <= k <= number of classes, and (clients - others) * k >= number of classes.
+    others : int
+        How many clients hold samples of all classes, the last ones; 0 <= others < clients.
+    """
+
+    k: int
+    others: int = 0
+
+    def __post_init__(self) -> None:
+        check_integer("k_classes", "k", self.k, 1)
+        check_integer("k_classes", "others", self.others, 0)
+
+    def drawn_from(self) -> tuple[object, ...]:
+        """Return k, and others where there are some: without any the draw is that of ``k_classes(k=...)``."""
+        return (self.k, self.others) if self.others else (self.k,)
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Deal the classes."""
+        classes = _by_class(labels, generator)
+        count, dealt = len(classes), clients - self.others
+        if dealt < 1:
+            raise ConfigurationError(
+                f"k_classes: others must be below clients={clients}; got others={self.others}: somebody must hold k"
+            )
+        if self.k > count:
+            raise ConfigurationError(f"k_classes: k must be at most the number of classes, {count}; got k={self.k}")
+        if dealt * self.k < count:
+            who, given = (
+                ("clients", f"clients={clients}")
+                if self.others == 0
+                else ("(clients - others)", f"clients={clients}, others={self.others}")
+            )
+            raise ConfigurationError(
+                f"k_classes: {who} * k must be at least the number of classes, {count}, or samples are left over; "
+                f"got {given}, k={self.k}"
+            )
+        order = generator.permutation(count)
+        owners: list[list[int]] = [[] for _ in range(count)]
+        for position in range(dealt * self.k):
+            owners[order[position % count]].append(position // self.k)
+        if self.others == 0:
+            return _deal(owners, classes, clients)
+        cuts = [round(len(indices) * self.others / clients) for indices in classes]
+        shared = [indices[:cut] for indices, cut in zip(classes, cuts, strict=True)]
+        rest = [indices[cut:] for indices, cut in zip(classes, cuts, strict=True)]
+        everybody = [list(range(self.others))] * count
+        return _deal(owners, rest, dealt) + _deal(everybody, shared, self.others)
+
+
+@partitions.register("shards")
+@dataclass(frozen=True)
+class Shards(Partition):
+    """Samples sorted by label, cut into clients * per_client shards, dealt at random.
+
+    McMahan et al. (AISTATS 2017) deal two shards each. No client is empty as long as there are at least
+    clients * per_client samples, which is checked.
+
+    Attributes
+    ----------
+    per_client : int
+        Shards per client; >= 1.
+    """
+
+    per_client: int = 2
+
+    def __post_init__(self) -> None:
+        check_integer("shards", "per_client", self.per_client, 1)
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Sort, cut and deal."""
+        count = clients * self.per_client
+        if count > len(labels):
+            raise ConfigurationError(
+                f"shards: clients * per_client must be at most the number of samples, {len(labels)}; got {count}"
+            )
+        order = generator.permutation(len(labels))
+        shards = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
+        dealt = generator.permutation(count).reshape(clients, self.per_client)
+        return [np.concatenate([shards[s] for s in hand]) for hand in dealt]
+
+
+def label_distances(labels: NDArray[np.integer], parts: Sequence[Indices]) -> NDArray[np.float64]:
+    """Return how unlike the whole each client's labels are: the total variation distance of the two distributions.
+
+    Parameters
+    ----------
+    labels : array (N,) of int
+        Class of every sample.
+    parts : sequence of array of int
+        What a partition returned; no part is empty.
+
+    Returns
+    -------
+    array (clients,)
+        In [0, 1]: half the sum over classes of |share at the client - share among all samples|. 0 where they are
+        alike; 1 - 1/K for a client of one class of K that are equally frequent.
+
+    Examples
+    --------
+    >>> label_distances(np.array([0, 0, 1, 1]), [np.array([0, 2]), np.array([1, 3])]).tolist()
+    [0.0, 0.0]
+    >>> label_distances(np.array([0, 0, 1, 1]), [np.array([0, 1]), np.array([2, 3])]).tolist()
+    [0.5, 0.5]
+    """
+    held = np.unique(np.concatenate(parts))
+    classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
+    shares = np.stack([np.bincount(numbers[part], minlength=len(classes)) / len(part) for part in [held, *parts]])
+    return np.asarray(np.abs(shares[1:] - shares[0]).sum(axis=1) / 2)

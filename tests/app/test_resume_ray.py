@@ -1,0 +1,130 @@
+"""Resumption where Flower's Ray engine runs the apps: nodes have other ids in every run, and servers can be killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from flwr_robust.audit import Quarantined, Resumed, RoundConfigured, read_log, verify
+from flwr_robust.audit.run import checkpoint_folder, log_file
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.studies.flower_run import FlowerRunError, FlowerRuns
+from tests.apps import run
+
+# Clients and a rule that remember, a sample per round, and one node that is put away.
+KEYS = {
+    "message": "momentum",
+    "defence": "centered_clipping(tau=0.05)",
+    "attack": "nan()",
+    "attackers": 1,
+    "knowledge": "nothing",
+    "quarantine_after": 2,
+    "clients": 5,
+    "fraction_train": 0.8,
+    "evaluate_every": 1,
+}
+SAME = ("model_sha256", "curve", "mean_weights", "outcomes", "refused", "missing", "quarantined", "stopped")
+
+
+def same(one, other):
+    return {key: one[key] for key in SAME} == {key: other[key] for key in SAME}
+
+
+def events(folder, kind):
+    return [record.event for record in read_log(log_file(folder)) if isinstance(record.event, kind)]
+
+
+# Personal heads, and an attack on messages that remembers.
+ALSO_KEPT = {
+    "message": "delta",
+    "model": "mlp",
+    "personal": "head.*",
+    "local_steps": 2,
+    "attack": "mimic(warmup=3)",
+    "attackers": 1,
+    "defence": "median()",
+    "clients": 4,
+    "evaluate_every": 1,
+}
+
+
+@pytest.mark.ray
+def test_two_rounds_and_two_are_four_on_ray(tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    with FlowerRuns() as flower:
+        flower.run(RunConfig(**KEYS, rounds=2, audit=str(folder)))
+        resumed = flower.run(RunConfig(**KEYS, rounds=4, audit=str(folder), resume=True))
+        flower.run(RunConfig(**ALSO_KEPT, rounds=2, audit=str(other)))
+        also = flower.run(RunConfig(**ALSO_KEPT, rounds=4, audit=str(other), resume=True))
+    assert same(also, run(tmp_path, **ALSO_KEPT, rounds=4)[0])
+    whole, _ = run(tmp_path, **KEYS, rounds=4)
+    assert same(resumed, whole)
+    assert verify(log_file(folder)).intact
+    assert [event.round for event in events(folder, Resumed)] == [2]
+    # The nodes of the second run are others; what is known of the first ones is known of them.
+    asked = [set(event.asked) | set(event.left_out) for event in events(folder, RoundConfigured)]
+    assert not (asked[0] | asked[1]) & (asked[2] | asked[3])
+    assert whole["quarantined"]
+
+
+@pytest.mark.ray
+def test_kill_9_of_the_server_on_ray_loses_at_most_the_running_round(tmp_path):
+    folder, rounds = tmp_path / "run", 60
+    config = RunConfig(**KEYS, rounds=rounds, audit=str(folder), resume=True)
+    killed, fate = [], []
+    with FlowerRuns() as flower:
+        for at in (4, 15):
+
+            def start():
+                try:
+                    flower.run(config)
+                    fate.append("finished")
+                except FlowerRunError:
+                    fate.append("killed")
+
+            runner = threading.Thread(target=start)
+            runner.start()
+            due = checkpoint_folder(folder) / f"round-{at:08}"
+            deadline = time.monotonic() + 120
+            while not due.exists() and runner.is_alive() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            reached = max(event.round for event in events(folder, RoundConfigured))
+            for process in servers(flower):
+                process.kill()
+                killed.append(reached)
+            runner.join(120)
+            assert not runner.is_alive()
+        assert fate == ["killed", "killed"]
+        assert len(killed) == 2
+        found = flower.run(config)
+    whole, _ = run(tmp_path, **KEYS, rounds=rounds)
+    assert same(found, whole)
+    assert verify(log_file(folder)).intact
+    # Every resumption goes on at the round that was running, or behind it.
+    resumed = [event.round for event in events(folder, Resumed)]
+    assert len(resumed) == 2
+    assert all(at - 1 <= again < rounds for at, again in zip(killed, resumed, strict=True))
+    assert len(events(folder, Quarantined)) >= 1
+
+
+def servers(flower):
+    """The processes that run the ServerApp, and Ray's driver with it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = process.cmdline()
+        except psutil.Error:
+            continue
+        if any("flwr-simulation" in part for part in line) and str(flower.home) in " ".join(environment(process)):
+            found.append(process)
+    return found
+
+
+def environment(process):
+    try:
+        return process.environ().values()
+    except psutil.Error:
+        return []

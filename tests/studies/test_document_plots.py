@@ -1,0 +1,226 @@
+"""Plots across cells: what is drawn is what the documents say."""
+
+import io
+import itertools
+import statistics
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+from matplotlib.image import imread
+from matplotlib.patches import Rectangle
+
+from flwr_robust.errors import ConfigurationError, UnknownNameError
+from flwr_robust.studies.document_plots import metric_curves, winners_heatmap
+from flwr_robust.studies.plots import as_png, draw
+from flwr_robust.studies.showing import SHARES
+from flwr_robust.studies.study import load_study
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close("all")
+
+
+def grid(accuracy, betas=("1", "0.1"), ps=("0", "0.5", "1"), rules=("mean", "faba", "lfighter"), seeds=("0", "1")):
+    """Results whose curves peak at ``accuracy`` in the middle."""
+    return [
+        {
+            "labels": {"beta": beta, "p": p, "defence": rule, "seed": seed},
+            "curve": [
+                {"round": at, "accuracy": accuracy(beta, p, rule, seed) * share} for at, share in enumerate(PEAK)
+            ],
+        }
+        for beta in betas
+        for p in ps
+        for rule in rules
+        for seed in seeds
+    ]
+
+
+PEAK = (0.1, 1.0, 0.7)
+
+
+def scored(beta, p, rule, seed):
+    best = {"1": "faba", "0.1": "mean"}[beta] if p != "0" else "lfighter"
+    return (0.9 if rule == best else 0.8 if rule == "mean" else 0.7) + 0.01 * float(seed) + 0.001 * float(p)
+
+
+def cells_of(figure):
+    """The texts of a heatmap by (row, column), and the cells with a frame."""
+    axis = figure.axes[0]
+    texts = {(round(t.get_position()[1]), round(t.get_position()[0])): t.get_text() for t in axis.texts}
+    frames = [patch for patch in axis.patches if isinstance(patch, Rectangle)]
+    return texts, {(round(f.get_y() + 0.46), round(f.get_x() + 0.46)) for f in frames}
+
+
+def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
+    figure = winners_heatmap(grid(scored))
+    texts, frames = cells_of(figure)
+    assert len(texts) == 6
+    assert texts[0, 0] == "90.5\nlfighter\nmean -10.00"  # means of seeds 0 and 1, of the peaks
+    assert texts[0, 2] == "90.6\nfaba\nmean -10.00"
+    assert texts[1, 2] == "90.6\nmean\nmean +20.00"
+    assert frames == {(1, 1), (1, 2)}
+    image = np.asarray(figure.axes[0].images[0].get_array())
+    assert image.shape == (2, 3)
+    assert image[1, 2] == pytest.approx(100 * statistics.fmean([0.901, 0.911]))
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0", "0.5", "1"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["1", "0.1"]
+    assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("p", "beta")
+    assert figure.axes[1].get_ylabel() == "best test accuracy, %"
+    assert "mean over 2 seeds" in figure.axes[0].get_title(loc="left")
+
+
+@pytest.mark.parametrize(
+    ("ahead", "shown", "framed"), [(0.0, "+0.00", True), (2e-5, "-0.00", False), (2e-4, "-0.02", False)]
+)
+def test_a_frame_says_that_the_mean_is_not_behind(ahead, shown, framed):
+    documents = grid(lambda beta, p, defence, seed: 0.9 + (ahead if defence == "faba" else 0.0))
+    texts, frames = cells_of(winners_heatmap(documents))
+    assert texts[0, 0].endswith(f"mean {shown}")
+    assert ((0, 0) in frames) is framed
+
+
+def test_what_is_missing_shows():
+    documents = [
+        d
+        for d in grid(scored, seeds=("0",))
+        if (d["labels"]["beta"], d["labels"]["p"]) != ("1", "0.5")
+        and (d["labels"]["beta"], d["labels"]["p"], d["labels"]["defence"]) != ("0.1", "1", "mean")
+    ]
+    figure = winners_heatmap(documents)
+    texts, _ = cells_of(figure)
+    assert set(texts) == {(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)}  # 0.5 comes late, and stands between 0 and 1
+    assert texts[1, 2] == "70.1\nfaba\n2 of 3 done"  # without the mean there is no lead
+    assert sum("of 3 done" in text for text in texts.values()) == 1
+    assert np.ma.getmaskarray(figure.axes[0].images[0].get_array()).sum() == 1
+    assert "seeds" not in figure.axes[0].get_title(loc="left")
+
+
+def test_another_metric_and_another_baseline():
+    documents = grid(scored)
+    for document in documents:
+        for point in document["curve"]:
+            point["score"] = 2 * point["accuracy"]
+    figure = winners_heatmap(documents, rows="p", columns="beta", metric="score", baseline="faba")
+    texts, frames = cells_of(figure)
+    assert texts[2, 0] == "1.8\nfaba\nfaba +0.2000"
+    assert frames == {(1, 0), (2, 0)}
+    assert figure.axes[1].get_ylabel() == "best score"
+
+
+def test_every_share_is_shown_in_percent():
+    for metric in SHARES:
+        documents = grid(scored)
+        for document in documents:
+            document["curve"] = [{"round": p["round"], metric: p["accuracy"]} for p in document["curve"]]
+        figure = winners_heatmap(documents, metric=metric)
+        assert cells_of(figure)[0][0, 0] == "90.5\nlfighter\nmean -10.00"
+        assert figure.axes[1].get_ylabel().endswith(", %")
+
+
+def test_the_end_may_count_instead_of_the_maximum():
+    figure = winners_heatmap(grid(scored), take="final")
+    assert cells_of(figure)[0][0, 0] == "63.4\nlfighter\nmean -7.00"  # seven tenths of the peak
+    assert figure.axes[1].get_ylabel() == "final test accuracy, %"
+    with pytest.raises(ConfigurationError, match="take must be one of best, final; got take='last'"):
+        winners_heatmap(grid(scored), take="last")
+
+
+def test_studies_ask_for_these_plots():
+    """[report] of a study, through `draw`."""
+    winners, metrics = load_study("peng2025_grid"), load_study("peng2025_diagnostics")
+    documents = [{"labels": dict(cell.labels), "curve": [{"round": 0, "accuracy": 0.5}]} for cell in winners.cells]
+    (drawn,) = draw(winners, {}, documents)
+    assert drawn[0] == "winners"
+    texts, frames = cells_of(drawn[1])
+    assert len(texts) == len(frames) == 36  # the mean is level with all, and named first
+    assert texts[0, 0] == "50.0\nmean\nmean +0.00"
+    documents = [
+        {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0, "sigma2": 3.0}]}
+        for cell in metrics.cells
+        if cell.labels["model"] == "mlp"
+    ]
+    (one, figure), (other, variances) = itertools.islice(draw(metrics, {}, documents), 2)  # before the curves
+    assert (one, other) == ("xi-A", "sigma2")
+    assert len(figure.axes) == len(variances.axes) == 6
+    assert [line.get_ydata().tolist() for line in figure.axes[5].lines] == [[1.0], [2.0]]
+    assert [line.get_ydata().tolist() for line in variances.axes[5].lines] == [[3.0]]
+
+
+def measured(xi, a, seeds=("0", "1", "2"), partitions=("iid", "apart"), attacks=("static", "dynamic")):
+    return [
+        {
+            "labels": {"partition": partition, "attack": attack, "seed": seed},
+            "curve": [
+                {"round": at, "accuracy": 0.5, "xi": xi(partition, at) + float(seed)}
+                | ({"A": a(attack, at)} if at else {})
+                for at in (0, 10, 20)
+            ],
+        }
+        for partition in partitions
+        for attack in attacks
+        for seed in seeds
+    ]
+
+
+def test_lines_are_means_over_seeds_and_bands_reach_their_ends():
+    documents = measured(lambda partition, at: 1.0 + at + 100 * (partition == "apart"), lambda attack, at: 7.0 + at)
+    figure = metric_curves(documents, columns="partition", rows="attack")
+    assert len(figure.axes) == 4
+    first, second = figure.axes[0], figure.axes[1]
+    xi, a = first.lines
+    assert xi.get_xdata().tolist() == [0, 10, 20]
+    assert xi.get_ydata().tolist() == [2.0, 12.0, 22.0]
+    assert second.lines[0].get_ydata().tolist() == [102.0, 112.0, 122.0]
+    assert a.get_xdata().tolist() == [10, 20]  # no A in round 0
+    band = first.collections[0].get_paths()[0].vertices
+    assert {(10.0, 11.0), (10.0, 13.0)} <= set(map(tuple, band.tolist()))
+    assert (first.get_title(), second.get_title()) == ("partition: iid", "partition: apart")
+    assert first.get_ylabel() == "attack: static\ndistance of gradients"
+    assert figure.axes[2].get_xlabel() == "round"
+    assert first.get_yscale() == "log"
+    assert len(figure.legends[0].get_texts()) == 2
+    assert xi.get_linestyle() != a.get_linestyle()
+
+
+def test_other_quantities_start_at_zero():
+    documents = measured(lambda partition, at: 0.0, lambda attack, at: 7.0, attacks=("static",))
+    assert metric_curves(documents, metrics=["xi"]).axes[0].get_yscale() == "linear"  # zero has no logarithm
+    figure = metric_curves(documents, metrics=["accuracy"])
+    assert figure.axes[0].get_ylim()[0] == 0
+    assert figure.axes[0].get_ylabel() == "test accuracy, %"
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [50.0] * 3
+
+
+@pytest.mark.parametrize("draw", [winners_heatmap, metric_curves])
+def test_pictures_are_not_empty(draw):
+    documents = (
+        grid(scored)
+        if draw is winners_heatmap
+        else measured(lambda partition, at: 1.0, lambda attack, at: 2.0, attacks=("static",))
+    )
+    pixels = imread(io.BytesIO(as_png(draw(documents), dpi=60)))
+    assert min(pixels.shape[:2]) > 150
+    assert np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0).shape[0] > 10
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: winners_heatmap([]), "at least one result; got none"),
+        (lambda: metric_curves([]), "at least one result; got none"),
+        (lambda: winners_heatmap(grid(scored), rows="bta"), "unknown axis of the results 'bta'"),
+        (lambda: winners_heatmap(grid(scored), rows="p"), "axes must differ; got p, p, defence"),
+        (lambda: winners_heatmap(grid(scored), metric="accurcy"), "Did you mean 'accuracy'"),
+        (lambda: metric_curves(measured(lambda *_: 1.0, lambda *_: 1.0)), "must not differ along axis attack"),
+        (lambda: metric_curves(grid(scored), columns="p", rows="beta"), "must not differ along axis defence"),
+        (lambda: metric_curves(grid(scored, rules=("mean",)), columns="p", rows="beta"), "unknown metric .* 'xi'"),
+        (lambda: metric_curves(grid(scored), columns="p", metrics=()), "metrics must name at least one"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(call, words):
+    with pytest.raises((ConfigurationError, UnknownNameError), match=words):
+        call()
