@@ -20,8 +20,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError, check_number
+from flwr_robust.flower._compat import fill
 from flwr_robust.flower.metrics import PARTITION, levelled
-from flwr_robust.flower.wire import PayloadError, decode, fill, is_finite, plain, records_of
+from flwr_robust.flower.wire import PayloadError, decode, is_finite, plain, records_of
 from flwr_robust.protocol.classes import answer_names, answered_classes
 
 __all__ = [

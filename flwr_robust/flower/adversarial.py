@@ -42,6 +42,7 @@ from flwr_robust.errors import (
     check_flag,
     check_integer,
 )
+from flwr_robust.flower._compat import fill, set_message_id
 from flwr_robust.flower.admission import learnt
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
@@ -51,7 +52,6 @@ from flwr_robust.flower.wire import (
     decode,
     decode_record,
     encode_record,
-    fill,
     records_of,
 )
 from flwr_robust.runs.config import MESSAGES
@@ -535,7 +535,7 @@ class AdversarialGrid(Grid):
             failed.append((position, node))
             if isinstance(answer, str):
                 error = Message(Error(_CRASHED, answer), reply_to=asked[node])
-                error.metadata.__dict__["_message_id"] = reply.metadata.message_id
+                set_message_id(error, reply.metadata.message_id)
                 handed.append(error)
             elif answer is not None:
                 arrays = {name: tensor.numpy() for name, tensor in answer.items()}

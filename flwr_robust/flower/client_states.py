@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.flower._compat import packed, unpacked
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.guard import Guard
 
@@ -176,7 +175,7 @@ def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
     if isinstance(answer, str):
         return answer
     try:
-        data: bytes = recorddict_to_proto(answer).SerializeToString(deterministic=True)
+        data = packed(answer)
     except Exception as error:  # what a client keeps may be anything
         return short(f"{type(error).__name__}: {error}")
     if len(data) > most:
@@ -187,8 +186,7 @@ def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
 def _content_of(state: NDArray[np.uint8]) -> RecordDict:
     """Return a state as a message holds it; empty where its bytes are none, which no client can have done."""
     try:
-        content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(state.tobytes()))
+        return unpacked(state.tobytes())
     except Exception as error:
         log.warning("checkpoint: a client's state cannot be read: %s", short(f"{type(error).__name__}: {error}"))
         return RecordDict()
-    return content

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
+from flwr_robust.flower._compat import connected_nodes
 from flwr_robust.flower.admission import Admitted, Refusal, SentModel, Terms, admit, rebuilt, short
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.runs.rounds import sample_clients
@@ -473,7 +473,7 @@ class Guard:
             The nodes left out because they are in quarantine.
         """
         size = max(int(len(list(grid.get_node_ids())) * fraction), minimum)
-        _, nodes = sample_nodes(grid, available, size)  # it waits for the nodes
+        nodes = connected_nodes(grid, available, size)
         held = self.withheld(nodes)
         pool = sorted((node for node in nodes if node not in held), key=self.order)
         size = min(size, len(pool))
@@ -753,7 +753,8 @@ class Guard:
             self._finish()
             return 0
         progress = found[0]
-        vars(result).update(vars(progress.result))
+        for each in dataclasses.fields(result):
+            setattr(result, each.name, getattr(progress.result, each.name))
         self.history, self.evaluations = list(progress.history), list(progress.evaluations)
         self._replace(progress)
         for name, holder in holders.items():

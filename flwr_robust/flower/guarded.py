@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower._compat import fill
 from flwr_robust.flower.admission import MOST_EXAMPLES, SentModel, Terms, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.guard import (
@@ -42,7 +43,7 @@ from flwr_robust.flower.guard import (
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.saved import Fingerprint, Saved
-from flwr_robust.flower.wire import as_tensor, decode, encode, fill, is_finite
+from flwr_robust.flower.wire import as_tensor, decode, encode, is_finite
 
 __all__ = ["Guarded"]
 

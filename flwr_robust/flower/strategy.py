@@ -247,7 +247,7 @@ class RobustStrategy(Guarding, FedAvg):
         nodes, held = self.guard.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return Round(server_round, kind, tuple(self._construct_messages(record, nodes, kind)), held, model)
+        return Round(server_round, kind, tuple(Message(record, node, kind) for node in nodes), held, model)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

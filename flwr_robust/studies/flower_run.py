@@ -21,15 +21,13 @@ from typing import Any, Self
 import psutil
 
 from flwr_robust.errors import FlwrRobustError
+from flwr_robust.flower._compat import private_environment
 from flwr_robust.runs.config import RunConfig
 
 __all__ = ["APP", "FlowerRunError", "FlowerRuns"]
 
 APP = Path(__file__).resolve().parents[2]
 """The folder that holds the Flower app."""
-
-
-_PORTS = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
 
 
 class FlowerRunError(FlwrRobustError, RuntimeError):
@@ -63,12 +61,8 @@ class FlowerRuns:
         self.home = Path(self._folder.name)
         self._environment = {
             **os.environ,
-            "FLWR_HOME": str(self.home),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
             # Ports of its own: the default ones may lead to somebody else's SuperLink.
-            **dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True)),
+            **private_environment(self.home, _free_ports()),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONWARNINGS": "ignore::FutureWarning",
         }
@@ -141,12 +135,11 @@ class FlowerRuns:
             return document
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+        return first.getsockname()[1], second.getsockname()[1]
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
