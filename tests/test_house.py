@@ -27,7 +27,7 @@ def test_imports_point_one_way(path):
 def test_the_arrow_test_can_fail():
     assert violation("flwr_robust.core.rows", "flwr_robust.aggregators.krum")
     assert violation("clients.app", "server.app")
-    assert violation("flwr_robust.tasks.partition", "flwr_robust.protocol.momentum")
+    assert violation("flwr_robust.tasks.partition", "flwr_robust.diagnostics.measures")
     assert violation("flwr_robust.aggregators.krum", "flwr_robust.core.rows") is None
 
 

@@ -12,7 +12,8 @@ from flwr.common import NDArrays, Scalar
 from torch import Tensor
 
 from flwr_robust.flower.wire import as_tensor, decode, encode_record
-from flwr_robust.protocol.classes import CLASS_MOMENTUM, class_momenta
+from flwr_robust.protocol.classes import class_momenta
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.runs.class_rounds import answers, by_label, claims, draw_class_batch, own_classes
 from flwr_robust.runs.config import RunConfig, pick_device
@@ -59,6 +60,7 @@ class HonestClient(NumPyClient):
 
     def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
         self.config = config
+        self.kind = message_kind(config.message)
         self.client = client
         self.state = state
         self.task = config.data_set
@@ -72,12 +74,12 @@ class HonestClient(NumPyClient):
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Compute this round's message on batches drawn from (seed, client, round)."""
         self.learner.load(self._whole(parameters))
-        if self.config.message == CLASS_MOMENTUM:
+        if self.kind.class_wise:
             return self._answer(int(config["server-round"]), config["classes"])
         generator = batch_generator(self.config, self.client, int(config["server-round"]))
-        if self.config.message in ("gradient", "momentum"):
+        if not self.kind.local_steps:
             message = self._gradient(generator)
-            if self.config.message == "momentum":
+            if self.kind.momentum:
                 message = self._with_momentum(message)
             arrays = [layer.cpu().numpy() for layer in message]
         else:
@@ -89,7 +91,7 @@ class HonestClient(NumPyClient):
             if tail:
                 tail.write(self.learner.parameters)
             arrays = self._keep_personal(self.learner.arrays())
-            if self.config.message == "delta":
+            if not self.kind.relative:
                 arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
         return arrays, len(self.samples), {}
 
@@ -205,7 +207,7 @@ class Poisoner(HonestClient):
         if self._poison is None:
             return arrays, count, metrics
         # Only parameters are scaled relative to the model; class momenta may be more than one model's arrays, or none.
-        sent = parameters if self.config.message == "parameters" else arrays
+        sent = parameters if self.kind.relative else arrays
         return self._poison.scaled(arrays, sent), count, metrics
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from flwr_robust.audit import Measured
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.wire import decode_record, encode_record
-from flwr_robust.protocol.classes import CLASS_MOMENTUM
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.runs.class_rounds import check_senders
 from flwr_robust.runs.config import PLACES, RunConfig
 from flwr_robust.runs.results import RoundResult, document, evaluator, write
@@ -114,7 +114,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "on_infeasible": config.on_infeasible,
         "audit": _audit(config),
     }
-    if config.message != CLASS_MOMENTUM:
+    if not message_kind(config.message).class_wise:
         return RobustStrategy(config.rule, message=config.message, server_momentum=config.server_momentum, **options)
     return DeSGD(
         config.rule,
@@ -135,7 +135,7 @@ def _audit(config: RunConfig) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
-        client_states=config.message.endswith("momentum") or bool(config.personal),
+        client_states=message_kind(config.message).momentum or bool(config.personal),
         measured=_label_distance(config),
         config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )

@@ -54,7 +54,7 @@ from flwr_robust.flower.wire import (
     encode_record,
     records_of,
 )
-from flwr_robust.runs.config import MESSAGES
+from flwr_robust.protocol.messages import MESSAGES, message_kind
 
 __all__ = ["AdversarialGrid", "AttackRecord", "parse_attack"]
 
@@ -235,7 +235,7 @@ class AdversarialGrid(Grid):
         self.partitions: dict[int, int] = {}
         self._grid, self._attackers = grid, attackers if isinstance(attackers, int) else frozenset(attackers)
         self._start, self._stop = start, stop
-        self._redraw, self._message, self._by, self._seed = redraw, message, by, seed
+        self._redraw, self._kind, self._by, self._seed = redraw, message_kind(message), by, seed
         self._nodes: list[int] = []
         self._learnt: tuple[str, ...] = ()
         self._counted = 0
@@ -481,7 +481,7 @@ class AdversarialGrid(Grid):
 
     def _rows(self, model: _Model, replies: Sequence[_Reply], asked: int) -> Rows:
         counts = [reply.num_examples for reply in replies]
-        reference = [as_tensor(values) for values in model.arrays] if self._message == "parameters" else None
+        reference = [as_tensor(values) for values in model.arrays] if self._kind.relative else None
         return Rows.from_layers(
             [[as_tensor(values) for values in reply.arrays] for reply in replies],
             reference=reference,
@@ -497,7 +497,7 @@ class AdversarialGrid(Grid):
         for name, sent, held in zip(model.names, model.arrays, reply.arrays, strict=True):
             values = row[offset : offset + held.size].reshape(held.shape)
             offset += held.size
-            arrays[model.prefix + name] = written(values, held.dtype, sent if self._message == "parameters" else None)
+            arrays[model.prefix + name] = written(values, held.dtype, sent if self._kind.relative else None)
         _rewrite_arrays(reply.message, arrays)
 
     def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:

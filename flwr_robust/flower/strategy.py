@@ -38,7 +38,7 @@ from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.guard import NOBODY, Guard, Guarding, Observer, Round, Scalar
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.wire import as_tensor, encode_record
-from flwr_robust.runs.config import MESSAGES
+from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.runs.rounds import moved, server_step, settle
 
 __all__ = ["FedAvgOptions", "Options", "RobustStrategy"]
@@ -286,6 +286,10 @@ class RobustStrategy(Guarding, FedAvg):
 
     # -- aggregating ------------------------------------------------------------------------------
 
+    @property
+    def _kind(self) -> MessageKind:
+        return message_kind(self.message)
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -322,7 +326,7 @@ class RobustStrategy(Guarding, FedAvg):
 
     def _rows(self, judged: Round, sent: SentModel) -> Rows:
         models = list(sent.arrays.values())
-        reference = [as_tensor(models[i]) for i in sent.learnt] if self.message == "parameters" else None
+        reference = [as_tensor(models[i]) for i in sent.learnt] if self._kind.relative else None
         return Rows.from_layers(
             [[as_tensor(reply.arrays[i]) for i in sent.learnt] for reply in judged.admitted],
             reference=reference,
@@ -338,19 +342,19 @@ class RobustStrategy(Guarding, FedAvg):
         arrays, models = list(self.trusted_fn(server_round, sent.record)), list(sent.arrays.values())
         if [np.shape(a) for a in arrays] != [m.shape for m in models]:
             raise ConfigurationError("strategy: trusted_fn must return one array per array of the model, of its shape")
-        start = 1.0 if self.message == "parameters" else 0.0
+        start = 1.0 if self._kind.relative else 0.0
         parts = [arrays[i].astype(np.float64) - start * models[i].astype(np.float64) for i in sent.learnt]
         return torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
 
     def _step(self, sent: SentModel, admitted: Sequence[Admitted], direction: torch.Tensor) -> dict[str, NDArray[Any]]:
-        step = server_step(self.message, self.server_learning_rate, direction)
+        step = server_step(self._kind, self.server_learning_rate, direction)
         learnt, offset = set(sent.learnt), 0
         arrays: dict[str, NDArray[Any]] = {}
         for index, (name, model) in enumerate(sent.arrays.items()):
             if index in learnt:
                 arrays[name] = moved(model, step[offset : offset + model.size].reshape(model.shape))
                 offset += model.size
-            elif self.buffers == "keep" or self.message in ("gradient", "momentum") or not model.size:
+            elif "keep" in (self.buffers, self._kind.buffers) or not model.size:
                 arrays[name] = model
             else:
                 arrays[name] = self._buffer(model, [reply.arrays[index] for reply in admitted])
@@ -362,7 +366,7 @@ class RobustStrategy(Guarding, FedAvg):
             middle = np.median(stacked, axis=0)
         else:
             middle = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
-        if self.message == "delta":
+        if self._kind.buffers == "change":
             middle = model ^ middle if model.dtype.kind == "b" else model + middle
         return np.asarray(middle, dtype=model.dtype)
 

@@ -36,7 +36,6 @@ from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.seeds import numpy_generator
 
 __all__ = [
-    "CLASS_MOMENTUM",
     "SCHEDULES",
     "answer_names",
     "answered_classes",
@@ -48,9 +47,6 @@ __all__ = [
     "part_sizes",
     "updated_buffer",
 ]
-
-CLASS_MOMENTUM = "class_momentum"
-"""The run config's name of the message."""
 
 SCHEDULES = ("cyclic", "random")
 """How the classes of a round are chosen: in turn, or drawn from the seed, each as likely."""

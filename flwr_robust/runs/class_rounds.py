@@ -19,7 +19,8 @@ from flwr_robust.attacks.message.base import MessageAttack
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, Rule, State
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.protocol.classes import CLASS_MOMENTUM, compensated, held_classes, part_sizes, updated_buffer
+from flwr_robust.protocol.classes import compensated, held_classes, part_sizes, updated_buffer
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.rounds import draw_batch, settle
 from flwr_robust.seeds import torch_generator
@@ -59,7 +60,7 @@ def check_senders(config: RunConfig) -> None:
     ConfigurationError
         The sentence names the class.
     """
-    if config.message != CLASS_MOMENTUM:
+    if not message_kind(config.message).class_wise:
         return
     senders = dict.fromkeys(range(config.data_set.classes), 0)
     for client in range(config.clients):
@@ -70,7 +71,7 @@ def check_senders(config: RunConfig) -> None:
         sentence = "nobody holds it" if n == 0 else config.rule.check(n, asked=config.sampled)
         if sentence:
             raise ConfigurationError(
-                f"configuration: message='{CLASS_MOMENTUM}': at most {n} clients send class {k}, and "
+                f"configuration: message='{config.message}': at most {n} clients send class {k}, and "
                 f"{sentence.partition(':')[0]}: take a partition that gives each class to more clients, or a rule "
                 f"that does with fewer"
             )

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flwr_robust.attacks.data.base import DataAttack, data_attacks, drawn_attackers
-from flwr_robust.attacks.fault.base import Fault, faults
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
+from flwr_robust.attacks.data.base import DataAttack, drawn_attackers
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left
+from flwr_robust.attacks.registry import all_attacks
 from flwr_robust.core.rule import Rule, parse
-from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,
@@ -31,20 +31,13 @@ from flwr_robust.errors import (
     check_integer,
     check_number,
 )
-from flwr_robust.protocol.classes import CLASS_MOMENTUM, check_desgd
+from flwr_robust.protocol.classes import check_desgd
+from flwr_robust.protocol.messages import MESSAGE_KINDS, message_kind
 from flwr_robust.protocol.momentum import check_alpha
 from flwr_robust.tasks import MODELS, Learner, Split, Task, build_model, load_task, split_arrays
 from flwr_robust.tasks.partition import partitions
 
-__all__ = ["MESSAGES", "PLACES", "RunConfig", "all_attacks", "pick_device"]
-
-MESSAGES = ("delta", "gradient", "momentum", "parameters")
-"""What a client's arrays mean: new parameters, their change, a gradient, or a momentum of gradients."""
-
-all_attacks: Registry[DataAttack | MessageAttack | Fault] = JoinedRegistry(
-    "attack", data_attacks, message_attacks, faults
-)
-"""All that attackers may do, by name: poison their data, rewrite their messages, or just fail."""
+__all__ = ["PLACES", "RunConfig", "pick_device"]
 
 PLACES = ("data", "device", "output", "save-model", "audit", "checkpoint-every", "resume")
 """The keys that say where things lie and what is kept, not what the result is."""
@@ -258,11 +251,11 @@ class RunConfig:
         check_number(owner, "weight-decay", self.weight_decay, minimum=0)
         check_number(owner, "fraction-train", self.fraction_train, above=0, maximum=1)
         check_alpha(self.alpha)
-        check_choice(owner, "message", self.message, (*MESSAGES, CLASS_MOMENTUM))
+        check_choice(owner, "message", self.message, MESSAGE_KINDS)
         check_desgd(owner, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
-        if self.server_momentum and self.message == CLASS_MOMENTUM:
+        if self.server_momentum and message_kind(self.message).class_wise:
             raise ConfigurationError(
-                f"{owner}: with message='{CLASS_MOMENTUM}' the server's memory is its buffer; got "
+                f"{owner}: with message={self.message!r} the server's memory is its buffer; got "
                 f"server-momentum={self.server_momentum:g}: set server-momentum=0, or another message"
             )
         check_choice(owner, "batching", self.batching, ("random", "consecutive"))
@@ -315,7 +308,7 @@ class RunConfig:
 
     def _check_local(self) -> None:
         """Check what asks for local steps."""
-        steps = self.message in ("delta", "parameters")
+        steps = message_kind(self.message).local_steps
         for key, given in (("tail-averaging", self.tail_averaging), ("personal", self.personal)):
             if given and not steps:
                 raise ConfigurationError(
@@ -405,7 +398,7 @@ class RunConfig:
         task = load_task(self.task, self.data or None)
         if self.data_attack and (sentence := self.data_attack.check(task.classes, task.shape)):
             raise ConfigurationError(sentence)
-        if self.message == CLASS_MOMENTUM:
+        if message_kind(self.message).class_wise:
             check_desgd("configuration", self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
         return task
 

@@ -29,7 +29,7 @@ from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.kernels import steps
-from flwr_robust.protocol.classes import CLASS_MOMENTUM
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.runs.class_rounds import check_senders
 from flwr_robust.runs.config import RunConfig, pick_device
@@ -142,7 +142,7 @@ def batches(configs: Sequence[RunConfig], most: int) -> list[list[int]]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, config in enumerate(configs):
         alike = tuple(getattr(config, key) for key in _ALIKE)
-        groups.setdefault((*alike, place if config.message == CLASS_MOMENTUM else None), []).append(place)
+        groups.setdefault((*alike, place if message_kind(config.message).class_wise else None), []).append(place)
     return [places[start : start + most] for places in groups.values() for start in range(0, len(places), most)]
 
 
@@ -204,6 +204,7 @@ class _Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        self.kind = message_kind(config.message)
         device = pick_device(config.device)
         self._learner = config.learner(device)
         self.initial = self._learner.arrays()
@@ -231,7 +232,7 @@ class _Run:
             )
 
         self.class_wise: ClassWise | None = None
-        if config.message == CLASS_MOMENTUM:
+        if self.kind.class_wise:
             task, grouped = config.data_set, Grouped(self._learner)
             x, y = task.x_train.to(device), task.y_train.to(device)
             self.class_wise = ClassWise(config, grouped, x, y, self.layout, self._rows, self._adversary)
@@ -280,7 +281,7 @@ class _Run:
             parameter.copy_(part.view_as(parameter))
         told, direction = self.class_wise.round(server_round, self.asked(server_round), shared)
         if direction is not None:
-            step = server_step(self.config.message, self.config.server_learning_rate, direction)
+            step = server_step(self.kind, self.config.server_learning_rate, direction)
             self.flat[:] = moved(self.flat, step)
         self._history.append(told)
 
@@ -302,7 +303,7 @@ class _Run:
         if settled is not None:
             self._state = settled.state
             if settled.direction is not None:
-                step = server_step(config.message, config.server_learning_rate, settled.direction)
+                step = server_step(self.kind, config.server_learning_rate, settled.direction)
                 self.flat[:] = moved(self.flat, step)
         if kept and attacked.places:
             messages[attacked.places] = attacked.honest
@@ -348,7 +349,7 @@ class _Run:
             rule_state=self._state,
         )
         kept = messages[places]
-        reference = self.flat if self.config.message == "parameters" else None
+        reference = self.flat if self.kind.relative else None
         messages[places] = torch.from_numpy(written(values, self.flat.dtype, reference)).to(messages.device)
         return _Attacked(places, kept, strength=adversary.strength)
 
@@ -379,7 +380,7 @@ class _Run:
         if self._known is not None and where == self._known[0]:  # as the last ones; what they were made of is held
             return self._known[1].renewed(counts)
         reference = None
-        if self.config.message == "parameters":
+        if self.kind.relative:
             reference = torch.from_numpy(self.flat).to(messages.device).split_with_sizes(self.sizes)
         stacks = messages.split_with_sizes(self.sizes, 1)
         rows = Rows.from_stacks(
@@ -396,6 +397,7 @@ class _Clients:
     def __init__(self, runs: Sequence[_Run]) -> None:
         self._runs = runs
         self.config = config = runs[0].config
+        self._kind = runs[0].kind
         self._learner = config.learner(pick_device(config.device))
         task, device = config.data_set, self._learner.device
         self._device = device
@@ -417,7 +419,7 @@ class _Clients:
         self._into = self._grouped.layers(self._gradients)
         x, y = task.x_train.to(device), task.y_train.to(device)
         self._samples = steps.Samples(x, y, task.scale, task.shift, n, config.batch_size)
-        if config.message in ("delta", "parameters"):
+        if self._kind.local_steps:
             self._local = self._grouped.models(n)
             self._messages = torch.empty(n, models.shape[1], device=device)
             self._sent_parts = [self._local[place] for place in places]
@@ -435,11 +437,11 @@ class _Clients:
         self._all = np.arange(total)
         self._fresh = np.ones(total, dtype=np.bool_)  # clients that were never asked
         self._compiled: tuple[NDArray[Any], ...] = ()
-        if config.message == "momentum":
+        if self._kind.momentum:
             self._momenta = torch.zeros(total, width, device=device)
             if steps.fits(self._gradients):  # then the weight decay is added there
                 self._compiled = self._momenta.numpy(), self._gradients.numpy(), models
-        at = self._local if config.message in ("delta", "parameters") else self._model
+        at = self._local if self._kind.local_steps else self._model
         where = (at, self._samples.inputs, self._samples.labels, self._into)
         self._walk = self._grouped.prepared(*where, decay=not self._compiled)
 
@@ -476,10 +478,10 @@ class _Clients:
         )
         poisons = self._poisons(server_round, asked)
         kept = False
-        if config.message in ("gradient", "momentum"):
+        if not self._kind.local_steps:
             self._take_gradients(rows[0], poisons)
             messages = self._gradients
-            if config.message == "momentum":
+            if self._kind.momentum:
                 messages, kept = self._with_momentum(which), self._whole
         else:
             lines = torch.from_numpy(which).to(self._device)
@@ -499,7 +501,7 @@ class _Clients:
             for place, kept_parts in self._kept.items():
                 kept_parts[lines] = self._local[place]
             messages = torch.cat([mine.flatten(1) for mine in self._sent_parts], 1, out=self._messages)
-            if config.message == "delta":
+            if not self._kind.relative:
                 messages.view(len(sent), config.sampled, -1).sub_(sent.unsqueeze(1))
         if scaled := {place: poison for place, poison in poisons.items() if poison.attack.scale != 1}:
             messages, kept = messages.clone(), False  # a momentum is kept unscaled

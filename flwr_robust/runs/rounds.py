@@ -20,6 +20,7 @@ from flwr_robust.attacks.data.base import ClientView, DataAttack
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, Rule, State
 from flwr_robust.errors import InfeasibleError
+from flwr_robust.protocol.messages import MessageKind, message_kind
 from flwr_robust.protocol.momentum import heavy_ball
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.seeds import derive_each, numpy_generator, torch_generator
@@ -111,7 +112,7 @@ class Poison:
         scale = self.attack.scale
         if scale == 1:
             return list(arrays)
-        if self.message == "parameters":
+        if message_kind(self.message).relative:
             return [old + scale * (new - old) for new, old in zip(arrays, sent, strict=True)]
         return [scale * array for array in arrays]
 
@@ -198,10 +199,9 @@ def _finite(value: Tensor) -> bool:
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
-def server_step(message: str, learning_rate: float, value: Tensor) -> NDArray[np.float64]:
+def server_step(kind: MessageKind, learning_rate: float, value: Tensor) -> NDArray[np.float64]:
     """Return what the aggregated messages change in the model, flat."""
-    sign = -1 if message in ("gradient", "momentum", "class_momentum") else 1
-    step: NDArray[np.float64] = sign * learning_rate * value.cpu().numpy()
+    step: NDArray[np.float64] = kind.sign * learning_rate * value.cpu().numpy()
     return step
 
 

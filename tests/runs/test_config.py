@@ -5,8 +5,9 @@ import pytest
 from flwr_robust.attacks.data.base import DataAttack, data_attacks
 from flwr_robust.attacks.fault.base import Fault, faults
 from flwr_robust.attacks.message.base import MessageAttack, message_attacks
+from flwr_robust.attacks.registry import all_attacks
 from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError
-from flwr_robust.runs.config import RunConfig, all_attacks, pick_device
+from flwr_robust.runs.config import RunConfig, pick_device
 
 WRONG = [
     ({"defence": "krumm(f=1)"}, ["aggregator", "krumm", "krum", "trimmed_mean"]),
