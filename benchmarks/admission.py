@@ -26,7 +26,8 @@ from rich.table import Table
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.flower import Audit, Mean
-from flwr_robust.flower.admission import Admitted, SentModel, Terms, admit
+from flwr_robust.flower.admission import Admitted, Terms, admit
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.grids import InProcessGrid
 from flwr_robust.flower.guard import Aggregation, Opening, Progress, RoundRecord
 from flwr_robust.flower.wire import as_tensor, decode_record, encode_record

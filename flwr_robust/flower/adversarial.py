@@ -43,7 +43,7 @@ from flwr_robust.errors import (
     check_integer,
 )
 from flwr_robust.flower._compat import fill, set_message_id
-from flwr_robust.flower.admission import learnt
+from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
     PayloadError,

@@ -16,8 +16,9 @@ from flwr.serverapp import Grid
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State, as_rule
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
-from flwr_robust.flower.admission import SentModel
 from flwr_robust.flower.audit import Audit
+from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.expected_classes import ClassesAsked
 from flwr_robust.flower.guard import NOBODY, Observer, Round
 from flwr_robust.flower.strategy import FedAvgOptions, RobustStrategy
 from flwr_robust.flower.wire import encode_record
@@ -150,11 +151,11 @@ class DeSGD(RobustStrategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Admit, aggregate class by class, and step the model; never raises for what a client sent."""
         judged = self.guard.judge(MessageType.TRAIN, replies)
-        if judged is None or judged.model is None:
+        if judged is None or not isinstance(judged.model, ClassesAsked):
             return None, None
         sent = judged.model
         members = {
-            k: [place for place, reply in enumerate(judged.admitted) if k in (reply.classes or ())]
+            k: [place for place, reply in enumerate(judged.admitted) if k in sent.answered(reply.names)]
             for k in sent.classes
         }
         rows = {k: self._rows_of(judged, sent, k, places) for k, places in members.items()}
@@ -184,14 +185,14 @@ class DeSGD(RobustStrategy):
         )
 
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
-        return SentModel(arrays, self.classes_of(server_round))
+        return ClassesAsked(arrays, self.classes_of(server_round))
 
-    def _rows_of(self, judged: Round, sent: SentModel, k: int, places: Sequence[int]) -> Rows | None:
+    def _rows_of(self, judged: Round, sent: ClassesAsked, k: int, places: Sequence[int]) -> Rows | None:
         """Return what was sent for a class."""
         if not places:
             return None
         width, own = len(sent.arrays), []
         for reply in (judged.admitted[place] for place in places):
-            start = (reply.classes or ()).index(k) * width
+            start = sent.answered(reply.names).index(k) * width
             own.append(dataclasses.replace(reply, arrays=reply.arrays[start : start + width]))
         return self._rows(dataclasses.replace(judged, admitted=tuple(own)), sent)

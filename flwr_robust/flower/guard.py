@@ -29,7 +29,8 @@ from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 from flwr_robust.flower._compat import connected_nodes
-from flwr_robust.flower.admission import Admitted, Refusal, SentModel, Terms, admit, rebuilt, short
+from flwr_robust.flower.admission import Admitted, Refusal, Terms, admit, rebuilt, short
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.runs.rounds import sample_clients
 

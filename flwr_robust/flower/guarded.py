@@ -28,8 +28,9 @@ from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill
-from flwr_robust.flower.admission import MOST_EXAMPLES, SentModel, Terms, short
+from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.guard import (
     METHODS,
     NOBODY,

@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome, Rule, State, as_rule
 from flwr_robust.errors import ConfigurationError, check_choice, check_number
-from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, SentModel, Terms
+from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.guard import NOBODY, Guard, Guarding, Observer, Round, Scalar
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.wire import as_tensor, encode_record
