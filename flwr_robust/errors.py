@@ -50,8 +50,8 @@ class UnknownNameError(ConfigurationError):
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
         self._arguments = (kind, name, names := sorted(allowed))
         near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        super().__init__(f"unknown {kind} '{name}'; allowed: {', '.join(names) or 'none'}.{hint}")
+        hint = f". Did you mean '{near[0]}'? Allowed" if near else "; allowed"  # before the list, which may be long
+        super().__init__(f"unknown {kind} '{name}'{hint}: {', '.join(names) or 'none'}.")
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
         """Make it again from its arguments, not from its message, in another process."""

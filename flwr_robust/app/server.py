@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,13 @@ from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, Rob
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.runs.class_rounds import check_senders
-from flwr_robust.runs.config import PLACES, RunConfig
+from flwr_robust.runs.config import PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.runs.results import RoundResult, document, evaluator, write
 from flwr_robust.tasks.partition import label_distances
 
 __all__ = ["app", "main"]
+
+log = logging.getLogger("flwr")
 
 _GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
@@ -50,7 +55,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context) -> None:
-    config = RunConfig.from_mapping(context.run_config)
+    config = _checked(context.run_config)
     torch.set_num_threads(config.threads)
     if not isinstance(grid, InProcessGrid):
         _check_paths(config)
@@ -99,6 +104,16 @@ def _run(grid: Grid, context: Context) -> None:
         curve[history[-1].round] = dict(evaluate(history[-1].round, lambda: model, due=True) or {})
     gpus = {each.partition: each.gpus for each in identities.values()}
     write(config, model, document(config, model, curve, history, ends, seconds, gpus, stopped))
+
+
+def _checked(values: Mapping[str, object]) -> RunConfig:
+    """Return the configuration; what it warns of goes to Flower's log, where the other lines of the run stand."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UnreadKeyWarning)
+        config = RunConfig.from_mapping(values)
+    for warning in told:
+        log.warning("%s", warning.message)
+    return config
 
 
 def _strategy(config: RunConfig) -> RobustStrategy:

@@ -34,7 +34,7 @@ from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, Attack
-from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.config import KEYS, RunConfig
 from flwr_robust.runs.results import evaluator
 from flwr_robust.studies.runner import circumstances, progress_bar, side_by_side
 
@@ -89,6 +89,8 @@ class Setting:
     def config(self, seed: int, attack: Attack = NO_ATTACK, attackers: int = 0) -> RunConfig:
         """Return the configuration of the clients, and of the trial of an attack on data."""
         text = str(attack.on_data(attackers)) if attack.data and attackers else "none"
+        own = {"local_steps": self.local_steps, "local_learning_rate": self.local_learning_rate}
+        local: dict[str, Any] = own if self.message in KEYS["local-steps"].messages else {}
         return RunConfig(
             task=self.task,
             model=self.model,
@@ -97,12 +99,11 @@ class Setting:
             attack=text,
             attackers=0 if text == "none" else attackers,
             message=self.message,
-            local_steps=self.local_steps,
-            local_learning_rate=self.local_learning_rate,
             batch_size=self.batch_size,
             rounds=self.rounds,
             evaluate_every=self.rounds,
             seed=seed,
+            **local,
         )
 
 

@@ -81,14 +81,14 @@ def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
         run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
         document: dict[str, Any] = json.loads(output.read_text())
     raised = not document["outcomes"]["OK"] and {entry["reason"] for entry in document["refused"]} == {"ERROR"}
-    if raised and not isinstance(RunConfig.from_mapping(values).attack_object, Fault):
+    if raised and not isinstance(RunConfig.from_mapping(values, warn=False).attack_object, Fault):
         raise FlwrRobustError("no client could train in any round; the log says what they raised")
     return document
 
 
 def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
     """Run one configuration by `simulate`; one that it does not batch in process, which the document then says."""
-    config = RunConfig.from_mapping(values)
+    config = RunConfig.from_mapping(values, warn=False)
     sentence = unbatched(config)
     if sentence is None:
         return simulate(config)
@@ -100,7 +100,7 @@ def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | 
 
     Returns, in the order of the configurations, what came of each, or what was raised.
     """
-    configs = [RunConfig.from_mapping(values) for values in cells]
+    configs = [RunConfig.from_mapping(values, warn=False) for values in cells]
     found: dict[int, dict[str, Any] | Exception] = {}
     together = [place for place, config in enumerate(configs) if unbatched(config) is None]
     for place, outcome in simulate_many([configs[place] for place in together], max(1, len(together))):

@@ -131,9 +131,12 @@ def test_an_infeasible_round_keeps_the_velocity():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"server-momentum": 1.0}, r"server-momentum must be a finite number and >= 0 and < 1; got server-momentum=1"),
-        ({"server-momentum": -0.1}, r"server-momentum must be a finite number and >= 0 and < 1"),
-        ({"server-momentum": 0.5, "message": "class_momentum"}, "set server-momentum=0, or another message"),
+        ({"server-momentum": 1.0}, r"server-momentum must be a finite number >= 0 and < 1; got server-momentum=1"),
+        ({"server-momentum": -0.1}, r"server-momentum must be a finite number >= 0 and < 1"),
+        (
+            {"server-momentum": 0.5, "message": "class_momentum"},
+            "server-momentum=0.5 changes nothing .*leave server-momentum out",
+        ),
     ],
 )
 def test_a_wrong_server_momentum_is_refused(keys, words):
