@@ -17,8 +17,9 @@ from typing import overload
 
 from torch import Tensor
 
+from flwr_robust.core.pipeline import Pipeline, as_rule, parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Outcome, Pipeline, PreAggregator, Rule, State, as_rule, parse
+from flwr_robust.core.rule import Aggregate, Outcome, PreAggregator, Rule, State
 from flwr_robust.core.sharded import Shard, aggregate_sharded
 from flwr_robust.errors import (
     ConfigurationError,

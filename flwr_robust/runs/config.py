@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from flwr_robust.attacks.data.base import DataAttack, data_attacks, drawn_attackers
 from flwr_robust.attacks.fault.base import Fault, faults
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
-from flwr_robust.core.rule import Rule, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule
 from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
     ConfigurationError,
