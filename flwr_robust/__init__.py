@@ -28,8 +28,9 @@ from flwr_robust.errors import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flwr_robust.core.pipeline import Pipeline, parse
     from flwr_robust.core.rows import Layer, Rows
-    from flwr_robust.core.rule import Aggregate, Outcome, Pipeline, PreAggregator, Rule, State, parse
+    from flwr_robust.core.rule import Aggregate, Outcome, PreAggregator, Rule, State
     from flwr_robust.core.sharded import Shard, aggregate_sharded
 
 __version__ = "0.1.0"
@@ -61,7 +62,8 @@ _UNSET: State = {}
 # What needs torch is imported when it is first asked for: `flwr-robust --help` does without it.
 _MODULES = {
     "flwr_robust.core.rows": ("Layer", "Rows"),
-    "flwr_robust.core.rule": ("Aggregate", "Outcome", "Pipeline", "PreAggregator", "Rule", "State", "parse"),
+    "flwr_robust.core.pipeline": ("Pipeline", "parse"),
+    "flwr_robust.core.rule": ("Aggregate", "Outcome", "PreAggregator", "Rule", "State"),
     "flwr_robust.core.sharded": ("Shard", "aggregate_sharded"),
 }
 
@@ -156,8 +158,8 @@ def aggregate(
     >>> round(float(result.value), 4)
     1.1111
     """
+    from flwr_robust.core.pipeline import as_rule
     from flwr_robust.core.rows import Layer, Rows
-    from flwr_robust.core.rule import as_rule
 
     chosen = as_rule(rule)
     if isinstance(x, Rows):

@@ -28,8 +28,9 @@ import torch
 from flwr_robust.aggregators.generalised_krum import GeneralisedKrum, squared_lp_distances
 from flwr_robust.aggregators.krum import Krum, lowest, nearest_sums, neighbours
 from flwr_robust.aggregators.meamed import average_near_median
+from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, parse, part
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, part
 from flwr_robust.errors import check_integer
 from flwr_robust.kernels.nearest import squared_distances_to
 

@@ -42,8 +42,9 @@ from functools import cached_property
 
 import torch
 
+from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, parse, part
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, part
 from flwr_robust.errors import ConfigurationError, InfeasibleError, check_integer
 
 __all__ = ["MixTailor", "paper_pool"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from flwr_robust.core.rule import parse
+from flwr_robust.core.pipeline import parse
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import file_sha256
 

@@ -32,8 +32,9 @@ from flwr_robust.attacks.adversary import Adversary, written
 from flwr_robust.attacks.data.base import drawn_attackers
 from flwr_robust.attacks.fault.base import Fault, faults
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
+from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Rule, State, as_rule
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
     ConfigurationError,

@@ -13,8 +13,9 @@ from typing import Unpack
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 
+from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Rule, State, as_rule
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.expected import SentModel

@@ -30,8 +30,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
+from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Outcome, Rule, State, as_rule
+from flwr_robust.core.rule import Outcome, Rule, State
 from flwr_robust.errors import ConfigurationError, check_choice, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing

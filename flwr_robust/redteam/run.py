@@ -27,7 +27,8 @@ from rich.console import Console
 
 from flwr_robust.app.client import app as client_app
 from flwr_robust.attacks.message.base import Knowledge
-from flwr_robust.core.rule import Rule, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.files import write_atomically
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy

@@ -28,7 +28,8 @@ from flwr_robust.attacks.data.base import DataAttack, drawn_attackers
 from flwr_robust.attacks.fault.base import Fault
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left
 from flwr_robust.attacks.registry import all_attacks
-from flwr_robust.core.rule import Rule, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,

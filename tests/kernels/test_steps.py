@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_robust import Rows
-from flwr_robust.core.rule import parse
+from flwr_robust.core.pipeline import parse
 from flwr_robust.kernels import pool, steps
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.runs.config import RunConfig

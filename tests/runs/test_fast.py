@@ -13,7 +13,7 @@ from torch import nn
 from flwr_robust import ConfigurationError, Rows
 from flwr_robust.attacks.fault.base import faults
 from flwr_robust.attacks.message.base import message_attacks
-from flwr_robust.core.rule import parse
+from flwr_robust.core.pipeline import parse
 from flwr_robust.protocol.messages import MESSAGES
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched

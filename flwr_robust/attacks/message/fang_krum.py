@@ -26,7 +26,8 @@ import torch
 
 from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
-from flwr_robust.core.rule import State, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import State
 from flwr_robust.errors import check_number
 
 __all__ = ["FangKrum"]

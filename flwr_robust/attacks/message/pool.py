@@ -26,7 +26,8 @@ import torch
 from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
-from flwr_robust.core.rule import Rule, State, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["Pool"]
