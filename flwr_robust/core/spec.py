@@ -12,8 +12,10 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
+from flwr_robust.core.fields import constraints, plain
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 
 __all__ = ["Component", "JoinedRegistry", "Registry", "parse_chain"]
@@ -21,24 +23,30 @@ __all__ = ["Component", "JoinedRegistry", "Registry", "parse_chain"]
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A frozen dataclass of hyperparameters with a registered name and a text form."""
+    """A frozen dataclass of hyperparameters with a registered name and a text form.
+
+    The fields are checked by their `constraints`. A class that checks several fields against each other does so in
+    ``__post_init__``, after this one's.
+    """
 
     name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields, which become Python's own numbers and tuples."""
+        for name, constraint in constraints(type(self)).items():
+            value = plain(getattr(self, name))
+            constraint.check(self.name or type(self).__name__, name, value)
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         """Write the component so that parsing the text gives an equal one."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = [
-            f"{field.name}={_plain(values[field.name])!r}"
+            f"{field.name}={values[field.name]!r}"
             for field in dataclasses.fields(self)
             if values[field.name] != field.default
         ]
         return f"{self.name}({', '.join(given)})"
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own number for numpy's, whose repr is no literal."""
-    return value.item() if hasattr(value, "item") else value
 
 
 C = TypeVar("C", bound=Component)
@@ -84,6 +92,9 @@ class Registry(Generic[C]):
                     f"{cls.__module__}; rename one"
                 )
             cls.name = name
+            for field in dataclasses.fields(cls):  # also there, for whoever lists a dataclass's fields
+                if constraint := constraints(cls).get(field.name):
+                    field.metadata = MappingProxyType({**field.metadata, "constraint": constraint})
             self._members[name] = cls  # type: ignore[assignment]
             return cls
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.spec import Component, Registry
-from flwr_robust.errors import check_choice, check_number
 from flwr_robust.seeds import numpy_generator
 
 __all__ = ["ClientView", "DataAttack", "LabelAttack", "data_attacks", "drawn_attackers"]
@@ -65,14 +66,9 @@ class DataAttack(Component, ABC):
         it is sent, not where it is kept.
     """
 
-    p: float = 1.0
-    per: str = "label"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number(self.name, "p", self.p, minimum=0, maximum=1)
-        check_choice(self.name, "per", self.per, ("label", "batch"))
-        check_number(self.name, "scale", self.scale, above=0)
+    p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
+    per: Annotated[str, Choice(("label", "batch"))] = "label"
+    scale: Annotated[float, Number(above=0)] = 1.0
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
         """Return None, or the sentence that says why a task of these classes and this shape of inputs does not fit."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_integer
 
 __all__ = ["Delay"]
 
@@ -33,10 +34,7 @@ class Delay(Fault):
         By how many rounds; >= 1.
     """
 
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        check_integer("delay", "rounds", self.rounds, 1)
+    rounds: Annotated[int, Integer(minimum=1)] = 1
 
     def answer(
         self,

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import ConfigurationError, check_choice, check_number
 
 __all__ = ["ALIE", "edge"]
 
@@ -59,19 +59,11 @@ class ALIE(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    z: float | str = "auto"
-    sign: int = -1
-    ddof: int = 1
-    share: str = "honest"
+    z: Annotated[float | str, Number(words=("auto",))] = "auto"
+    sign: Annotated[int, Choice((-1, 1))] = -1
+    ddof: Annotated[int, Choice((0, 1))] = 1
+    share: Annotated[str, Choice(("honest", "clients"))] = "honest"
     parameter: ClassVar[str] = "z"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("alie", "z", self.z, words=("auto",))
-        for field, value, allowed in (("sign", self.sign, (-1, 1)), ("ddof", self.ddof, (0, 1))):
-            if isinstance(value, bool) or value not in allowed:
-                raise ConfigurationError(f"alie: {field} must be {allowed[0]} or {allowed[1]}; got {field}={value!r}")
-        check_choice("alie", "share", self.share, ("honest", "clients"))
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From the mean, along the standard deviations."""

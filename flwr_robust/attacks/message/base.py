@@ -10,14 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.core.spec import Component, Registry
-from flwr_robust.errors import ConfigurationError, KnowledgeError, UnknownNameError, check_integer
+from flwr_robust.errors import ConfigurationError, KnowledgeError, UnknownNameError
 
 __all__ = [
     "InformedAttack",
@@ -311,10 +313,7 @@ class InformedAttack(MessageAttack):
         clients would have sent.
     """
 
-    known: int | str = "all"
-
-    def __post_init__(self) -> None:
-        check_integer(self.name, "known", self.known, 1, words=("all", "own"))
+    known: Annotated[int | str, Integer(minimum=1, words=("all", "own"))] = "all"
 
     @property
     def knowledge(self) -> Knowledge:

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State, parse
-from flwr_robust.errors import check_number
 
 __all__ = ["FangKrum"]
 
@@ -47,14 +47,9 @@ class FangKrum(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    size: float | str = "auto"
-    least: float = 1e-5
+    size: Annotated[float | str, Number(above=0, words=("auto",))] = "auto"
+    least: Annotated[float, Number(above=0)] = 1e-5
     parameter: ClassVar[str] = "size"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("fang_krum", "size", self.size, above=0, words=("auto",))
-        check_number("fang_krum", "least", self.least, above=0)
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From zero, against the signs of the mean."""

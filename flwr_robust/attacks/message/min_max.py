@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_choice, check_number
 
 __all__ = ["DEVIATIONS", "MARGIN", "MinMax", "apart"]
 
@@ -50,14 +50,9 @@ class MinMax(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    deviation: str = "unit"
-    gamma: float | str = "auto"
+    deviation: Annotated[str, Choice(DEVIATIONS)] = "unit"
+    gamma: Annotated[float | str, Number(minimum=0, words=("auto",))] = "auto"
     parameter: ClassVar[str] = "gamma"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self.name, "deviation", self.deviation, DEVIATIONS)
-        check_number(self.name, "gamma", self.gamma, minimum=0, words=("auto",))
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From the mean, along the deviation."""

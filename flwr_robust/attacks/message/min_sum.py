@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from flwr_robust.attacks.message.base import message_attacks
 from flwr_robust.attacks.message.min_max import MARGIN, MinMax, apart
-from flwr_robust.errors import check_choice
+from flwr_robust.core.fields import Choice
 
 __all__ = ["MinSum"]
 
@@ -39,11 +40,7 @@ class MinSum(MinMax):
         "max" or "min" over the clients' sums.
     """
 
-    bound: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("min_sum", "bound", self.bound, ("max", "min"))
+    bound: Annotated[str, Choice(("max", "min"))] = "max"
 
     def farthest(self, inner: Tensor, along: Tensor, squared: float, moved: float) -> float:
         """Return the largest gamma within the bound."""
