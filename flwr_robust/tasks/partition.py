@@ -27,7 +27,7 @@ Indices = NDArray[np.int64]
 
 _REDRAWS = 20_000
 
-partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition")
+partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition", "flwr_robust.partitions")
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,7 @@ def test_types_that_cannot_be_read_are_an_error_that_says_so():
     class Elsewhere(Component):
         size: Annotated[int, NotHere(minimum=1)] = 1  # noqa: F821
 
-    with pytest.raises(
-        ConfigurationError, match=r"Elsewhere: the types .* cannot be read .*NotHere.*; import or"
-    ):
+    with pytest.raises(ConfigurationError, match=r"Elsewhere: the types .* cannot be read .*NotHere.*; import or"):
         Elsewhere()
 
 

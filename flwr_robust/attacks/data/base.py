@@ -20,7 +20,7 @@ from flwr_robust.seeds import numpy_generator
 
 __all__ = ["ClientView", "DataAttack", "LabelAttack", "data_attacks", "drawn_attackers"]
 
-data_attacks: Registry[DataAttack] = Registry("attack", "flwr_robust.attacks.data")
+data_attacks: Registry[DataAttack] = Registry("attack", "flwr_robust.attacks.data", "flwr_robust.attacks")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from flwr_robust.core.spec import Component, Registry
 
 __all__ = ["Answer", "Fault", "faults"]
 
-faults: Registry[Fault] = Registry("fault", "flwr_robust.attacks.fault")
+faults: Registry[Fault] = Registry("fault", "flwr_robust.attacks.fault", "flwr_robust.attacks")
 
 Answer = Mapping[str, Tensor] | str | None
 """What a client answers: arrays by name, the reason of an error, or nothing."""

@@ -31,7 +31,9 @@ __all__ = [
     "message_attacks",
 ]
 
-message_attacks: Registry[MessageAttack] = Registry("message attack", "flwr_robust.attacks.message")
+message_attacks: Registry[MessageAttack] = Registry(
+    "message attack", "flwr_robust.attacks.message", "flwr_robust.attacks"
+)
 
 
 class Knowledge(IntEnum):
