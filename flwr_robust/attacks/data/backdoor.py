@@ -29,7 +29,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, DataCase, data_attacks
 from flwr_robust.core.fields import Choice, Integer, Number
 from flwr_robust.errors import ConfigurationError
 
@@ -130,3 +130,33 @@ class Backdoor(DataAttack):
         """Stamp the whole trigger on the samples of the other classes."""
         other = labels != self.target
         return self.stamp(x[other], span), torch.full_like(labels[other], self.target)
+
+
+CASES = (
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2)",
+        (5,),
+        (0,),
+        source="four pixels at the bottom right",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((0, 0, 0), (0, 1, 1), (0, 1, 1)),),
+    ),
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2, value=0.5, position='top_left')",
+        (5,),
+        (0,),
+        source="the middle of the span",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((1, 1, 0), (1, 1, 0), (0, 0, 0)),),
+        span=(-1, 3),
+    ),
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2, parts=2)",
+        (5,),
+        (0,),
+        source="the second part: the lower bar",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((0, 0, 0), (0, 0, 0), (0, 1, 1)),),
+        rank=3,
+    ),
+)

@@ -18,7 +18,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, DataCase, data_attacks
 from flwr_robust.core.fields import Number
 
 __all__ = ["PixelNoise"]
@@ -50,3 +50,19 @@ class PixelNoise(DataAttack):
         smallest, largest = view.span
         noise = torch.randn(x.shape, generator=view.generator).to(x.device)
         return (x + self.sigma * (largest - smallest) * noise).clamp(smallest, largest), labels
+
+
+CASES = (
+    DataCase(
+        "pixel_noise(sigma=1e-9)", (5,), (5,), source="noise too small to see", x=((0, 0.25, 1),), shows=((0, 0.25, 1),)
+    ),
+    DataCase(
+        "pixel_noise(sigma=0.5)",
+        (5,),
+        (5,),
+        source="a span of no width has no noise",
+        x=((2, 2),),
+        shows=((2, 2),),
+        span=(2, 2),
+    ),
+)

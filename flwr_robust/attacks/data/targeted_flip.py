@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataCase, LabelAttack, data_attacks
 from flwr_robust.core.fields import Integer
 from flwr_robust.errors import ConfigurationError
 
@@ -63,3 +63,6 @@ class TargetedFlip(LabelAttack):
         """Take the samples of the source, hoping for the target."""
         inputs = x[labels == self.source]
         return inputs, torch.full((len(inputs),), self.target, device=labels.device)
+
+
+CASES = (DataCase("targeted_flip(source=1, target=7)", (1, 7, 5), (7, 7, 5), source="the formula"),)

@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
 from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rule import State
 
@@ -46,3 +46,10 @@ class Crash(Fault):
         if float(torch.rand((), generator=rng)) >= self.p:
             return layers, state
         return "the client crashed" if self.error else None, state
+
+
+CASES = (
+    FaultCase("crash()", (1, 2), (None, None), source="always"),
+    FaultCase("crash(error=True)", (1,), ("the client crashed",), source="always"),
+    FaultCase("crash(p=0.0)", (1, 2), ({"a": 1, "b": 1}, {"a": 2, "b": 2}), source="never"),
+)

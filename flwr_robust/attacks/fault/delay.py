@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
 from flwr_robust.core.fields import Integer
 from flwr_robust.core.rule import State
 
@@ -53,3 +53,12 @@ class Delay(Fault):
         kept = {due: named for due, named in waiting.items() if due > server_round}
         following = {f"{due}.{name}": tensor for due, named in kept.items() for name, tensor in named.items()}
         return None if ready is None else waiting[ready], following
+
+
+CASES = (
+    FaultCase("delay()", (1, 2, 3), (None, {"a": 1, "b": 1}, {"a": 2, "b": 2}), source="one round late"),
+    # In round 5 those of rounds 1 and 2 are due: the newest is sent, and the other never.
+    FaultCase(
+        "delay(rounds=2)", (1, 2, 5, 6, 7), (None, None, {"a": 2, "b": 2}, None, {"a": 5, "b": 5}), source="the text"
+    ),
+)

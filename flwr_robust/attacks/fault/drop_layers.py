@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
 from flwr_robust.core.fields import Either, Integer, ListOf, Text
 from flwr_robust.core.rule import State
 
@@ -52,3 +52,9 @@ class DropLayers(Fault):
         else:
             dropped = set(self.layers)
         return {name: tensor for name, tensor in layers.items() if name not in dropped}, state
+
+
+CASES = (
+    FaultCase("drop_layers(layers=('a', 'z'))", (1, 2), ({"b": 1}, {"b": 2}), source="the names"),
+    FaultCase("drop_layers(layers=2)", (1,), ({},), source="both of two"),
+)

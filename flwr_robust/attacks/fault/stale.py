@@ -14,7 +14,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
 from flwr_robust.core.fields import Integer
 from flwr_robust.core.rule import State
 
@@ -46,3 +46,13 @@ class Stale(Fault):
         if made and server_round <= min(made) + self.rounds:
             return {key.partition(".")[2]: tensor for key, tensor in state.items()}, state
         return layers, {f"{server_round}.{name}": tensor for name, tensor in layers.items()}
+
+
+CASES = (
+    FaultCase(
+        "stale(rounds=2)",
+        (1, 2, 3, 4, 5),
+        ({"a": 1, "b": 1},) * 3 + ({"a": 4, "b": 4},) * 2,
+        source="each answer three times",
+    ),
+)

@@ -25,6 +25,7 @@ __all__ = [
     "InformedAttack",
     "Knowledge",
     "MessageAttack",
+    "MessageCase",
     "View",
     "check_grant",
     "check_honest_left",
@@ -252,6 +253,35 @@ class MessageAttack(Component, ABC):
         State
             To be given to the next call.
         """
+
+
+@dataclass(frozen=True)
+class MessageCase:
+    """One attack solved by hand, for the conformance suite.
+
+    Attributes
+    ----------
+    attack : str
+        The attack's text.
+    crafted : sequence of sequence of float
+        What each attacker must send; one row stands for all where they send the same.
+    source : str
+        Where the numbers come from.
+    honest, own : sequence of sequence of float
+        What the honest clients send, and what the attackers would have sent.
+    rule : str
+        The defence in use.
+    slack : float
+        How far a number may lie from the one given: more than rounding only where the attack draws.
+    """
+
+    attack: str
+    crafted: Sequence[Sequence[float]]
+    source: str
+    honest: Sequence[Sequence[float]] = ((1, 2), (3, -2), (5, 6))  # mean (3, 2), standard deviations (2, 4)
+    own: Sequence[Sequence[float]] = ((1, 0), (0, 2))
+    rule: str = "mean()"
+    slack: float = 1e-9
 
 
 def check_grant(

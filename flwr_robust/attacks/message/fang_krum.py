@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State, parse
@@ -79,3 +79,11 @@ class FangKrum(InformedAttack, LineAttack):
                 break
             size /= 2
         return size
+
+
+CASES = (
+    MessageCase("fang_krum(size=0.5)", [(-0.5, -0.5)], source="the formula"),
+    MessageCase(
+        "fang_krum(size=0.5, known='own')", [(-0.5, 0.5)], source="the own mean is (1, -2) / 2", own=((1, 0), (0, -2))
+    ),
+)

@@ -24,7 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
@@ -67,3 +67,16 @@ class FangTrimmedMean(InformedAttack):
         edge = torch.where(side < 0, block.amin(0), block.amax(0))
         outward = edge * side > 0  # away from zero is out
         return edge, torch.where(outward, edge * self.b, edge / self.b)
+
+
+CASES = (
+    MessageCase("fang_trimmed_mean(b=1.000001)", [(1, -2)], source="just beyond the least", slack=1e-5),
+    MessageCase(
+        "fang_trimmed_mean(b=1.000001)",
+        [(-1, 2)],
+        source="just beyond the largest",
+        honest=((-1, 2), (-3, -2), (-5, -6)),
+        slack=1e-5,
+    ),
+    MessageCase("fang_trimmed_mean(known=1)", [(1, 2)], source="one row has no spread"),
+)

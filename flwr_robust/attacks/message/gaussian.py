@@ -16,7 +16,7 @@ from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
@@ -49,3 +49,6 @@ class Gaussian(MessageAttack):
         """Draw the rows."""
         noise = torch.randn(len(view.attackers), view.d, generator=rng)
         return Rows.from_tensor(noise.mul_(self.sigma).add_(self.mu)), state
+
+
+CASES = (MessageCase("gaussian(sigma=1e-9, mu=3.0)", [(3, 3)], source="noise too small to see", slack=1e-7),)

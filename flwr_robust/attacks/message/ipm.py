@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
@@ -54,3 +54,10 @@ class IPM(InformedAttack, LineAttack):
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From zero, against the honest mean."""
         return against_the_mean(self, view)
+
+
+CASES = (
+    MessageCase("ipm(epsilon=0.1)", [(-0.3, -0.2)], source="the formula"),
+    MessageCase("ipm(epsilon=1.0, known=2)", [(-2, 0)], source="the mean of the first two"),
+    MessageCase("ipm(epsilon=1.0, known='own')", [(-0.5, -1)], source="the mean of the own"),
+)

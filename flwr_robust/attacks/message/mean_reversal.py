@@ -25,7 +25,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
 from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rows import Rows
@@ -73,3 +73,9 @@ class MeanReversal(InformedAttack, LineAttack):
             most = self.clamp * float(torch.cat([seen.counts, own.counts]).quantile(0.5))
             shown, held = seen.counts.clamp(max=most), own.counts.clamp(max=most)
         return shown * (honest / seen.n), held
+
+
+CASES = (
+    MessageCase("mean_reversal()", [(-9.5, -7)], source="sums (9, 6) and (1, 2): -(9, 6) / 2 - (10, 8) / 2"),
+    MessageCase("mean_reversal(c=2.0)", [(-14.5, -11)], source="-(9, 6) / 2 - 2 (10, 8) / 2"),
+)

@@ -26,7 +26,7 @@ from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
@@ -95,3 +95,15 @@ def _inner(rows: Rows, direction: torch.Tensor) -> torch.Tensor:
     for start, block in rows.blocks():
         total += (block @ direction[start : start + block.shape[1]]).cpu()
     return total
+
+
+CASES = (
+    MessageCase("mimic(worker=1)", [(3, -2)], source="the formula"),
+    MessageCase("mimic(worker=7)", [(5, 6)], source="the last where there are fewer"),
+    MessageCase(
+        "mimic()",
+        [(5, 6)],
+        source="along (1, 1), the longest side, the rows lie at 3, 1 and 11",
+        honest=((1, 2), (0, 1), (5, 6)),
+    ),
+)

@@ -20,7 +20,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import message_attacks
+from flwr_robust.attacks.message.base import MessageCase, message_attacks
 from flwr_robust.attacks.message.min_max import MARGIN, MinMax, apart
 from flwr_robust.core.fields import Choice
 
@@ -50,3 +50,24 @@ class MinSum(MinMax):
         root = (1 - MARGIN) * math.sqrt(limit) - math.sqrt(len(inner)) * moved
         room = root**2 - float(inner.diagonal().sum())
         return math.sqrt(room / (len(inner) * squared)) if root > 0 and room > 0 else 0.0
+
+
+CASES = (
+    MessageCase("min_sum(gamma=2.0)", [(3 - 6 / 13**0.5, 2 - 4 / 13**0.5)], source="the formula"),
+    MessageCase(
+        "min_sum()",
+        [(2 - 3,)],
+        source="sums of squares 26, 17, 41; 14 about the mean; gamma = sqrt((41 - 14) / 3)",
+        honest=((0,), (1,), (5,)),
+        own=((0,),),
+        slack=1e-6,
+    ),
+    MessageCase(
+        "min_sum(bound='min')",
+        [(2 - 1,)],
+        source="as before; gamma = sqrt((17 - 14) / 3)",
+        honest=((0,), (1,), (5,)),
+        own=((0,),),
+        slack=1e-6,
+    ),
+)

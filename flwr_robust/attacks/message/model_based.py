@@ -22,7 +22,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Line, LineAttack
 from flwr_robust.core.fields import Choice, Number
@@ -75,3 +75,9 @@ class ModelBased(InformedAttack, LineAttack):
         if self.movement == "past" and "first" not in state:
             state = {**state, "first": view.model}
         return super().craft(view, state, rng)
+
+
+CASES = (
+    MessageCase("model_based(size=2.0)", [(-6, -4)], source="the formula"),
+    MessageCase("model_based(size=2.0, movement='past')", [(0, 0)], source="no past in the first round"),
+)

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Damage, LineAttack, strongest
 from flwr_robust.core.fields import Integer, Text
 from flwr_robust.core.rows import Rows
@@ -75,3 +75,10 @@ class Optimised(MessageAttack):
         damage = Damage(view, line, [(view.rule, view.rule_state)])
         strength = strongest(damage, damage.unit, self.budget, attack.strength(view, line, rng))
         return line.rows(strength), {**state, "strength": torch.tensor(strength, dtype=torch.float64)}
+
+
+CASES = (
+    MessageCase(
+        "optimised(base='constant(c=5.0)', budget=1)", [(5, 5)], source="the base's own strength is tried first"
+    ),
+)

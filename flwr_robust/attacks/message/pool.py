@@ -23,7 +23,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
 from flwr_robust.core.fields import Integer, ListOf, Number, Text
@@ -88,3 +88,6 @@ class Pool(InformedAttack, LineAttack):
             return float(self.epsilon)
         damage = Damage(view, line, [(rule, rule.init()) for rule in self._rules])
         return strongest(damage, damage.unit, self.budget)
+
+
+CASES = (MessageCase("pool(pool=('median()',), epsilon=2.0)", [(-6, -4)], source="the formula"),)

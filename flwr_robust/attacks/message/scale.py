@@ -17,7 +17,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
@@ -48,3 +48,6 @@ class Scale(LineAttack):
         """From zero, along the own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), own, 0)
+
+
+CASES = (MessageCase("scale(c=10.0)", [(10, 0), (0, 20)], source="the formula"),)

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
@@ -47,3 +47,9 @@ class SignFlip(LineAttack):
         """From zero, against the own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), -own, 0)
+
+
+CASES = (
+    MessageCase("sign_flip()", [(-1, 0), (0, -2)], source="the formula"),
+    MessageCase("sign_flip(c=0.5)", [(-0.5, 0), (0, -1)], source="the formula"),
+)

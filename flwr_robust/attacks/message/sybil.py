@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.core.fields import Flag, Integer, Text
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
@@ -74,3 +74,16 @@ class Sybil(MessageAttack):
         first = torch.arange(rows.n) // self.k * self.k
         repeated = torch.eye(rows.n, dtype=torch.float64)[first] / (self.k if self.divide else 1)
         return rows.mixed(repeated), state
+
+
+CASES = (
+    MessageCase("sybil(k=2)", [(1, 0)], source="the formula"),
+    MessageCase("sybil(k=2, divide=True)", [(0.5, 0)], source="the formula"),
+    MessageCase("sybil(k=1, base='sign_flip()')", [(-1, 0), (0, -2)], source="the formula"),
+    MessageCase(
+        "sybil(k=2, divide=True)",
+        [(0.5, 0), (0.5, 0), (2, 2)],
+        source="the last group may be smaller",
+        own=((1, 0), (0, 2), (4, 4)),
+    ),
+)

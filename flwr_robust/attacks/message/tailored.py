@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
 from flwr_robust.core.fields import Either, Integer, ListOf, Number
@@ -67,3 +67,9 @@ class Tailored(InformedAttack, LineAttack):
             return float(self.epsilon)
         damage = Damage(view, line, [(view.rule, view.rule_state)])
         return strongest(damage, damage.unit, self.budget)
+
+
+CASES = (
+    MessageCase("tailored(epsilon=10.0)", [(-30, -20)], source="the formula"),
+    MessageCase("tailored(epsilon=(0.5,))", [(-1.5, -1)], source="the formula"),
+)
