@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from flwr_robust import ConfigurationError, parse
+from flwr_robust import ConfigurationError, InfeasibleError, Rows, parse
 from flwr_robust.core.rule import aggregators
 from flwr_robust.core.spec import PLUGINS, load_plugin
+from tests.aggregators import test_conformance as suite
+
+# All that need no oracle.
+PROPERTIES = (
+    suite.shape,
+    suite.mix,
+    suite.translation,
+    suite.scale,
+    suite.permutation,
+    suite.unanimity,
+    suite.determinism,
+    suite.resilience,
+    suite.huge,
+    suite.mixed_types,
+)
 
 RULE = """
 from dataclasses import dataclass
@@ -326,3 +344,26 @@ def test_a_file_whose_path_cannot_be_passed_on_is_refused(tmp_path, clean):
     for name in ("", "no.such.module", "..", "no such module"):
         with pytest.raises(ConfigurationError, match=r"^plugin: "):
             load_plugin(name)
+
+
+# -- the example of CONTRIBUTING -------------------------------------------------------------------
+
+
+def test_the_example_of_contributing_is_a_plugin_that_passes_the_suite(tmp_path, clean):
+    guide = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```$", guide, re.DOTALL | re.MULTILINE)
+    path = tmp_path / "medoid_of_the_guide.py"
+    path.write_text(block)
+    load_plugin(str(path))
+    x = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [100.0, 100.0]])
+    result, _ = parse("medoid(f=1)")(Rows.from_tensor(torch.from_numpy(x)))
+    sums = np.linalg.norm(x[:, None] - x, axis=2).sum(1)  # 3 + |(100, 100)|, 1 + sqrt(5) + ..., ...
+    assert result.value.tolist() == x[sums.argmin()].tolist() == [1.0, 0.0]
+    np.testing.assert_allclose(result.stats["sums"], sums)
+    with pytest.raises(InfeasibleError, match=r"medoid needs n >= 2f \+ 1; got n=4, f=2: ask at least 5 clients"):
+        parse("medoid(f=2)")(Rows.from_tensor(torch.from_numpy(x)))
+    with pytest.raises(ConfigurationError, match="medoid: f must be an integer >= 0; got f='1'"):
+        parse("medoid(f='1')")
+    for case in sys.modules["medoid_of_the_guide"].CASES:
+        for holds in PROPERTIES:
+            holds(case)
