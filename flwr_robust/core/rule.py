@@ -316,5 +316,5 @@ class Case:
     layout: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators")
-preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators")
+aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators", "flwr_robust.rules")
+preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators", "flwr_robust.rules")
