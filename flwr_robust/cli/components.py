@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,7 +16,7 @@ from flwr_robust.errors import ConfigurationError, check_choice
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["describe_command", "list_command"]
+__all__ = ["data_sets", "describe_command", "list_command"]
 
 _KINDS = "rules, preaggregators, attacks, partitions, tasks, models, strategies, studies, papers"
 _CLOSE = 4  # names that an unknown one may have meant
@@ -31,6 +32,12 @@ _TASKS = {
     "emnist": "EMNIST by class: digits and letters, 62 classes",
     "fashion_mnist": "Fashion-MNIST, 70,000 images of 10 kinds of clothing",
     "mnist": "MNIST, 70,000 handwritten digits",
+}
+_PLACES = {  # where torchvision keeps them
+    "cifar10": ("cifar-10-batches-py",),
+    "emnist": ("EMNIST",),
+    "fashion_mnist": ("FashionMNIST",),
+    "mnist": ("MNIST",),
 }
 
 
@@ -81,17 +88,30 @@ def _listings(data: str) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     }
 
 
-def _tasks(data: str) -> list[dict[str, Any]]:
+def data_sets(data: str = "") -> tuple[Path, dict[str, bool]]:
+    """Return the folder in which data sets are looked for, and which of the tasks need no download.
+
+    Parameters
+    ----------
+    data : str
+        The folder; the usual one when empty.
+    """
     from flwr_robust.tasks.data import TASKS, data_folder
 
     folder = data_folder(data or None)
-    found = {path.stem.lower() for path in folder.glob("*.npz")} | {
-        path.name.lower().replace("fashionmnist", "fashion_mnist") for path in folder.glob("*") if path.is_dir()
+    return folder, {
+        name: name == "digits" or any((folder / place).exists() for place in (f"{name}.npz", *_PLACES.get(name, ())))
+        for name in sorted(TASKS)
     }
-    found |= {"digits"} | ({"cifar10"} if (folder / "cifar-10-batches-py").is_dir() else set())
+
+
+def _tasks(data: str) -> list[dict[str, Any]]:
+    from flwr_robust.tasks.data import TASKS
+
+    folder, found = data_sets(data)
     return [
-        {"name": name, "title": _TASKS.get(name, _first_line(loader)), "found": name in found, "folder": folder}
-        for name, loader in sorted(TASKS.items())
+        {"name": name, "title": _TASKS.get(name, _first_line(TASKS[name])), "found": there, "folder": folder}
+        for name, there in found.items()
     ]
 
 
