@@ -89,7 +89,7 @@ def make_card(
     key : bytes, optional
         The audit log's.
     red_team : Path, optional
-        The file that ``python -m experiments red-team`` wrote of this strategy; see `RedTeamFile`.
+        The file that ``flwr-robust red-team`` wrote of this strategy; see `RedTeamFile`.
     verdict : Verdict, optional
         What `verify_run` has found in the folder, with this key; found anew when not given.
 

@@ -1,4 +1,4 @@
-"""What a red team found out about a strategy, read from the file that ``python -m experiments red-team`` wrote."""
+"""What a red team found out about a strategy, read from the file that ``flwr-robust red-team`` wrote."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RedTeamFile:
         """
         path = Path(path)
         if not path.is_file():
-            raise AuditError(f"card: there is no file {path}; name the JSON that python -m experiments red-team wrote")
+            raise AuditError(f"card: there is no file {path}; name the JSON that flwr-robust red-team wrote")
         try:
             document = json.loads(path.read_bytes())
             if document["schema"] != _SCHEMA:

@@ -14,7 +14,8 @@ import logging
 import pickle
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, Attack
 from flwr_robust.runs.config import KEYS, RunConfig
 from flwr_robust.runs.results import evaluator
-from flwr_robust.studies.runner import circumstances, progress_bar, side_by_side
+from flwr_robust.studies.runner import circumstances, progress_bar
+from flwr_robust.studies.workers import side_by_side
 
 __all__ = ["MakeStrategy", "RedTeam", "Run", "Setting", "quiet", "read_red_team", "red_team", "run_once"]
 
@@ -324,9 +326,9 @@ def red_team(
     held = found or RedTeam(setting, {}, {}, {})
     kept = RedTeam(setting, {**held.families, **families}, finished, {**held.left_out, **left_out})
     waiting = [plan for plan in planned if (plan[0].label, *plan[1:]) not in finished]
-    with progress_bar(console) as progress:
+    with closing(_runs(make_strategy, setting, waiting, workers)) as runs, progress_bar(console) as progress:
         bar = progress.add_task(f"red team: {name}", total=len(planned), completed=len(planned) - len(waiting))
-        for run in _runs(make_strategy, setting, waiting, workers):
+        for run in runs:
             finished[run.key] = run
             if path is not None:
                 _write(path, kept)
@@ -414,7 +416,7 @@ def _check_travels(make_strategy: MakeStrategy, workers: int) -> None:
 Plan = tuple[Attack, int, int]
 
 
-def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan], workers: int) -> Iterator[Run]:
+def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan], workers: int) -> Generator[Run]:
     """Run what is planned; first, and alone, what must not fail."""
     left = list(waiting)
     if left and left[0][0] == NO_ATTACK:
@@ -426,10 +428,11 @@ def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan]
     if workers == 1:
         yield from (run_once(*arguments) for _, arguments in calls)
         return
-    for _, outcome in side_by_side(run_once, calls, workers):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        yield outcome
+    with closing(side_by_side(run_once, calls, workers)) as outcomes:
+        for _, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
 
 
 class _OrderedGrid(InProcessGrid):

@@ -1,12 +1,11 @@
 """Run this project's Flower app by ``flwr run`` on the Ray engine, and leave nothing behind.
 
 ``flwr run`` starts a SuperLink process that outlives it and keeps its files under FLWR_HOME. Here both are private to
-one `FlowerRuns` and end with it.
+one `FlowerRuns` and end with it, or with this process, however that ends: see `flwr_robust.studies.keeper`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import socket
@@ -18,11 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
 from flwr_robust.errors import FlwrRobustError
 from flwr_robust.flower._compat import private_environment
 from flwr_robust.runs.config import RunConfig
+from flwr_robust.studies import keeper
 
 __all__ = ["APP", "FlowerRunError", "FlowerRuns"]
 
@@ -57,8 +55,15 @@ class FlowerRuns:
             "client-resources-num-gpus": float(clients_gpus),
             **(federation or {}),
         }
-        self._folder = tempfile.TemporaryDirectory(prefix="flwr-robust-")
-        self.home = Path(self._folder.name)
+        self.home = Path(tempfile.mkdtemp(prefix="flwr-robust-"))
+        # A session of its own: what stops this process's group must not stop who cleans up after it.
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", keeper.__file__, str(self.home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self._environment = {
             **os.environ,
             # Ports of its own: the default ones may lead to somebody else's SuperLink.
@@ -79,24 +84,8 @@ class FlowerRuns:
 
     def close(self) -> None:
         """Stop every process that belongs to this home, and remove its files."""
-        mine = [p for p in psutil.process_iter() if p.pid != os.getpid() and self._owns(p)]
-        family = {p.pid: p for parent in mine for p in [parent, *_children(parent)]}
-        for process in family.values():
-            try:
-                process.terminate()
-            except psutil.NoSuchProcess:
-                continue
-        _, alive = psutil.wait_procs(list(family.values()), timeout=5)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._folder.cleanup()
-
-    def _owns(self, process: psutil.Process) -> bool:
-        try:
-            return any(str(self.home) in part for part in process.cmdline())
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            return False
+        keeper.remove_home(self.home, spared=[self._keeper.pid])
+        self._keeper.communicate()
 
     def run(self, config: RunConfig) -> dict[str, Any]:
         """Run the app once by ``flwr run`` and return what its ServerApp wrote.
@@ -140,10 +129,3 @@ def _free_ports() -> tuple[int, int]:
         for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
         return first.getsockname()[1], second.getsockname()[1]
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []

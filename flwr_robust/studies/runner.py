@@ -8,13 +8,12 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -27,6 +26,7 @@ from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies.flower_run import FlowerRuns
 from flwr_robust.studies.study import Cell, Study
+from flwr_robust.studies.workers import side_by_side
 
 __all__ = [
     "ENGINES",
@@ -39,11 +39,7 @@ __all__ = [
     "run_fast_cells",
     "run_in_process_cell",
     "run_study",
-    "side_by_side",
 ]
-
-K = TypeVar("K")
-R = TypeVar("R")
 
 ENGINES = ("in-process", "fast", "ray")
 _ON_GPU = 16  # runs that advance together there
@@ -196,7 +192,7 @@ def run_study(
         runs = _in_batches(first, workers or os.cpu_count() or 1, most)
     else:
         runs = _in_processes(first, workers or os.cpu_count() or 1, run)
-    with progress_bar(console) as progress:
+    with closing(runs), progress_bar(console) as progress:
         bar = progress.add_task(
             f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
         )
@@ -241,39 +237,7 @@ def progress_bar(console: Console | None = None) -> Progress:
     )
 
 
-def side_by_side(
-    function: Callable[..., R], calls: Iterable[tuple[K, Sequence[Any]]], workers: int
-) -> Iterator[tuple[K, R | BaseException]]:
-    """Call a function in several processes.
-
-    Parameters
-    ----------
-    function : callable
-        A function of a module.
-    calls : iterable of (key, arguments)
-        What it is called with.
-    workers : int
-        Number of processes.
-
-    Yields
-    ------
-    (key, result or what was raised)
-        In the order in which they end.
-    """
-    waiting = list(calls)
-    if not waiting:
-        return
-    pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn"))
-    try:
-        futures = {pool.submit(function, *arguments): key for key, arguments in waiting}
-        for future in as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-Runs = Iterator[tuple[Cell, dict[str, Any] | BaseException]]
+Runs = Generator[tuple[Cell, dict[str, Any] | BaseException]]
 Run = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -289,9 +253,11 @@ def _usual(cells: Sequence[Cell]) -> int:
 def _in_batches(cells: Sequence[Cell], workers: int, most: int) -> Runs:
     chosen = [[cells[place] for place in places] for places in batches([cell.config for cell in cells], most)]
     calls = [(number, [[cell.config.to_mapping() for cell in batch]]) for number, batch in enumerate(chosen)]
-    for number, outcomes in side_by_side(run_fast_cells, calls, workers):
-        batch = chosen[number]
-        yield from zip(batch, [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes, strict=True)
+    with closing(side_by_side(run_fast_cells, calls, workers)) as found:
+        for number, outcomes in found:
+            batch = chosen[number]
+            each = [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes
+            yield from zip(batch, each, strict=True)
 
 
 def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:

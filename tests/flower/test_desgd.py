@@ -21,7 +21,7 @@ from flwr_robust.audit.history import clients as client_summaries
 from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.history import visits
 from flwr_robust.audit.run import log_file
-from flwr_robust.cli.audit import app as cli
+from flwr_robust.cli import app as cli
 from flwr_robust.errors import CheckpointError, UnknownNameError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, Observer, Reason, RobustStrategy, serve
 from flwr_robust.protocol.classes import (
