@@ -7,6 +7,7 @@ one `FlowerRuns` and end with it.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -18,22 +19,50 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
-from flwr_robust.errors import FlwrRobustError
+from flwr_robust import __version__
+from flwr_robust.errors import FlwrRobustError, MissingExtraError, extra
 from flwr_robust.runs.config import RunConfig
 
-__all__ = ["APP", "FlowerRunError", "FlowerRuns"]
+with extra("studies"):
+    import psutil
 
-APP = Path(__file__).resolve().parents[2]
-"""The folder that holds the Flower app."""
+__all__ = ["FlowerRunError", "FlowerRuns", "write_app"]
 
+# What `flwr run` is given: the modules of the installed package, which the app itself does not hold.
+_APP = """\
+[project]
+name = "flwr-robust-app"
+version = "{version}"
+license = "Apache-2.0"
 
+[tool.flwr.app]
+publisher = "flwr-robust"
+
+[tool.flwr.app.components]
+serverapp = "flwr_robust.app.server:app"
+clientapp = "flwr_robust.app.client:app"
+
+[tool.flwr.app.config]
+{config}
+"""
 _PORTS = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
 
 
 class FlowerRunError(FlwrRobustError, RuntimeError):
     """A run on Flower's engine ended without a result; the message holds its last lines."""
+
+
+def write_app(folder: Path) -> None:
+    """Write a folder that ``flwr run`` takes for an app: the one of this package, with the default run config.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is written; made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RunConfig().to_mapping().items())
+    (folder / "pyproject.toml").write_text(_APP.format(version=__version__, config=config))
 
 
 class FlowerRuns:
@@ -59,8 +88,12 @@ class FlowerRuns:
             "client-resources-num-gpus": float(clients_gpus),
             **(federation or {}),
         }
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("ray", "sim")
         self._folder = tempfile.TemporaryDirectory(prefix="flwr-robust-")
         self.home = Path(self._folder.name)
+        self._app = self.home / "app"
+        write_app(self._app)
         self._environment = {
             **os.environ,
             "FLWR_HOME": str(self.home),
@@ -123,7 +156,7 @@ class FlowerRuns:
             settings.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
             federation = {"num-supernodes": config.clients, **self.federation}
             command = [
-                *("flwr", "run", str(APP), "--stream", "--run-config", str(settings)),
+                *("flwr", "run", str(self._app), "--stream", "--run-config", str(settings)),
                 *("--federation-config", " ".join(f"{key}={value}" for key, value in federation.items())),
             ]
             process = subprocess.run(
