@@ -100,10 +100,5 @@ def test_run_config_of_the_app_has_the_same_defaults():
     assert RunConfig.from_mapping(app["config"]) == RunConfig()
 
 
-def test_wheel_holds_the_package_alone():
-    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
-    assert build["wheel"]["packages"] == ["flwr_robust"]
-
-
 def test_version_is_stated_once_more_and_equal():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == flwr_robust.__version__

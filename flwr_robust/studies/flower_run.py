@@ -6,6 +6,7 @@ one `FlowerRuns` and end with it, or with this process, however that ends: see `
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import socket
@@ -17,19 +18,50 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from flwr_robust.errors import FlwrRobustError
+from flwr_robust import __version__
+from flwr_robust.errors import FlwrRobustError, MissingExtraError, extra
 from flwr_robust.flower._compat import private_environment
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.studies import keeper
 
-__all__ = ["APP", "FlowerRunError", "FlowerRuns"]
+with extra("studies"):  # it needs psutil
+    from flwr_robust.studies import keeper
 
-APP = Path(__file__).resolve().parents[2]
-"""The folder that holds the Flower app."""
+__all__ = ["FlowerRunError", "FlowerRuns", "write_app"]
+
+# What `flwr run` is given: the modules of the installed package, which the app itself does not hold.
+_APP = """\
+[project]
+name = "flwr-robust-app"
+version = "{version}"
+license = "Apache-2.0"
+
+[tool.flwr.app]
+publisher = "flwr-robust"
+
+[tool.flwr.app.components]
+serverapp = "flwr_robust.app.server:app"
+clientapp = "flwr_robust.app.client:app"
+
+[tool.flwr.app.config]
+{config}
+"""
 
 
 class FlowerRunError(FlwrRobustError, RuntimeError):
     """A run on Flower's engine ended without a result; the message holds its last lines."""
+
+
+def write_app(folder: Path) -> None:
+    """Write a folder that ``flwr run`` takes for an app: the one of this package, with the default run config.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is written; made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RunConfig().to_mapping().items())
+    (folder / "pyproject.toml").write_text(_APP.format(version=__version__, config=config))
 
 
 class FlowerRuns:
@@ -55,6 +87,8 @@ class FlowerRuns:
             "client-resources-num-gpus": float(clients_gpus),
             **(federation or {}),
         }
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("ray", "sim")
         self.home = Path(tempfile.mkdtemp(prefix="flwr-robust-"))
         # A session of its own: what stops this process's group must not stop who cleans up after it.
         self._keeper = subprocess.Popen(
@@ -64,6 +98,8 @@ class FlowerRuns:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._app = self.home / "app"
+        write_app(self._app)
         self._environment = {
             **os.environ,
             # Ports of its own: the default ones may lead to somebody else's SuperLink.
@@ -106,7 +142,7 @@ class FlowerRuns:
             settings.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
             federation = {"num-supernodes": config.clients, **self.federation}
             command = [
-                *("flwr", "run", str(APP), "--stream", "--run-config", str(settings)),
+                *("flwr", "run", str(self._app), "--stream", "--run-config", str(settings)),
                 *("--federation-config", " ".join(f"{key}={value}" for key, value in federation.items())),
             ]
             process = subprocess.run(

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flwr_robust.attacks.fault.base import Fault
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer, extra
 from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
@@ -264,7 +264,8 @@ def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
     """Run cells as Ray tasks of one CPU each."""
     if not cells:
         return
-    import ray
+    with extra("sim"):
+        import ray
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_robust.core.spec import entry_points
-from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError
+from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError, extra
 
 __all__ = ["TASKS", "Task", "data_folder", "load_task"]
 
@@ -79,7 +79,8 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _digits(folder: Path) -> Task:
-    from sklearn.datasets import load_digits
+    with extra("studies"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
@@ -96,7 +97,8 @@ def _torchvision(name: str, class_name: str, **options: str) -> Callable[[Path],
         npz = folder / f"{name}.npz"
         if npz.is_file():
             return _from_npz(npz, name)
-        import torchvision
+        with extra("studies"):
+            import torchvision
 
         cls = partial(getattr(torchvision.datasets, class_name), **options)
         try:

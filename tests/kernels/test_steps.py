@@ -14,7 +14,7 @@ from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.rounds import batch_generator, batch_seeds, draw_batch, moved
 from flwr_robust.tasks import Grouped, load_task
 
-compiled = pytest.mark.skipif(not steps.available, reason="needs numba")
+compiled = pytest.mark.skipif(not steps.usable(), reason="needs numba")
 
 
 def generator(seed=0):
@@ -75,7 +75,7 @@ TYPES = {
 def test_samples_are_scaled_as_the_task_scales_them(monkeypatch, name, missing):
     stored, scale, shift = TYPES[name]
     if missing:
-        monkeypatch.setattr(steps, "available", False)
+        monkeypatch.setattr(steps, "usable", lambda: False)
     x, y = stored.view(128, 2, 2), torch.randperm(128, generator=generator(1))
     task = load_task("digits")
     task = type(task)("other", x, y, x, y, 128, scale, shift)
@@ -120,7 +120,7 @@ def test_a_run_without_numba_is_the_same_to_the_bit(monkeypatch, keys):
 
     config = RunConfig(rounds=4, evaluate_every=4, device="cpu", **keys)
     expected = simulate(config)["model_sha256"]
-    monkeypatch.setattr(steps, "available", False)
+    monkeypatch.setattr(steps, "usable", lambda: False)
     monkeypatch.setattr(steps, "_kernels", None)
     monkeypatch.setattr(steps, "_draws_as_torch", lambda: False)
     assert simulate(config)["model_sha256"] == expected
@@ -164,7 +164,7 @@ def test_what_cannot_be_pooled_so_is_left_to_torch(monkeypatch):
     images = torch.ones(2, 4, 4)
     assert pool.pool_squares(images.double()) is None
     assert pool.pool_squares(images.mT[:, ::2]) is None
-    monkeypatch.setattr(pool, "available", False)
+    monkeypatch.setattr(pool, "usable", lambda: False)
     assert pool.pool_squares(images) is None
 
 
