@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from flwr_robust.flower._compat import packed, unpacked
 from flwr_robust.flower.admission import answers_to, short
-from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.quarantine import Nodes
 
 __all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
 
@@ -54,14 +54,14 @@ class ClientStates:
     ----------
     grid : Grid
         Where the nodes are.
-    guard : Guard
-        What knows their partitions, and which of them are in quarantine.
+    nodes : Nodes
+        Their partitions, and which of them are in quarantine.
     timeout : float
         Seconds to wait for answers.
     """
 
-    def __init__(self, grid: Grid, guard: Guard, timeout: float) -> None:
-        self._grid, self._guard, self._timeout = grid, guard, timeout
+    def __init__(self, grid: Grid, nodes: Nodes, timeout: float) -> None:
+        self._grid, self._nodes, self._timeout = grid, nodes, timeout
         self._held: dict[int, _Held] = {}
         self._asked: set[int] = set()  # since they last handed their state over
         self._known: set[int] = set()  # every node that was ever asked
@@ -87,10 +87,10 @@ class ClientStates:
         dict of int to str
             The nodes whose state is not held, and why; what they answer raises nothing.
         """
-        away = set(self._guard.quarantined)
+        away = set(self._nodes.quarantined)
         nodes = sorted(self._asked - away)
         missing = dict.fromkeys(sorted(self._asked & away), "it is in quarantine")
-        own = self._guard.own_partitions(self._grid.get_node_ids())
+        own = self._nodes.own_partitions(self._grid.get_node_ids())
         answers = self._answers([Message(RecordDict(), node, STATE) for node in nodes])
         for node in nodes:
             state = _taken(answers.get(node, "no answer"), most)
@@ -134,7 +134,7 @@ class ClientStates:
             return [], {}
         present = {*self._grid.get_node_ids(), *asked}
         fresh = sorted(present - self._met)
-        own = self._guard.own_partitions(present)
+        own = self._nodes.own_partitions(present)
         messages, missing, given = [], {}, {}
         for node in fresh:
             former = node if node in self._known else self._former(own.get(node), present)

@@ -20,7 +20,8 @@ from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integ
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.expected_classes import ClassesAsked
-from flwr_robust.flower.guard import NOBODY, Observer, Round
+from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.round_records import NOBODY, Round
 from flwr_robust.flower.strategy import FedAvgOptions, RobustStrategy
 from flwr_robust.flower.wire import encode_record
 from flwr_robust.protocol.classes import check_desgd, classes_of_round
@@ -128,7 +129,8 @@ class DeSGD(RobustStrategy):
 
     def classes_of(self, server_round: int) -> tuple[int, ...]:
         """Return the classes that a round asks for, ascending."""
-        return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, self.guard.seed)
+        seed = self.guard.nodes.seed
+        return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, seed)
 
     def state_of(self, kind: int | None = None) -> State:
         """Return the rule's state for the rows of a class."""

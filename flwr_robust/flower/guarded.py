@@ -31,18 +31,12 @@ from flwr_robust.flower._compat import fill
 from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import SentModel
-from flwr_robust.flower.guard import (
-    METHODS,
-    NOBODY,
-    Guard,
-    Guarding,
-    Observer,
-    Round,
-    Scalar,
-    scalars,
-)
+from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.loop import METHODS, Guarding, scalars
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
+from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
 from flwr_robust.flower.wire import as_tensor, decode, encode, is_finite
 
@@ -197,7 +191,7 @@ class Guarded(Guarding, Strategy):
     ) -> Round | None:
         """Return a round of the strategy's messages but those to nodes in quarantine; None if it sends none."""
         messages = list(messages)
-        held = self.guard.withheld(message.metadata.dst_node_id for message in messages)
+        held = self.guard.nodes.withheld(message.metadata.dst_node_id for message in messages)
         kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
         return Round(server_round, kind, kept, held, model) if kept else None
 

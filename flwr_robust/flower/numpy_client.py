@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from flwr_robust.flower._compat import fill, unwrapped
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
-from flwr_robust.flower.guard import Identity
+from flwr_robust.flower.quarantine import Identity
 from flwr_robust.flower.wire import copy_content, decode, encode_record, records_of
 from flwr_robust.protocol.classes import answer_names
 

@@ -37,8 +37,11 @@ from flwr_robust.errors import ConfigurationError, check_choice, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import SentModel
-from flwr_robust.flower.guard import NOBODY, Guard, Guarding, Observer, Round, Scalar
+from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.loop import Guarding
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
+from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.wire import as_tensor, encode_record
 from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.runs.rounds import moved, server_step, settle
@@ -246,7 +249,7 @@ class RobustStrategy(Guarding, FedAvg):
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
-        nodes, held = self.guard.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
+        nodes, held = self.guard.nodes.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         return Round(server_round, kind, tuple(Message(record, node, kind) for node in nodes), held, model)
