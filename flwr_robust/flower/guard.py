@@ -31,7 +31,7 @@ from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import Admitted, Refusal, SentModel, Terms, admit, rebuilt, short
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
-from flwr_robust.runs.rounds import sample_clients
+from flwr_robust.protocol.rounds import sample_clients
 
 __all__ = [
     "METHODS",
