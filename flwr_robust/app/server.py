@@ -22,9 +22,9 @@ from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.protocol.messages import message_kind
-from flwr_robust.runs.class_rounds import check_senders
 from flwr_robust.runs.config import PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.runs.results import RoundResult, document, evaluator, write
+from flwr_robust.runs.world import World
 from flwr_robust.tasks.partition import label_distances
 
 __all__ = ["app", "main"]
@@ -61,7 +61,7 @@ def _run(grid: Grid, context: Context) -> None:
         _check_paths(config)
     learner = config.learner()
     _ = config.samples  # for its errors
-    check_senders(config)
+    World(config).check_senders()
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config)
     strategy.identify(identities)

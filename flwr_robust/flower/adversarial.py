@@ -33,7 +33,7 @@ from flwr_robust.attacks.data.base import drawn_attackers
 from flwr_robust.attacks.fault.base import Fault, faults
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
 from flwr_robust.core.pipeline import as_rule
-from flwr_robust.core.rows import Layer, Rows
+from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
@@ -45,6 +45,7 @@ from flwr_robust.errors import (
 )
 from flwr_robust.flower._compat import fill, set_message_id
 from flwr_robust.flower.expected import learnt
+from flwr_robust.flower.replies import rows_of
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
     PayloadError,
@@ -482,11 +483,10 @@ class AdversarialGrid(Grid):
 
     def _rows(self, model: _Model, replies: Sequence[_Reply], asked: int) -> Rows:
         counts = [reply.num_examples for reply in replies]
-        reference = [as_tensor(values) for values in model.arrays] if self._kind.relative else None
-        return Rows.from_layers(
-            [[as_tensor(values) for values in reply.arrays] for reply in replies],
-            reference=reference,
-            layout=[Layer(name, values.shape) for name, values in zip(model.names, model.arrays, strict=True)],
+        return rows_of(
+            [reply.arrays for reply in replies],
+            dict(zip(model.names, model.arrays, strict=True)),
+            relative=self._kind.relative,
             counts=None if None in counts else [float(count) for count in counts if count is not None],
             asked=max(asked, len(replies)),
         )

@@ -22,21 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.attacks.adversary import Adversary, written
+from flwr_robust.attacks.adversary import written
 from flwr_robust.attacks.fault.base import Fault
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack
+from flwr_robust.attacks.poison import Poison
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.kernels import steps
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
-from flwr_robust.runs.class_rounds import check_senders
+from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast_classes import ClassWise
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
-from flwr_robust.runs.rounds import Poison, batch_seeds, moved, sample_clients, server_step, settle
+from flwr_robust.runs.world import World
 from flwr_robust.tasks import MODELS, Grouped, Tail, descend
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
@@ -154,9 +153,10 @@ def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustE
         try:
             if sentence := unbatched(config):
                 raise ConfigurationError(f"simulation: {sentence}; run it in process")
-            check_senders(config)
+            world = World(config)
+            world.check_senders()
             torch.set_num_threads(config.threads)
-            runs[place] = _Run(config)
+            runs[place] = _Run(world)
         except FlwrRobustError as error:
             found[place] = error
     if runs:
@@ -202,9 +202,10 @@ class _Attacked:
 class _Run:
     """The server's side of a run, and its attackers."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.kind = message_kind(config.message)
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.config = config = world.config
+        self.kind = world.kind
         device = pick_device(config.device)
         self._learner = config.learner(device)
         self.initial = self._learner.arrays()
@@ -223,19 +224,12 @@ class _Run:
         self._history: list[RoundResult] = []
         self._state = config.rule.init()
         self._known: tuple[tuple[int, torch.Size], Rows] | None = None  # the last rows, and where they lie
-        attack = config.attack_object
-        self._adversary: Adversary | None = None
-        if isinstance(attack, MessageAttack | Fault):
-            known, granted = config.known or None, Knowledge.of(config.knowledge)
-            self._adversary = Adversary(
-                attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
-            )
-
+        self._adversary = world.adversary()
         self.class_wise: ClassWise | None = None
         if self.kind.class_wise:
             task, grouped = config.data_set, Grouped(self._learner)
             x, y = task.x_train.to(device), task.y_train.to(device)
-            self.class_wise = ClassWise(config, grouped, x, y, self.layout, self._rows, self._adversary)
+            self.class_wise = ClassWise(world, grouped, x, y, self.layout, self._rows, self._adversary)
 
     def arrays(self) -> Arrays:
         """Return the model's arrays by name."""
@@ -279,15 +273,13 @@ class _Run:
         shared = [parameter.detach().unsqueeze(0) for parameter in self._learner.parameters]
         for parameter, part in zip(shared, torch.from_numpy(self.flat).split_with_sizes(self.sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
-        told, direction = self.class_wise.round(server_round, self.asked(server_round), shared)
-        if direction is not None:
-            step = server_step(self.kind, self.config.server_learning_rate, direction)
-            self.flat[:] = moved(self.flat, step)
+        told, change = self.class_wise.round(server_round, self.asked(server_round), shared)
+        if change is not None:
+            self.flat[:] = moved(self.flat, change)
         self._history.append(told)
 
     def settle(self, server_round: int, messages: Tensor, asked: Sequence[int], kept: bool) -> None:
         """Aggregate a round's messages (n, d) and step the model; messages that clients keep are as before then."""
-        config = self.config
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard
         rows = self._rows(messages, asked) if not unheard else None
@@ -298,22 +290,19 @@ class _Run:
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
             rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
-        settled = None if rows is None else settle(config.rule, rows, self._state, config.server_momentum)
-        result = None if settled is None else settled.result
-        if settled is not None:
-            self._state = settled.state
-            if settled.direction is not None:
-                step = server_step(self.kind, config.server_learning_rate, settled.direction)
-                self.flat[:] = moved(self.flat, step)
+        settled = settle_round(self.config.rule, {None: rows}, self._state, self.world.step)
+        self._state = settled.state
+        if settled.change is not None:
+            self.flat[:] = moved(self.flat, settled.change)
         if kept and attacked.places:
             messages[attacked.places] = attacked.honest
         self._history.append(
             RoundResult(
                 server_round,
                 [client for client in asked if client not in unheard] if unheard else asked,
-                () if result is None else result.weights.tolist(),
+                () if settled.aggregate is None else settled.aggregate.weights.tolist(),
                 [(client, reason) for client in asked if (reason := unheard.get(client))] if unheard else (),
-                Outcome.INFEASIBLE if settled is None else settled.outcome,
+                settled.outcome,
                 [client for client in asked if unheard.get(client) == _SILENT] if unheard else (),
                 attacked.strength,
             )
@@ -465,7 +454,7 @@ class _Clients:
         seeds = [
             seed
             for run, own in zip(self._runs, asked, strict=True)
-            for seed in batch_seeds(run.config, own, server_round)
+            for seed in batch_seeds(run.config.seed, own, server_round)
         ]
         rows = steps.draw_samples(
             seeds,
@@ -515,13 +504,10 @@ class _Clients:
         """Return what attacks do to the data of clients, by their places."""
         found = {}
         for number, (run, own) in enumerate(zip(self._runs, asked, strict=True)):
-            if run.config.data_attack is None:
-                continue
-            attackers = run.config.attackers_in(server_round)
+            poisons = run.world.poisons(own, server_round, partial(self._scores, number))
             for place, client in enumerate(own, number * self.config.sampled):
-                if client in attackers:
-                    scores = partial(self._scores, number, client)
-                    found[place] = Poison.of(run.config, client, server_round, attackers.index(client), scores)
+                if client in poisons:
+                    found[place] = poisons[client]
         return found
 
     def _scores(self, run: int, client: int, x: Tensor) -> Tensor:

@@ -72,6 +72,11 @@ class Task:
             return scaled
         return (scaled.mul(self.scale) if scaled is x else scaled.mul_(self.scale)).add_(self.shift)
 
+    def batch(self, picked: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the inputs and labels of training samples, given their indices."""
+        x = self.inputs(self.x_train.index_select(0, picked), device)
+        return x, self.y_train.index_select(0, picked).to(device)
+
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder data sets lie in: the option, else FLWR_ROBUST_DATA, else ./data."""

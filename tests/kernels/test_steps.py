@@ -10,8 +10,8 @@ from flwr_robust import Rows
 from flwr_robust.core.pipeline import parse
 from flwr_robust.kernels import pool, steps
 from flwr_robust.protocol.momentum import momentum_step
+from flwr_robust.protocol.rounds import batch_generator, batch_seeds, draw_batch, moved
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.runs.rounds import batch_generator, batch_seeds, draw_batch, moved
 from flwr_robust.tasks import Grouped, load_task
 
 compiled = pytest.mark.skipif(not steps.usable(), reason="needs numba")
@@ -28,16 +28,15 @@ def generator(seed=0):
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**40), held=st.lists(st.integers(1, 70), min_size=1, max_size=5), size=st.integers(1, 90))
 def test_draws_are_those_of_each_client_alone(batching, seed, held, size):
-    config = RunConfig(seed=seed, batch_size=size, batching=batching, clients=len(held))
     counts, samples = np.array(held), generator().initial_seed() + np.arange(sum(held))[::-1].copy()
     first = np.cumsum(counts) - counts
-    seeds = batch_seeds(config, range(len(held)), 3)
+    seeds = batch_seeds(seed, range(len(held)), 3)
     found = steps.draw_samples(seeds, counts, first, samples, 9, size, consecutive=batching == "consecutive")
     assert found.shape == (9, len(held), size)
     for client, count in enumerate(held):
-        draw, own = batch_generator(config, client, 3), samples[first[client] :][:count]
+        draw, own = batch_generator(seed, client, 3), samples[first[client] :][:count]
         for step in range(9):  # of random batches, more than the generator's 624 words at times
-            assert found[step, client].tolist() == own[draw_batch(config, count, draw).numpy()].tolist()
+            assert found[step, client].tolist() == own[draw_batch(batching, size, count, draw).numpy()].tolist()
 
 
 @compiled
