@@ -44,6 +44,7 @@ from flwr_robust.flower.strategies import (
     TrimmedMean,
 )
 from flwr_robust.flower.strategy import RobustStrategy
+from flwr_robust.flower.versions import TESTED_FLWR
 
 __all__ = [
     "CAF",
@@ -51,6 +52,7 @@ __all__ = [
     "FABA",
     "FLAME",
     "SMEA",
+    "TESTED_FLWR",
     "Admitted",
     "AdversarialGrid",
     "Aggregation",

@@ -24,7 +24,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Bulyan, MultiKrum, Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill
@@ -36,9 +35,10 @@ from flwr_robust.flower.loop import METHODS, Guarding, scalars
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.replies import admitted_rows
 from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
-from flwr_robust.flower.wire import as_tensor, decode, encode, is_finite
+from flwr_robust.flower.wire import decode, encode, is_finite
 
 __all__ = ["Guarded"]
 
@@ -257,7 +257,9 @@ class Guarded(Guarding, Strategy):
             except Exception as error:
                 sentence = short(f"{type(self.strategy).__name__}: {str(error) or type(error).__name__}")
                 before.restore()
-        rows = _rows(judged, judged.model) if judged.admitted and self.guard.observers else None
+        rows = None
+        if judged.admitted and self.guard.observers:
+            rows = admitted_rows(judged.admitted, judged.model, relative=True, asked=len(judged.messages))
         return self.guard.close_training(judged, outcome, sentence, arrays, self._metrics(judged, told), rows=rows)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -332,15 +334,3 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     values = values.astype(np.uint8) if values.dtype.kind == "b" else values
     own = np.iinfo(values.dtype)
     return values.clip(max(bounds.min, own.min), min(bounds.max, own.max)).astype(dtype)
-
-
-def _rows(judged: Round, sent: SentModel) -> Rows:
-    """Return the updates of what is learnt."""
-    named = list(sent.arrays.items())
-    return Rows.from_layers(
-        [[as_tensor(reply.arrays[i]) for i in sent.learnt] for reply in judged.admitted],
-        reference=[as_tensor(named[i][1]) for i in sent.learnt],
-        layout=[Layer(named[i][0], named[i][1].shape) for i in sent.learnt],
-        counts=[reply.num_examples for reply in judged.admitted],
-        asked=len(judged.messages),
-    )

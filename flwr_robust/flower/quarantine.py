@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 
 from flwr_robust.errors import check_integer
 from flwr_robust.flower._compat import connected_nodes
-from flwr_robust.runs.rounds import sample_clients
+from flwr_robust.protocol.rounds import sample_clients
 
 __all__ = ["Identity", "Nodes"]
 
