@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
-from flwr.serverapp.strategy import Result
 
 from flwr_robust.audit import (
     Aggregated,
@@ -33,7 +32,6 @@ from flwr_robust.audit import (
     ReplyAdmitted,
     ReplyRefused,
     RoundConfigured,
-    Snapshot,
     distances_and_angles,
     model_sha256,
 )
@@ -42,23 +40,21 @@ from flwr_robust.audit.log import LEAST_KEY
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import (
     AuditError,
-    CheckpointError,
     ConfigurationError,
     check_flag,
     check_integer,
 )
-from flwr_robust.flower.admission import Admitted, Reason, Refusal
+from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
-from flwr_robust.flower.memory import freeze, storable, thaw
+from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord, Scalar
-from flwr_robust.flower.wire import decode_record, encode_record
+from flwr_robust.flower.snapshots import check_fits, progress_of, snapshot_of
+from flwr_robust.flower.wire import decode_record
 
 __all__ = ["Audit", "observing"]
 
 log = logging.getLogger("flwr")
-
-_METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
 class Audit(Observer):
@@ -179,7 +175,7 @@ class Audit(Observer):
             config,
             rule=opening.rule,
             strategy=opening.strategy,
-            accept=partial(_check_fits, opening),
+            accept=partial(check_fits, opening),
             **self._options,
         )
         self._opening, snapshot = opening, self._run.snapshot
@@ -193,7 +189,7 @@ class Audit(Observer):
         self._hashed = None, model_sha256(snapshot.model)  # of the end, should no round follow
         if self._states is not None and "clients" in snapshot.values:
             self._states.recall(thaw(snapshot.values["clients"], snapshot.states["arrays"]))
-        return _progress(snapshot)
+        return progress_of(snapshot)
 
     def _restore(self, states: ClientStates, server_round: int, asked: Sequence[int]) -> None:
         """Give clients back what they had handed over, and put that on record."""
@@ -219,7 +215,7 @@ class Audit(Observer):
             if self._states is not None:
                 self._collect(self._states, progress)
             self._flush()
-            run.checkpoint(_snapshot(progress, run.config, self._states), force=True)
+            run.checkpoint(snapshot_of(progress, run.config, self._states), force=True)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
         """Put the end on record, and close the log."""
@@ -392,7 +388,7 @@ def _point(aggregation: Aggregation) -> torch.Tensor | None:
     return torch.from_numpy(np.concatenate([(after[name] - before[name]).ravel() for name in names]))
 
 
-# -- checkpoints --------------------------------------------------------------------------------------
+# -- what clients keep ------------------------------------------------------------------------------
 
 
 def _by_node(missing: Mapping[int, str]) -> dict[str, str]:
@@ -403,73 +399,3 @@ def _summary(missing: Mapping[int, str]) -> tuple[str, str]:
     """Return how many nodes there are, and the reason of the first of them."""
     node, why = next(iter(missing.items()))
     return f"{len(missing)} nodes", f"node {node}: {why}"
-
-
-def _snapshot(progress: Progress, config: Mapping[str, Any], states: ClientStates | None = None) -> Snapshot:
-    tensors: dict[str, torch.Tensor] = {}
-    values = {
-        "memory": freeze(progress.memory, tensors),
-        "refusals": [[node, count] for node, count in progress.refusals.items()],
-        "replaced": [[node, partition] for node, partition in progress.replaced.items()],
-        "history": [_written(record, tensors) for record in progress.history],
-        "evaluations": [_written(record, tensors) for record in progress.evaluations],
-        **{
-            name: [[number, dict(metrics)] for number, metrics in getattr(progress.result, name).items()]
-            for name in _METRICS
-        },
-    }
-    if states is not None:
-        values["clients"] = freeze(states.memory(), tensors)
-    model = decode_record(progress.result.arrays)
-    return Snapshot(progress.round, config, model, {"arrays": tensors}, progress.partitions, values)
-
-
-def _progress(snapshot: Snapshot) -> Progress:
-    values, tensors, result = snapshot.values, snapshot.states["arrays"], Result()
-    result.arrays = encode_record(snapshot.model)
-    for name in _METRICS:
-        getattr(result, name).update({number: MetricRecord(metrics) for number, metrics in values[name]})
-    return Progress(
-        snapshot.round,
-        result,
-        [_read(record, tensors) for record in values["history"]],
-        [_read(record, tensors) for record in values["evaluations"]],
-        snapshot.partitions,
-        dict(values["refusals"]),
-        thaw(values["memory"], tensors),
-        dict(values.get("replaced", ())),
-    )
-
-
-def _written(record: RoundRecord, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    return {
-        **vars(record),
-        "refused": [[refusal.node, refusal.reason.name, refusal.detail] for refusal in record.refused],
-        "outcome": record.outcome.name,
-        "stats": freeze({name: value for name, value in record.stats.items() if storable(value)}, tensors),
-    }
-
-
-def _read(written: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> RoundRecord:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
-    fields["refused"] = tuple(Refusal(node, Reason[reason], detail) for node, reason, detail in fields["refused"])
-    fields["outcome"] = Outcome[fields["outcome"]]
-    fields["stats"] = thaw(fields["stats"], tensors)
-    return RoundRecord(**fields)
-
-
-def _check_fits(opening: Opening, snapshot: Snapshot) -> None:
-    """Raise unless a checkpoint is of no later round, and its model has the same arrays, as a run was started with."""
-    if (rounds := opening.config["rounds"]) < snapshot.round:  # type: ignore[operator]
-        raise ConfigurationError(
-            f"strategy: num_rounds must be at least the {snapshot.round} rounds that the run has behind it; got "
-            f"num_rounds={rounds}: ask for more, or roll the run back"
-        )
-    there = [(name, values.dtype, values.shape) for name, values in snapshot.model.items()]
-    now = [(name, values.dtype, values.shape) for name, values in decode_record(opening.arrays).items()]
-    if there != now:
-        first = next((pair for pair in zip(there, now, strict=False) if pair[0] != pair[1]), (len(there), len(now)))
-        raise CheckpointError(
-            f"checkpoint: that of round {snapshot.round} holds another model: {first[0]} there, {first[1]} now; start "
-            f"with the same model, or name another folder"
-        )

@@ -52,9 +52,9 @@ class _Stopped(Exception):  # noqa: N818
 class Loop:
     """One run of a strategy, to its end, or until it is stopped.
 
-    Where an observer has something to go on from, the rounds up to there are left out, and Flower's log counts those
-    that follow from 1. A round that is to be the last is finished with its evaluations; then the result is what there
-    is so far.
+    Where an observer returns the progress of an earlier run, the rounds up to there are left out, and Flower's log
+    counts those that follow from 1. A round that is to be the last is finished with its evaluations; then the result
+    is what there is so far.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Loop:
     # -- its beginning and its end ----------------------------------------------------------------
 
     def _begin(self) -> int:
-        """Tell observers, restore what one of them has, and return the round to go on from."""
+        """Tell observers, restore the progress that one of them has, and return its round."""
         guard, guarding, arguments = self._guard, self._guarding, self._arguments
         sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}

@@ -16,12 +16,12 @@ __all__ = ["Observer", "check_observers"]
 class Observer:
     """What watches a guard: an audit log, a checkpointer. Every method does nothing until it is overridden.
 
-    The methods are called in the order in which they stand here. One that raises ends the run: evidence that cannot
-    be kept is the operator's to mend.
+    The methods are called in the order in which they stand here. One that raises ends the run: without evidence the
+    operator must decide what to do.
     """
 
     def run_started(self, opening: Opening) -> Progress | None:
-        """``start`` was called; an observer may return what is to be gone on from."""
+        """``start`` was called; an observer may return the progress from which the run resumes."""
         return None
 
     def round_configured(

@@ -1,0 +1,63 @@
+"""Snapshots: a run's progress goes into a checkpoint and comes back the same."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import MetricRecord
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Result
+
+from flwr_robust import ConfigurationError, Outcome
+from flwr_robust.errors import CheckpointError
+from flwr_robust.flower import InProcessGrid, Nodes, Opening, Progress, Reason, Refusal, RoundRecord
+from flwr_robust.flower.snapshots import check_fits, progress_of, snapshot_of
+from tests.flower_helpers import record, same_bits, values
+
+MODEL = {"w": np.float32([1, -2]), "n": np.int64(3)}
+REFUSAL = Refusal(4, Reason.NOT_FINITE, "w")
+RECORD = RoundRecord(
+    2, (3, 4, 5), (3,), (0,), (REFUSAL,), Outcome.OK, "", (1.0,), {"kept": [0], "other": object()}, quarantined=(9,)
+)
+
+
+def progress():
+    result = Result()
+    result.arrays = record(MODEL)
+    result.train_metrics_clientapp = {2: MetricRecord({"loss": 0.5})}
+    result.evaluate_metrics_serverapp = {0: MetricRecord({"accuracy": 0.1}), 2: MetricRecord({"accuracy": 0.9})}
+    memory = {"strategy": {"velocity": torch.ones(2)}, "train_config": {"lr": 0.1}, "evaluate_config": {}}
+    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7})
+
+
+def opening(model=MODEL, rounds=5):
+    return Opening(Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), InProcessGrid(ClientApp(), 1), 1.0)
+
+
+def test_progress_comes_back():
+    given = progress()
+    snapshot = snapshot_of(given, {"seed": 3})
+    assert (snapshot.round, dict(snapshot.config)) == (2, {"seed": 3})
+    found = progress_of(snapshot)
+    assert same_bits(values(found.result.arrays), MODEL)
+    for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
+        assert getattr(found.result, name) == getattr(given.result, name)
+    (back,) = found.history
+    assert back == dataclasses.replace(RECORD, stats={"kept": [0]})  # what cannot be stored is left out
+    assert found.evaluations == []
+    assert (found.round, dict(found.partitions), found.refusals, found.replaced) == (2, {3: 0}, {4: 1}, {1: 7})
+    assert found.memory["strategy"]["velocity"].tolist() == [1, 1]
+    assert found.memory["train_config"] == {"lr": 0.1}
+
+
+def test_a_checkpoint_fits_the_same_arrays_and_enough_rounds():
+    snapshot = snapshot_of(progress(), {})
+    check_fits(opening(rounds=2), snapshot)
+    with pytest.raises(ConfigurationError, match="num_rounds must be at least the 2 rounds"):
+        check_fits(opening(rounds=1), snapshot)
+    for other in ({"w": MODEL["w"]}, {**MODEL, "w": np.zeros(3, np.float32)}, dict(reversed(MODEL.items()))):
+        with pytest.raises(CheckpointError, match="holds another model"):
+            check_fits(opening(other), snapshot)
