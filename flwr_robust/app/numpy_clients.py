@@ -134,8 +134,8 @@ class HonestClient(NumPyClient):
 
     def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Update the momenta of all classes that the batch holds; send those of the classes asked for, if any."""
-        run, held = self.config, self.world.classes_of(self.client)
-        parts = draw_class_batch(run.seed, self.client, server_round, held, run.batching, run.batch_size)
+        run, own_classes = self.config, self.world.classes_of(self.client)
+        parts = draw_class_batch(run.seed, self.client, server_round, own_classes, run.batching, run.batch_size)
         own = self.task.batch(torch.cat(parts), self.learner.device)
         gradients = {
             k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])

@@ -117,10 +117,10 @@ class ClassWise:
         members: dict[int | None, list[int]] = {
             k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted
         }
-        rows = {k: self._rows_of(sent, k, [senders[place] for place in members[k]]) for k in wanted}
-        settled = settle_round(
-            config.rule, {**rows}, self._state, self.world.step, members=members, replies=len(senders)
-        )
+        rows: dict[int | None, Rows | None] = {
+            k: self._rows_of(sent, k, [senders[place] for place in members[k]]) for k in wanted
+        }
+        settled = settle_round(config.rule, rows, self._state, self.world.step, members=members, replies=len(senders))
         self._state = settled.state
         result = RoundResult(
             server_round,
