@@ -206,13 +206,13 @@ class Key:
 
 def _key(default: S, doc: str, **rest: Any) -> S:
     """Return the field of a key; ``rest`` are the attributes of `Key`."""
-    field: S = dataclasses.field(default=default, metadata={"doc": doc, **rest})
+    field: S = dataclasses.field(default=default, metadata={"default": default, "doc": doc, **rest})
     return field
 
 
 def _names_checked(cls: C) -> C:
     """Let a class answer to a keyword that it does not know with the sentence that names those that it knows."""
-    made: Callable[..., None] = cls.__init__
+    made: Callable[..., None] = cls.__init__  # type: ignore[misc]
 
     @wraps(made)
     def init(self: object, *values: object, **options: object) -> None:
@@ -221,7 +221,7 @@ def _names_checked(cls: C) -> C:
                 raise UnknownNameError("configuration key", name, _ATTRIBUTES)
         made(self, *values, **options)
 
-    cls.__init__ = init
+    cls.__init__ = init  # type: ignore[misc]
     return cls
 
 
@@ -663,10 +663,7 @@ _FIELDS = dataclasses.fields(RunConfig)
 _ATTRIBUTES = tuple(field.name for field in _FIELDS)
 
 KEYS: Mapping[str, Key] = MappingProxyType(
-    {
-        name: Key(name, field.default, **field.metadata)
-        for field, name in ((field, field.name.replace("_", "-")) for field in _FIELDS)
-    }
+    {name: Key(name, **field.metadata) for field, name in ((field, field.name.replace("_", "-")) for field in _FIELDS)}
 )
 """All keys by name, with hyphens: what each means, what it may be, and who reads it."""
 

@@ -256,7 +256,7 @@ def test_attacks_that_know_the_defence_need_one():
         (trimmed, {"seeds": ()}, "seeds must hold at least one"),
         (trimmed, {"rounds": 0}, "rounds must be an integer >= 1"),
         (trimmed, {"partition": "iidd"}, "unknown partition 'iidd'"),
-        (trimmed, {"model": "vit"}, "unknown model 'vit'"),
+        (trimmed, {"model": "vit"}, "model must be one of .*softmax; got model='vit'"),
         (fed_avg, {"f": 1, "rule": "krum(f=2)"}, "krum needs n >= 2f"),
         (
             lambda: flower.FedAvg(min_available_nodes=7),

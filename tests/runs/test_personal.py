@@ -86,7 +86,7 @@ def test_patterns_name_arrays(model, patterns, personal):
             "personal must match some, but not all, of the model's arrays, 1.",
         ),
         (
-            {"message": "momentum"},
+            {"message": "momentum", "local_steps": 1},
             "personal='head.*' changes nothing with message='momentum', only with 'delta' or 'parameters'",
         ),
         ({"attack": "label_flip()", "attackers": 1, "redraw": True}, "needs attackers that stay"),

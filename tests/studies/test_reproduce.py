@@ -155,7 +155,11 @@ WRONG = [
     ('[[claims]]\ntext = "a"\nhigher = ["mean()"]\n', ConfigurationError, "got higher in 'a'"),
     ('[[claims]]\ntext = "a"\nhigher = ["mean()"]\nwithin = 1\n', ConfigurationError, "got higher, within"),
     ('[[claims]]\ntext = "a"\nhigher = ["krum()"]\nlower = ["mean()"]\n', UnknownNameError, "label on axis defence"),
-    ('[[claims]]\ntext = "a"\nrows = ["mean()"]\nwithin = 1\nbye = 3\n', UnknownNameError, r"'bye'; allowed:.*by"),
+    (
+        '[[claims]]\ntext = "a"\nrows = ["mean()"]\nwithin = 1\nbye = 3\n',
+        UnknownNameError,
+        r"'bye'\. Did you mean 'by'\? Allowed:.*by",
+    ),
     ('[[claims]]\ntext = "a"\ncontrasts = 3.0\n', ConfigurationError, "contrasts with against or pairs"),
     ('[[claims]]\ntext = "a"\ncontrasts = 3.0\nagainst = "nil"\n', UnknownNameError, "against of .*'nil'"),
     ('[[claims]]\ntext = "a"\ncontrasts = 3.0\npairs = [["a", "b"]]\n', UnknownNameError, "row of .*'a'"),
@@ -425,7 +429,11 @@ WRONG_PAPERS = [
     (PAPER.replace('["demo"]', '"demo"'), ConfigurationError, "studies must be a list of names; got 'demo'"),
     (PAPER + 'notes = "hello"\n', ConfigurationError, r"each under \[\[notes\]\]; got 'hello'"),
     (PAPER + '[[note]]\ntext = "a"\n', UnknownNameError, "unknown key of paper mine 'note'"),
-    (PAPER + '[[notes]]\nabuot = "demo"\ntext = "a"\n', UnknownNameError, "'abuot'; allowed: about, text"),
+    (
+        PAPER + '[[notes]]\nabuot = "demo"\ntext = "a"\n',
+        UnknownNameError,
+        r"'abuot'\. Did you mean 'about'\? Allowed: about, text",
+    ),
     (PAPER + '[[notes]]\nabout = "demo"\n', ConfigurationError, "must hold a text, and may name about"),
     (PAPER + '[[notes]]\nabout = "dmeo"\ntext = "a"\n', UnknownNameError, "study of a note in paper mine 'dmeo'"),
 ]
