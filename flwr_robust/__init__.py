@@ -7,14 +7,15 @@ The one-call form:
 >>> flwr_robust.aggregate(x, "trimmed_mean(f=1)").value
 tensor([1.0500, 1.9500])
 
+Arrays of numpy, and lists of rows or of clients' layers, come back as what they are.
+
 The Flower strategies are in `flwr_robust.flower`, the only part that needs Flower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from flwr_robust.errors import (
     ConfigurationError,
@@ -26,8 +27,7 @@ from flwr_robust.errors import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from flwr_robust.core.call import aggregate
     from flwr_robust.core.pipeline import Pipeline, parse
     from flwr_robust.core.rows import Layer, Rows
     from flwr_robust.core.rule import Aggregate, Outcome, PreAggregator, Rule, State
@@ -57,12 +57,11 @@ __all__ = [
     "parse",
 ]
 
-_UNSET: State = {}
-
 # What needs torch is imported when it is first asked for: `flwr-robust --help` does without it.
 _MODULES = {
-    "flwr_robust.core.rows": ("Layer", "Rows"),
+    "flwr_robust.core.call": ("aggregate",),
     "flwr_robust.core.pipeline": ("Pipeline", "parse"),
+    "flwr_robust.core.rows": ("Layer", "Rows"),
     "flwr_robust.core.rule": ("Aggregate", "Outcome", "PreAggregator", "Rule", "State"),
     "flwr_robust.core.sharded": ("Shard", "aggregate_sharded"),
 }
@@ -78,94 +77,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-@overload
-def aggregate(
-    x: Tensor | Rows,
-    rule: str | Rule,
-    *,
-    layout: Sequence[tuple[str, tuple[int, ...]]] = (),
-    counts: Sequence[float] | Tensor | None = None,
-    asked: int | None = None,
-    trusted: Tensor | None = None,
-) -> Aggregate: ...
-
-
-@overload
-def aggregate(
-    x: Tensor | Rows,
-    rule: str | Rule,
-    *,
-    state: State | None,
-    layout: Sequence[tuple[str, tuple[int, ...]]] = (),
-    counts: Sequence[float] | Tensor | None = None,
-    asked: int | None = None,
-    trusted: Tensor | None = None,
-) -> tuple[Aggregate, State]: ...
-
-
-def aggregate(
-    x: Tensor | Rows,
-    rule: str | Rule,
-    *,
-    state: State | None = _UNSET,
-    layout: Sequence[tuple[str, tuple[int, ...]]] = (),
-    counts: Sequence[float] | Tensor | None = None,
-    asked: int | None = None,
-    trusted: Tensor | None = None,
-) -> Aggregate | tuple[Aggregate, State]:
-    """Aggregate rows by a rule, in one call.
-
-    Parameters
-    ----------
-    x : Tensor (n, d) or Rows
-        One update per row, floating point, on any device; not changed.
-    rule : str or Rule
-        A defence string such as ``"clip(c=2.0) | trimmed_mean(f=2)"``, or the rule object.
-    state : State, optional
-        For rules with a memory (centered clipping): None the first time, then what the last call returned. Giving it
-        makes the call return ``(aggregate, state)``.
-    layout : sequence of (name, shape), optional
-        The arrays that the columns belong to, for rules that look at one of them (lfighter).
-    counts : sequence of float (n,), optional
-        Examples behind each row, for weighted rules.
-    asked : int, optional
-        Number of clients asked, when fewer answered; n when not given.
-    trusted : Tensor (d,), optional
-        An update of the server's own, for rules that compare with one (monna, fltrust).
-
-    Returns
-    -------
-    Aggregate, or (Aggregate, State) when ``state`` is given
-        ``.value`` (d,), ``.weights`` (n,), ``.outcome``, ``.stats``.
-
-    Raises
-    ------
-    ConfigurationError
-        If the rule's text or the tensor is not what it must be.
-    InfeasibleError
-        If n and f do not fit the rule.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x = torch.tensor([[0.0], [2.0], [4.0]])
-    >>> aggregate(x, "median").value
-    tensor([2.])
-    >>> result, state = aggregate(x, "centered_clipping(tau=1.0)", state=None)
-    >>> result, state = aggregate(x, "centered_clipping(tau=1.0)", state=state)
-    >>> round(float(result.value), 4)
-    1.1111
-    """
-    from flwr_robust.core.pipeline import as_rule
-    from flwr_robust.core.rows import Layer, Rows
-
-    chosen = as_rule(rule)
-    if isinstance(x, Rows):
-        rows = x
-    else:
-        layers = [Layer(name, tuple(shape)) for name, shape in layout]
-        rows = Rows.from_tensor(x, layout=layers, counts=counts, asked=asked, trusted=trusted)
-    result, following = chosen(rows, None if state is _UNSET else state)
-    return result if state is _UNSET else (result, following)

@@ -137,7 +137,7 @@ class Bulyan(Rule):
         if self._aggregator is None:
             found = average_near_median(kept, rows.n - 4 * self.f)
         else:
-            found, following[1] = self._aggregator.combine(kept, following[1])
+            found, following[1] = self._aggregator.combined(kept, following[1])
         weights = torch.zeros(rows.n, dtype=torch.float64)
         weights[keep] = found.weights
         stats = {**found.stats, "selected": selected}

@@ -189,7 +189,7 @@ class MixTailor(Rule):
             generator, state = next_draw(state, self.seed, "mixtailor")
             drawn = fitting[int(torch.randint(len(fitting), (), generator=generator))]
         states = [part(state, index) for index in range(len(self.members))]
-        aggregate, states[drawn] = self.members[drawn].combine(rows, states[drawn])
+        aggregate, states[drawn] = self.members[drawn].combined(rows, states[drawn])
         stats = {"member": str(self.members[drawn]), "fitting": len(fitting), **aggregate.stats}
         return dataclasses.replace(aggregate, stats=stats), {**state, **joined(states)}
 

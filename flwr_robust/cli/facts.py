@@ -44,8 +44,8 @@ _VALUES: Mapping[str, Any] = {  # of required fields, in examples
 
 def registries() -> dict[str, Registry[Any]]:
     """Return the registries of components by kind, as `KINDS` names them."""
-    from flwr_robust.core.rule import aggregators, preaggregators
     from flwr_robust.attacks.registry import all_attacks
+    from flwr_robust.core.rule import aggregators, preaggregators
     from flwr_robust.tasks.partition import partitions
 
     found = (aggregators, preaggregators, all_attacks, partitions)

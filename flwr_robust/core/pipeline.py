@@ -106,13 +106,13 @@ class Pipeline(Rule):
         mixing = torch.eye(rows.n, dtype=torch.float64)
         following: list[State] = []
         for index, stage in enumerate(self.stages):
-            matrix, seen, after = stage.matrix(mixed, part(state, index))
+            matrix, seen, after = stage.checked_matrix(mixed, part(state, index))
             following.append(after)
             asked = stage.rows_out(mixed.asked)
             mixed, mixing = mixed.mixed(matrix), matrix @ mixing
             mixed.asked = max(asked, mixed.n)
             stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
-        aggregate, after = self.rule.combine(mixed, part(state, len(self.stages)))
+        aggregate, after = self.rule.combined(mixed, part(state, len(self.stages)))
         following.append(after)
         return dataclasses.replace(
             aggregate, weights=aggregate.weights @ mixing, stats={**stats, **aggregate.stats}

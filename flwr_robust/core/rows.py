@@ -1,35 +1,35 @@
-"""Rows: n client updates of d coordinates, read as column blocks.
+"""Rows: n client updates of d coordinates, the one thing that every rule sees.
 
-The rows never need to be one array. They are segments (a model's layers, say); each segment holds one piece of every
-row where it lies, and blocks are cut from it on demand, in float64. Everything a Gram rule asks for is computed from
-one (n + 1) x (n + 1) matrix: the centred Gram matrix of the rows and the origin. Mixing rows (clipping, neighbour
-means, buckets) multiplies that small matrix and leaves the data alone.
+A rule never reads the rows as one array, for they may lie anywhere: a `Storage` answers for them. Everything a Gram
+rule asks for is computed from one (n + 1) x (n + 1) matrix: the centred Gram matrix of the rows and the origin. Mixing
+rows (clipping, neighbour means, buckets) multiplies that small matrix and leaves the data alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_robust.core.segments import Segment, Segments
+from flwr_robust.core.storage import Storage
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.kernels import columns
-from flwr_robust.kernels.gram import accumulate_gram, better_centre, pair_distances, squared_distances
-from flwr_robust.kernels.lines import Lines
-from flwr_robust.kernels.nearest import nearest
-from flwr_robust.kernels.order import kept_shares, ranks
+from flwr_robust.kernels.gram import better_centre, squared_distances
 
-__all__ = ["Layer", "Rows"]
+__all__ = ["Counts", "Layer", "Rows", "unfit"]
 
-# Elements of a float64 block: 1 MiB, so that a block and its working copy stay in a core's cache.
-BLOCK_ELEMENTS = 1 << 17
-# The same on other devices, where every operation costs a launch, but 256 MiB are little.
-DEVICE_BLOCK_ELEMENTS = 1 << 25
+Counts = Sequence[float] | NDArray[Any] | Tensor
+"""Numbers of examples, one per row."""
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -42,60 +42,69 @@ class Layer:
     @property
     def size(self) -> int:
         """Number of coordinates."""
-        size = 1
-        for extent in self.shape:
-            size *= extent
-        return size
+        return math.prod(self.shape)
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Consecutive columns of all rows: pieces[i] - reference, then the extra rows."""
+def unfit(x: Tensor) -> str | None:
+    """Say in a few words what a tensor is that cannot hold rows, and what to do; return None if it can."""
+    if x.is_nested:
+        return "a nested tensor: pass a list of rows of one length"
+    if x.is_quantized:
+        return "a quantised tensor: pass x.dequantize()"
+    if x.layout != torch.strided:
+        return f"a tensor of layout {str(x.layout).removeprefix('torch.')}: pass x.to_dense()"
+    if x.is_meta:
+        return "a tensor on device meta, which holds no numbers: pass one on a real device"
+    if x.dtype not in _FLOATS:
+        advice = "pass its real part" if x.is_complex() else "pass x.float()"
+        return f"{str(x.dtype).removeprefix('torch.')} numbers: {advice}, or what else is float16 to float64"
+    return None
 
-    pieces: Tensor | tuple[Tensor, ...]  # (n, w), or n tensors (w,)
-    reference: Tensor | None  # (w,)
-    extra: Tensor | None  # (m, w)
-    width: int
 
-    @cached_property
-    def lines(self) -> Lines | None:
-        """The rows where they lie, if compiled code can read them there."""
-        if isinstance(self.pieces, Tensor) and self.extra is None:
-            return Lines.of_stack(self.pieces, self.reference)
-        rows = [*self.pieces, *(() if self.extra is None else self.extra)]
-        return Lines.of(rows, len(self.pieces), self.reference)
-
-    def with_rows(self, rows: Tensor) -> _Segment:
-        """Return the segment with more rows (m, w), which are not relative to the reference, at the end."""
-        extra = rows if self.extra is None else torch.cat([self.extra, rows.to(self.extra)])
-        return dataclasses.replace(self, extra=extra)
-
-    def block(self, start: int, stop: int, store: Tensor | None = None) -> Tensor:
-        """Return columns start .. stop - 1, float64, in ``store`` where one of enough elements is given."""
-        device = self.pieces[0].device
-        held, added = len(self.pieces), 0 if self.extra is None else len(self.extra)
-        if store is None:
-            store = torch.empty((held + added) * (stop - start), dtype=torch.float64, device=device)
-        block = store[: (held + added) * (stop - start)].view(held + added, stop - start)
-        if isinstance(self.pieces, Tensor):
-            block[:held] = self.pieces[:, start:stop]
-        else:
-            for row, piece in zip(block, self.pieces, strict=False):
-                row.copy_(piece[start:stop])
-        if self.reference is not None:
-            block[:held] -= self.reference[start:stop].to(block)
-        if self.extra is not None:
-            block[held:] = self.extra[:, start:stop]
-        return block
+def _checked_counts(counts: Counts, n: int) -> Tensor:
+    """Return counts as numbers (n,), float64."""
+    if isinstance(counts, Tensor):
+        fits = counts.layout == torch.strided and not (counts.is_meta or counts.is_complex())
+        found = counts.detach().to(torch.float64) if fits and counts.dtype != torch.bool else None
+        given = f"a tensor of {counts.dtype}"
+    else:
+        given = f"{type(counts).__name__} {str(counts)[:60]!r}"
+        try:
+            array = np.asarray(counts)
+        except ValueError:  # rows of several lengths
+            array = np.empty(0, dtype=object)
+        found = torch.from_numpy(array.astype(np.float64)) if array.dtype.kind in "iuf" else None
+    if found is None:
+        raise ConfigurationError(
+            f"rows: counts must be numbers, one per row; got {given}: pass a list, an array or a tensor of {n} numbers"
+        )
+    if found.shape != (n,):
+        raise ConfigurationError(
+            f"rows: counts must hold one number per row, {n}; got shape {tuple(found.shape)}: pass {n} numbers"
+        )
+    return found
 
 
 class Rows:
     """n rows of d coordinates, with what every rule needs to know about them.
 
-    Make them with `from_tensor`, `from_layers` or `from_stacks`.
+    Make them with `from_tensor`, `from_layers` or `from_stacks`, or of a `Storage`.
+
+    Parameters
+    ----------
+    storage : Storage
+        Where the rows lie.
+    dtype : torch.dtype
+        The type a rule's value is returned in.
+    mixing : Tensor (n, storage.n), float64, optional
+        The rows are mixing @ X, X being what lies in the storage.
+    layout, counts, asked, trusted
+        The attributes of these names.
 
     Attributes
     ----------
+    storage : Storage
+        Where the rows lie that these are, or are mixed from.
     n : int
         Number of rows.
     d : int
@@ -114,36 +123,39 @@ class Rows:
 
     def __init__(
         self,
-        segments: Sequence[_Segment],
-        n: int,
+        storage: Storage,
         dtype: torch.dtype,
         *,
+        mixing: Tensor | None = None,
         layout: Sequence[Layer] = (),
-        counts: Sequence[float] | Tensor | None = None,
+        counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
     ) -> None:
-        self._segments = tuple(segments)
-        self._origin: Rows | None = None  # the rows these were mixed from, and
-        self._mixing: Tensor | None = None  # the matrix that mixed them
-        self._joint: _Segment | None = None  # all columns at once, where they lie side by side
+        self.storage = storage
+        self._mixing = mixing
+        self._origin = None if mixing is None else Rows(storage, dtype)  # the rows these are mixed from
+        n = storage.n if mixing is None else len(mixing)
         self.n = n
-        self.d = sum(segment.width for segment in self._segments)
+        self.d = storage.d
         self.dtype = dtype
         self.layout = tuple(layout)
-        self.counts = None if counts is None else torch.as_tensor(counts, dtype=torch.float64)
-        self.asked = self.n if asked is None else asked
         self.trusted = trusted
-        if trusted is not None and trusted.shape != (self.d,):
-            raise ConfigurationError(f"rows: the trusted row must have shape ({self.d},); got {tuple(trusted.shape)}")
+        if trusted is not None:
+            why = unfit(trusted) if isinstance(trusted, Tensor) else type(trusted).__name__
+            if why or trusted.shape != (self.d,):
+                raise ConfigurationError(
+                    f"rows: the trusted row must be a floating-point tensor of shape ({self.d},); "
+                    f"got {why or tuple(trusted.shape)}"
+                )
         if n < 1 or self.d < 1:
             raise ConfigurationError(f"rows: there must be at least one row and one coordinate; got ({n}, {self.d})")
-        if self.asked < self.n:
-            raise ConfigurationError(f"rows: asked must be at least the number of rows, {n}; got asked={self.asked}")
-        if self.counts is not None and self.counts.shape != (n,):
+        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, Integral) or asked < n):
             raise ConfigurationError(
-                f"rows: counts must hold one number per row, {n}; got shape {tuple(self.counts.shape)}"
+                f"rows: asked must be an integer, at least the number of rows, {n}; got asked={asked!r}"
             )
+        self.asked = n if asked is None else int(asked)
+        self.counts = None if counts is None else _checked_counts(counts, n)
         if self.layout and sum(layer.size for layer in self.layout) != self.d:
             raise ConfigurationError(
                 f"rows: the layout holds {sum(layer.size for layer in self.layout)} coordinates, but a row has {self.d}"
@@ -155,7 +167,7 @@ class Rows:
         x: Tensor,
         *,
         layout: Sequence[Layer] = (),
-        counts: Sequence[float] | Tensor | None = None,
+        counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
     ) -> Rows:
@@ -179,12 +191,12 @@ class Rows:
         ConfigurationError
             If ``x`` is not a floating-point tensor of shape (n >= 1, d >= 1).
         """
-        if not isinstance(x, Tensor) or x.dim() != 2 or 0 in x.shape or not x.is_floating_point():
-            found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ConfigurationError(f"rows: x must be a floating-point tensor (n >= 1, d >= 1); got {found}")
+        why = unfit(x) if isinstance(x, Tensor) else type(x).__name__
+        if why or x.dim() != 2 or 0 in x.shape:
+            why = why or f"shape {tuple(x.shape)}: pass one row per client"
+            raise ConfigurationError(f"rows: x must be a floating-point tensor (n >= 1, d >= 1); got {why}")
         return cls(
-            [_Segment(x.detach(), None, None, x.shape[1])],
-            x.shape[0],
+            Segments([Segment(x.detach(), x.shape[1])], x.shape[0]),
             x.dtype,
             layout=layout,
             counts=counts,
@@ -200,7 +212,7 @@ class Rows:
         reference: Sequence[Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
         layout: Sequence[Layer] = (),
-        counts: Sequence[float] | Tensor | None = None,
+        counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
     ) -> Rows:
@@ -226,10 +238,9 @@ class Rows:
             pieces = tuple(row[index].detach().reshape(-1) for row in rows)
             start = None if reference is None else reference[index].detach().reshape(-1)
             if pieces[0].numel():  # a layer of nothing has no columns
-                segments.append(_Segment(pieces, start, None, pieces[0].numel()))
+                segments.append(Segment(pieces, pieces[0].numel(), start))
         return cls(
-            segments,
-            len(rows),
+            Segments(segments, len(rows)),
             dtype,
             layout=layout,
             counts=counts,
@@ -245,7 +256,7 @@ class Rows:
         reference: Sequence[Tensor] | None = None,
         dtype: torch.dtype = torch.float64,
         layout: Sequence[Layer] = (),
-        counts: Sequence[float] | Tensor | None = None,
+        counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
     ) -> Rows:
@@ -272,80 +283,25 @@ class Rows:
                 f"{[tuple(start.shape) for start in reference]}"
             )
         starts = [None] * len(stacks) if reference is None else [start.detach() for start in reference]
-        segments = [
-            _Segment(x.detach(), start, None, x.shape[1]) for x, start in zip(stacks, starts, strict=True) if x.numel()
-        ]
-        rows = cls(segments, n, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted)
-        rows._joint = _joint(segments)
-        return rows
+        storage = Segments.of_stacks([stack.detach() for stack in stacks], starts, n)
+        return cls(storage, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted)
 
-    def renewed(self, counts: Sequence[float] | Tensor | None = None) -> Rows:
+    def renewed(self, counts: Counts | None = None) -> Rows:
         """Return these rows, unmixed, for when their memory has been written anew; what was computed is forgotten."""
-        given = None if counts is None else torch.as_tensor(counts, dtype=torch.float64)
-        rows = self._derived(self._segments, self.n, given, self.asked)
-        rows._joint = self._joint
-        return rows
+        return self._derived(self.storage.renewed(), counts, self.asked)
 
     # -- reading ----------------------------------------------------------------------------------
-
-    @cached_property
-    def _lines(self) -> list[Lines] | None:
-        """All segments of unmixed rows for compiled code, if it can read them where they lie."""
-        found = [segment.lines for segment in self._segments]
-        return [lines for lines in found if lines is not None] if None not in found else None
-
-    @property
-    def _columns(self) -> list[Lines] | None:
-        """The same in as few parts as they lie in, for what goes column by column; sums would depend on the parts."""
-        lines = None if self._joint is None else self._joint.lines
-        return self._lines if lines is None else [lines]
-
-    @cached_property
-    def _whole(self) -> Tensor | None:
-        """All unmixed rows as one block, kept only when they fit into one."""
-        if self.n * self.d > BLOCK_ELEMENTS:
-            return None
-        parts = [segment.block(0, segment.width) for segment in self._segments]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _unmixed_blocks(self) -> Iterator[tuple[int, Tensor]]:
-        if self._origin is not None:
-            yield from self._origin._unmixed_blocks()
-            return
-        if self._whole is not None:
-            yield 0, self._whole
-            return
-        device = self._segments[0].pieces[0].device
-        step = max(256, (BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS) // self.n)
-        step = min(step, max(segment.width for segment in self._segments))
-        # One store for all blocks: fresh memory for each costs as much as filling it.
-        store = torch.empty(step * self.n, dtype=torch.float64, device=device)
-        offset = 0
-        for segment in self._segments:
-            for start in range(0, segment.width, step):
-                stop = min(start + step, segment.width)
-                yield offset + start, segment.block(start, stop, store)
-            offset += segment.width
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, Tensor (n, b) float64) over all columns.
 
         Neither write into a block nor keep it: the next one may take its memory.
         """
-        for start, block in self._unmixed_blocks():
-            yield start, block if self._mixing is None else self._mixing.to(block) @ block
+        return self.storage.mixed_blocks(self._mixing)
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Return columns start .. stop - 1 of all rows, float64 (n, stop - start)."""
-        rows = self if self._origin is None else self._origin
-        parts, at = [], 0
-        for segment in rows._segments:
-            first, last = max(start - at, 0), min(stop - at, segment.width)
-            if first < last:
-                parts.append(segment.block(first, last))
-            at += segment.width
-        columns = torch.cat(parts, dim=1)
-        return columns if self._mixing is None else self._mixing.to(columns) @ columns
+        return self.storage.slice(start, stop, self._mixing)
 
     # -- what the coordinate rules need -----------------------------------------------------------
 
@@ -366,36 +322,11 @@ class Rows:
         Tensor (n,), float64
             The share that each row has in the values kept, mean over columns; rows tied at an edge share equally.
         """
-        parts, shares = [], torch.zeros(self.n, dtype=torch.float64)
-        lines = None if self._origin is not None else self._lines
-        if lines is not None and all(map(columns.fits, lines)):
-            for segment, held in zip(self._segments, lines, strict=True):
-                value, kept_by = columns.window_mean(held, low, high, near)
-                part = torch.from_numpy(value)
-                parts.append(part if segment.reference is None else part.sub_(segment.reference))
-                shares += torch.from_numpy(kept_by)
-            return parts[0] if len(parts) == 1 else torch.cat(parts), shares / self.d
-        for _, block in self.blocks():
-            if near is None:
-                kept = ranks(block, low, high)
-            else:
-                ordered = ranks(block, 0, self.n)
-                kept = nearest(ordered, (ordered[low:high] / (high - low)).sum(0), near)
-            # Dividing first: the mean of values near the type's limit must not overflow.
-            parts.append((kept / kept.shape[0]).sum(0))
-            shares += kept_shares(block, kept)
-        return torch.cat(parts), shares / self.d
+        return self.storage.window_mean(low, high, near, self._mixing)
 
     def spread(self, ddof: int = 1) -> Tensor:
         """Return the standard deviation (d,), float64, of every column; the variance divides by max(n - ddof, 1)."""
-        if self._origin is None and (held := self._columns) is not None:
-            return _column_wise(held, torch.float64, lambda lines, value: lines.spread(ddof, value))
-        parts = []
-        for _, block in self.blocks():
-            ones = block.new_ones(self.n)  # sums of columns as products: many times as fast as torch.std
-            away = block - (ones @ block).div_(self.n)
-            parts.append((ones @ away.square_()).div_(max(self.n - ddof, 1)).sqrt_())
-        return torch.cat(parts)
+        return self.storage.spread(ddof, self._mixing)
 
     # -- what the Gram rules need -----------------------------------------------------------------
 
@@ -403,26 +334,11 @@ class Rows:
     def _points(self) -> Tensor:
         """Gram matrix (n + 1, n + 1) of rows and origin about one affine point; the origin last."""
         if self._origin is None or self._mixing is None:
-            first = self._gram_about(0)
+            first = self.storage.gram(0)
             centre = better_centre(first, 0)
-            return first if centre == 0 else self._gram_about(centre)
-        affine = torch.zeros(self.n + 1, self._origin.n + 1, dtype=torch.float64)
-        affine[:-1, :-1] = self._mixing
-        affine[:-1, -1] = 1 - self._mixing.sum(1)
-        affine[-1, -1] = 1
+            return first if centre == 0 else self.storage.gram(centre)
+        affine = _affine(self._mixing)
         return affine @ self._origin._points @ affine.T
-
-    def _gram_about(self, centre: int) -> Tensor:
-        """Gram matrix (n + 1, n + 1) of unmixed rows and origin about one row."""
-        if self._lines is None:
-            return accumulate_gram(self._unmixed_blocks(), self.n, centre)
-        return torch.stack([lines.gram(centre) for lines in self._lines]).sum(0)
-
-    def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
-        """Squared distances (k,) of pairs of rows, subtracted directly."""
-        if self._mixing is not None or self._lines is None:
-            return pair_distances(self.blocks(), left, right)
-        return torch.stack([lines.pair_distances(left, right) for lines in self._lines]).sum(0)
 
     @cached_property
     def faulty(self) -> Tensor:
@@ -433,18 +349,9 @@ class Rows:
             if bool((self._points.diagonal() < limit / 4).all()):
                 return torch.zeros(self.n, dtype=torch.bool)
             del self._points  # not finite
-        if self._sums_are_finite():
+        if self._mixing is None and self.storage.sums_are_finite():
             return torch.zeros(self.n, dtype=torch.bool)
         return ~(self.squared_norms < limit)
-
-    def _sums_are_finite(self) -> bool:
-        """Say whether sums show that no row is faulty, where they can: a tenth of what norms take."""
-        segments = self._segments if self._joint is None else [self._joint]
-        pieces = [p for s in segments for p in ([s.pieces] if isinstance(s.pieces, Tensor) else s.pieces)]
-        alone = self._origin is None and all(s.extra is None for s in self._segments)
-        narrow = alone and all(p.element_size() <= 4 for p in pieces)
-        # A NaN or Inf makes the sum of its piece no number; anything else that does is looked at by norms.
-        return narrow and math.isfinite(sum(float(piece.sum()) for piece in pieces))
 
     @property
     def is_mixed(self) -> bool:
@@ -469,39 +376,28 @@ class Rows:
     def squared_norms(self) -> Tensor:
         """Squared norms (n,) of the rows, float64."""
         if self._mixing is None:
-            return self._squared_norms()
+            return self.storage.squared_norms()
         origin = self._points[self.n]
         return (self._points.diagonal() - 2 * origin + origin[self.n])[: self.n].clamp(min=0)
 
-    def _squared_norms(self) -> Tensor:
-        """Squared norms (n,) of unmixed rows."""
-        if self._lines is not None:
-            return torch.stack([lines.squared_norms() for lines in self._lines]).sum(0)
-        total = torch.zeros(self.n, dtype=torch.float64)
-        for _, block in self._unmixed_blocks():
-            total += torch.linalg.vector_norm(block, dim=1).square().cpu()
-        return total
-
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (d,), product with it, and squared norm: float64 (n, 3)."""
-        if self._origin is None and self._lines is not None and point.device.type == "cpu":
-            return _against(self._lines, point)
-        total = torch.zeros(self.n, 3, dtype=torch.float64)
-        for start, block in self.blocks():
-            part = point[start : start + block.shape[1]].to(block)
-            apart = torch.linalg.vector_norm(block - part, dim=1).square()
-            own = torch.linalg.vector_norm(block, dim=1).square()
-            total += torch.stack([apart, block @ part, own], dim=1).cpu()
-        return total
+        return self.storage.against(point, self._mixing)
 
     @cached_property
     def squared_distances(self) -> Tensor:
         """Squared distances (n, n) between rows, float64, exact to float64 rounding of the data."""
-        alike = None
-        if self._mixing is not None:  # rows mixed alike are equal, and need not be read to know it
-            kinds = torch.unique(self._mixing, dim=0, return_inverse=True)[1]
-            alike = kinds[:, None] == kinds[None, :]
-        return squared_distances(self.gram, self._pair_distances, alike)
+        if self._origin is None or self._mixing is None:
+            return squared_distances(self.gram, self.storage.pair_distances)
+        # Rows mixed alike are equal, and need not be read to know it.
+        kinds = torch.unique(self._mixing, dim=0, return_inverse=True)[1]
+        # Their inner products are sums of those of the origin's, and as exact as the largest of these.
+        lengths = self._origin._points.diagonal().clamp(min=0).sqrt()
+        formed_of = (_affine(self._mixing).abs() @ lengths).square()[:-1]
+        return squared_distances(self.gram, self._pair_distances, kinds[:, None] == kinds[None, :], formed_of)
+
+    def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
+        return self.storage.pair_distances(left, right, self._mixing)
 
     def mix(self, weights: Tensor) -> Tensor:
         """Return sum_i weights[i] row_i, shape (d,), in the rows' type.
@@ -510,49 +406,33 @@ class Rows:
         ----------
         weights : Tensor (n,), float64
         """
-        if (
-            self.dtype in (torch.float32, torch.float64)
-            and (value := self._mix_in_place(weights, self.dtype)) is not None
-        ):
-            return value
-        return self.cast(self.mix_exactly(weights))
-
-    def _mix_in_place(self, weights: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Return the weighted sum if compiled code can form it where the rows lie."""
-        rows = self if self._origin is None else self._origin
-        if (held := rows._columns) is None:
-            return None
-        unmixed = weights if self._mixing is None else weights @ self._mixing
-        return _column_wise(held, dtype, lambda lines, value: lines.mix(unmixed, value))
+        return self.storage.mix(self._unmixed(weights), self.dtype)
 
     def mix_exactly(self, weights: Tensor) -> Tensor:
         """Return what `mix` does, in float64."""
-        if (value := self._mix_in_place(weights, torch.float64)) is not None:
-            return value
-        unmixed = weights if self._mixing is None else weights @ self._mixing
-        rows = self if self._origin is None else self._origin
-        used = unmixed != 0
-        if int(used.sum()) <= rows.n // 2:
-            rows, unmixed = (rows.subset(used), unmixed[used]) if bool(used.any()) else (rows, unmixed)
-        value = torch.empty(self.d, dtype=torch.float64, device=rows._segments[0].pieces[0].device)
-        unmixed = unmixed.to(value.device)
-        for start, block in rows._unmixed_blocks():
-            torch.mv(block.T, unmixed, out=value[start : start + block.shape[1]])
-        return value
+        return self.storage.mix(self._unmixed(weights), torch.float64)
+
+    def _unmixed(self, weights: Tensor) -> Tensor:
+        """Return the weights of what lies in the storage."""
+        return weights if self._mixing is None else weights @ self._mixing
 
     def cast(self, value: Tensor) -> Tensor:
         """Round a float64 value to the rows' type, saturating instead of overflowing."""
-        rounded = value.to(self.dtype)
-        if rounded.is_meta or bool(torch.isfinite(rounded.sum())) or self.dtype == torch.float64:
-            return rounded
-        limits = torch.finfo(self.dtype)
-        return value.clamp(limits.min, limits.max).to(self.dtype)
+        return self.storage.cast(value, self.dtype)
 
     # -- other rows out of these ------------------------------------------------------------------
 
-    def _derived(self, segments: Sequence[_Segment], n: int, counts: Tensor | None, asked: int) -> Rows:
+    def _derived(self, storage: Storage, counts: Counts | None, asked: int, mixing: Tensor | None = None) -> Rows:
         """Return rows made of these."""
-        return Rows(segments, n, self.dtype, layout=self.layout, counts=counts, asked=asked, trusted=self.trusted)
+        return Rows(
+            storage,
+            self.dtype,
+            mixing=mixing,
+            layout=self.layout,
+            counts=counts,
+            asked=asked,
+            trusted=self.trusted,
+        )
 
     def mixed(self, matrix: Tensor) -> Rows:
         """Return the rows matrix @ X without touching X.
@@ -563,30 +443,16 @@ class Rows:
             A row of it need not sum to one: what is missing goes to the origin.
         """
         counts = self.counts if matrix.shape[0] == self.n else None
-        rows = self._derived(self._segments, matrix.shape[0], counts, max(self.asked, matrix.shape[0]))
-        rows._origin = self if self._origin is None else self._origin
-        rows._mixing = matrix if self._mixing is None else matrix @ self._mixing
+        mixing = matrix if self._mixing is None else matrix @ self._mixing
+        rows = self._derived(self.storage, counts, max(self.asked, len(matrix)), mixing)
+        rows._origin = self if self._origin is None else self._origin  # what it has computed is computed once
         return rows
 
     def subset(self, keep: Tensor) -> Rows:
         """Return the rows where ``keep`` (bool (n,)) is true; the others are never read again."""
         if self._mixing is not None:
             return self.mixed(torch.eye(self.n, dtype=torch.float64)[keep])
-        chosen = torch.nonzero(keep).flatten()
-        segments = []
-        for s in self._segments:
-            pieces: Tensor | tuple[Tensor, ...]
-            if isinstance(s.pieces, Tensor):
-                pieces, held = tuple(s.pieces.unbind(0)), s.pieces.shape[0]
-            else:
-                pieces, held = s.pieces, len(s.pieces)
-            picked = tuple(pieces[int(i)] for i in chosen if i < held)
-            extra = None if s.extra is None else s.extra[chosen[chosen >= held] - held]
-            if extra is not None and not picked:  # only rows that were added are left
-                segments.append(_Segment(extra, None, None, s.width))
-            else:
-                segments.append(_Segment(picked, s.reference, extra, s.width))
-        return self._derived(segments, len(chosen), None if self.counts is None else self.counts[chosen], self.asked)
+        return self._derived(self.storage.subset(keep), None if self.counts is None else self.counts[keep], self.asked)
 
     def embedded(self) -> Rows:
         """Return a copy of the rows in few coordinates, with the same inner products, norms and distances.
@@ -626,71 +492,26 @@ class Rows:
             mixing = torch.nn.functional.pad(self._mixing, (0, 1, 0, 1))
             mixing[-1, -1] = 1
             return self._origin.with_row(row).mixed(mixing)
-        parts = row[None].split_with_sizes([segment.width for segment in self._segments], 1)
-        segments = [segment.with_rows(part) for segment, part in zip(self._segments, parts, strict=True)]
-        rows = Rows(segments, self.n + 1, self.dtype, layout=self.layout, asked=self.asked + 1)
-        rows._joint = None if self._joint is None else self._joint.with_rows(row[None])
-        return rows
+        return Rows(self.storage.with_row(row), self.dtype, layout=self.layout, asked=self.asked + 1)
+
+    def __repr__(self) -> str:
+        """Return a short line without numbers of the rows."""
+        notes = [
+            f"n={self.n}, d={self.d}, {str(self.dtype).removeprefix('torch.')}",
+            f"asked={self.asked}" if self.asked > self.n else "",
+            "" if self._mixing is None else f"mixed from {self.storage.n}",
+            f"layers={len(self.layout)}" if self.layout else "",
+            "" if self.counts is None else "counted",
+            "" if self.trusted is None else "trusted",
+        ]
+        return f"Rows({', '.join(filter(None, notes))})"
 
 
-def _joint(segments: Sequence[_Segment]) -> _Segment | None:
-    """Return stacks as one where they are parts of one tensor, side by side; so must be what they are relative to."""
-    stacks, starts = [], []
-    for segment in segments:
-        if not isinstance(segment.pieces, Tensor):
-            return None
-        stacks.append(segment.pieces)
-        starts += [] if segment.reference is None else [segment.reference[None]]
-    whole, start = _side_by_side(stacks), _side_by_side(starts)
-    if whole is None or (starts and (start is None or len(starts) != len(stacks))):
-        return None
-    return _Segment(whole, None if start is None else start[0], None, whole.shape[1])
-
-
-def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
-    """Return the tensor (n, w) that parts (n, w_i) of one memory make up in their order; None where they do not."""
-    if not parts:
-        return None
-    n, width = parts[0].shape[0], sum(part.shape[1] for part in parts)
-    stride = parts[0].stride(0) if n > 1 else width
-    memory, offset = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
-    for part in parts:
-        steps = n == 1 or part.stride(0) == stride, part.shape[1] == 1 or part.stride(1) == 1
-        if not all(steps) or part.dtype != parts[0].dtype or part.storage_offset() != offset:
-            return None
-        if part.untyped_storage().data_ptr() != memory:
-            return None
-        offset += part.shape[1]
-    return parts[0].as_strided((n, width), (stride, 1)) if stride >= width else None
-
-
-def _column_wise(held: Sequence[Lines], dtype: torch.dtype, write: Callable[[Lines, Tensor], None]) -> Tensor:
-    """Return what is written for each segment's columns, one number per column, side by side."""
-    value, at = torch.empty(sum(lines.width for lines in held), dtype=dtype), 0
-    for lines in held:
-        write(lines, value[at : at + lines.width])
-        at += lines.width
-    return value
-
-
-_NEAR = 1e-4  # of the lengths of both: nearer than that, a distance formed of products has lost four digits of sixteen
-
-
-def _against(held: Sequence[Lines], point: Tensor) -> Tensor:
-    """Return what `Rows.against` does for rows that compiled code can read, layer by layer.
-
-    |x - p|^2 = |x|^2 - 2 <x, p> + |p|^2 saves a third of the work. Where it cancels, the rows are subtracted from the
-    point instead; NaN and Inf go that way, too.
-    """
-    parts = point.split_with_sizes([lines.width for lines in held])
-    found = torch.zeros(len(held[0].address), 2, dtype=torch.float64)
-    for lines, part in zip(held, parts, strict=True):
-        found += lines.products(part)
-    products, own = found.T
-    length = sum(float(part.dot(part)) for part in map(Tensor.double, point.tensor_split(1 + len(point) // 2**16)))
-    apart = own - 2 * products + length
-    total = torch.stack([apart, products, own], dim=1)
-    near = (~(apart > _NEAR * (own + length))).nonzero().flatten().numpy()
-    if near.size:
-        total[near] = torch.stack([lines.picked(near).against(p) for lines, p in zip(held, parts, strict=True)]).sum(0)
-    return total
+def _affine(mixing: Tensor) -> Tensor:
+    """Return the matrix (m + 1, n + 1) that mixes rows and origin; what a row's sum lacks to one goes to the origin."""
+    m, n = mixing.shape
+    affine = torch.zeros(m + 1, n + 1, dtype=torch.float64)
+    affine[:-1, :-1] = mixing
+    affine[:-1, -1] = 1 - mixing.sum(1)
+    affine[-1, -1] = 1
+    return affine

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ __all__ = [
     "preaggregators",
 ]
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # typing's own has defaults from Python 3.13 on
+
+    Value = TypeVar("Value", default=Tensor)
+    Weights = TypeVar("Weights", default=Tensor)
+else:
+    from typing import TypeVar
+
+    Value, Weights = TypeVar("Value"), TypeVar("Weights")
+
 C = TypeVar("C", bound=Component)
 
 State = Mapping[str, Tensor]
@@ -53,9 +63,12 @@ class Outcome(Enum):
     INFEASIBLE = "the replies do not fit the rule; nothing was aggregated"
 
 
-@dataclass(frozen=True)
-class Aggregate:
+@dataclass(frozen=True, repr=False)
+class Aggregate(Generic[Value, Weights]):
     """The result of one aggregation.
+
+    Rules make it of tensors; `flwr_robust.aggregate` gives it back in numpy's arrays, or in layers, where it was
+    given such.
 
     Attributes
     ----------
@@ -71,10 +84,52 @@ class Aggregate:
         Rule-specific diagnostics: scores, iterations, radii.
     """
 
-    value: Tensor
-    weights: Tensor
+    value: Value
+    weights: Weights
     outcome: Outcome = Outcome.OK
     stats: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return one line that shows shapes instead of numbers."""
+        stats = ", ".join(f"{key}: {_shown(value)}" for key, value in self.stats.items())
+        return (
+            f"Aggregate(value={_shown(self.value)}, weights={_shown(self.weights)}, outcome={self.outcome.name}, "
+            f"stats={{{stats}}})"
+        )
+
+
+def _shown(value: object) -> str:
+    """Return a few words for a value: an array's shape and type, or the beginning of a text."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, list | tuple) and len(value) > 4:
+        return f"{len(value)} {'rows' if isinstance(value[0], list | tuple) else 'entries'}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, Mapping):
+        return f"{len(value)} entries"
+    text = f"{value:.4g}" if isinstance(value, float) else " ".join(repr(value).split())
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _breach(found: object, rows: Rows) -> str | None:
+    """Say in a few words what a rule returned that it must not, or return None."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        return f"{type(found).__name__}" + (f" of {len(found)}" if isinstance(found, tuple) else "")
+    result, state = found
+    if not isinstance(result, Aggregate):
+        return f"{type(result).__name__} for the Aggregate"
+    for name, n, dtype in (("value", rows.d, rows.dtype), ("weights", rows.n, torch.float64)):
+        held = getattr(result, name)
+        if not isinstance(held, Tensor) or held.shape != (n,) or held.dtype != dtype:
+            return f"{name} {_shown(held) if hasattr(held, 'shape') else type(held).__name__}"
+    if not isinstance(result.outcome, Outcome):
+        return f"outcome {_shown(result.outcome)}"
+    if not isinstance(result.stats, Mapping):
+        return f"stats of type {type(result.stats).__name__}"
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        return f"state {_shown(state)}"
+    return None
 
 
 def _lowered(component: C, k: int) -> C:
@@ -186,6 +241,17 @@ class Rule(Component, ABC):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Aggregate finite rows that fit the rule."""
 
+    def combined(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
+        """Return what `combine` does; raise ConfigurationError where that is not what a rule returns."""
+        found = self.combine(rows, state)
+        if wrong := _breach(found, rows):
+            raise ConfigurationError(
+                f"{type(self).__name__}.combine must return (Aggregate, state): a value ({rows.d},) of "
+                f"{rows.dtype}, weights ({rows.n},) of torch.float64, a mapping of names to tensors; got {wrong}: "
+                f"correct the rule"
+            )
+        return found
+
     def __call__(self, rows: Rows, state: State | None = None) -> tuple[Aggregate, State]:
         """Aggregate rows.
 
@@ -211,6 +277,10 @@ class Rule(Component, ABC):
             If the rule needs a trusted row and there is none, or none that is finite.
         """
         state = self.init() if state is None else state
+        if not isinstance(state, Mapping):
+            raise ConfigurationError(
+                f"{self.name}: state must be None or what the last call returned; got {type(state).__name__}"
+            )
         if sentence := self.check(rows.n, asked=rows.asked):
             raise InfeasibleError(sentence)
         if self.starts_pairwise():
@@ -229,8 +299,8 @@ class Rule(Component, ABC):
                 f"server's own of shape ({rows.d},); got {'none' if rows.trusted is None else 'one with NaN or Inf'}"
             )
         if k == 0:
-            return self.combine(rows, state)
-        aggregate, state = self.reduced(k, rows.asked).combine(rows.subset(~faulty), state)
+            return self.combined(rows, state)
+        aggregate, state = self.reduced(k, rows.asked).combined(rows.subset(~faulty), state)
         weights = torch.zeros(rows.n, dtype=torch.float64)
         weights[~faulty] = aggregate.weights
         stats = {**aggregate.stats, "not_finite": torch.nonzero(faulty).flatten().tolist()}
@@ -261,6 +331,21 @@ class PreAggregator(Component, ABC):
     def init(self) -> State:
         """Return the state before the first call."""
         return {}
+
+    def checked_matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
+        """Return what `matrix` does; raise ConfigurationError where that is not what a step returns."""
+        found = self.matrix(rows, state)
+        shape, got = (self.rows_out(rows.n), rows.n), f"{type(found).__name__}"
+        if isinstance(found, tuple) and len(found) == 3:
+            mixing, stats, following = found
+            got = f"matrix {_shown(mixing)}, stats {type(stats).__name__}, state {type(following).__name__}"
+            fits = isinstance(mixing, Tensor) and mixing.shape == shape and mixing.dtype == torch.float64
+            if fits and isinstance(stats, Mapping) and isinstance(following, Mapping):
+                return found
+        raise ConfigurationError(
+            f"{type(self).__name__}.matrix must return (matrix, stats, state): a matrix {shape} of torch.float64 and "
+            f"two mappings; got {got}: correct the step"
+        )
 
     @abstractmethod
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:

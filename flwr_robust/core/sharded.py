@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.pipeline import Pipeline, as_rule
-from flwr_robust.core.rows import Layer, Rows, _Segment
+from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, Rule, State
+from flwr_robust.core.storage import Storage
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 
 __all__ = ["Shard", "aggregate_sharded"]
@@ -33,7 +34,12 @@ class Shard:
     Parameters
     ----------
     rows : Tensor (n, w) or Rows
-        The slice of every row, in the order that all shards share.
+        The slice of every row, in the order that all shards share; as they came, not mixed.
+
+    Raises
+    ------
+    ConfigurationError
+        If ``rows`` is neither, or the rows are mixed ones.
 
     Examples
     --------
@@ -47,12 +53,17 @@ class Shard:
     """
 
     def __init__(self, rows: Tensor | Rows) -> None:
-        self._rows = rows if isinstance(rows, Rows) else Rows.from_tensor(rows)
+        held = rows if isinstance(rows, Rows) else Rows.from_tensor(rows)
+        if held.is_mixed:
+            raise ConfigurationError(
+                f"shard: rows must be as they came; got {held}: put the pre-aggregator into the defence instead"
+            )
+        self._storage, self._dtype = held.storage, held.dtype
         self._value: Tensor | None = None
 
     def describe(self) -> tuple[int, int, torch.dtype]:
         """Return n, the number of columns, and the type of the rows."""
-        return self._rows.n, self._rows.d, self._rows.dtype
+        return self._storage.n, self._storage.d, self._dtype
 
     def value(self) -> Tensor:
         """Return this shard's columns of the last value, in the rows' type.
@@ -64,114 +75,99 @@ class Shard:
         """
         if self._value is None:
             raise ConfigurationError("shard: there is no value yet; call aggregate_sharded first")
-        return self._rows.cast(self._value)
+        return self._storage.cast(self._value, self._dtype)
 
     def forget(self) -> None:
         """Drop the last value."""
         self._value = None
 
-    def answer(self, question: str, kept: Tensor, mixing: Tensor | None, *arguments: Any) -> Any:
-        """Put a question of `aggregate_sharded` to the rows ``kept`` (bool (n,)), mixed by a matrix or as they are."""
-        rows = self._rows if bool(kept.all()) else self._rows.subset(kept)
-        rows = rows if mixing is None else rows.mixed(mixing)
-        return getattr(self, f"_{question}")(rows, *arguments)
-
-    def _gram(self, rows: Rows, centre: int) -> Tensor:
-        return rows._gram_about(centre)
-
-    def _squared_norms(self, rows: Rows) -> Tensor:
-        return rows._squared_norms()
-
-    def _pair_distances(self, rows: Rows, left: Tensor, right: Tensor) -> Tensor:
-        return rows._pair_distances(left, right)
-
-    def _mix(self, rows: Rows, weights: Tensor) -> None:
-        self._value = rows.mix_exactly(weights)
-
-    def _window_mean(self, rows: Rows, low: int, high: int, near: int | None) -> Tensor:
-        self._value, shares = rows.window_mean(low, high, near)
-        return shares * rows.d
-
-    def _slice(self, rows: Rows, start: int, stop: int) -> Tensor:
-        return rows.slice(start, stop)
+    def answer(self, question: str, kept: Tensor, *arguments: Any) -> Any:
+        """Answer a question of `Storage` about the rows ``kept`` (bool (n,)); a value that is formed stays here."""
+        rows = self._storage if bool(kept.all()) else self._storage.subset(kept)
+        if question == "mix":
+            self._value = rows.mix(*arguments, torch.float64)
+            return None
+        if question == "window_mean":
+            self._value, shares = rows.window_mean(*arguments)
+            return shares * rows.d
+        return getattr(rows, question)(*arguments)
 
 
-class _ShardedRows(Rows):
-    """Rows whose columns lie with the shards; this side holds their shape alone, as tensors without memory."""
+class _Spread(Storage):
+    """Rows whose columns lie with shards; this side holds no number of them."""
 
-    def __init__(self, segments: Sequence[_Segment], n: int, dtype: torch.dtype, **options: Any) -> None:
-        super().__init__(segments, n, dtype, **options)
-        self._shards: Sequence[Any] = ()
-        self._kept = torch.ones(n, dtype=torch.bool)  # among the shards' own rows
-        self._formed: list[Tensor] = []  # what stands for the value that the shards formed last; shared by all rows
-
-    def _derived(self, segments: Sequence[_Segment], n: int, counts: Tensor | None, asked: int) -> Rows:
-        rows = _ShardedRows(segments, n, self.dtype, layout=self.layout, counts=counts, asked=asked)
-        rows._shards, rows._kept, rows._formed = self._shards, self._kept, self._formed
-        return rows
-
-    def subset(self, keep: Tensor) -> Rows:
-        rows = super().subset(keep)
-        if isinstance(rows, _ShardedRows) and rows._mixing is None:
-            rows._kept = self._kept.clone()
-            rows._kept[self._kept] = keep
-        return rows
+    def __init__(self, shards: Sequence[Any], widths: Sequence[int], kept: Tensor, formed: list[Tensor]) -> None:
+        super().__init__(int(kept.sum()), sum(widths))
+        self.shards = shards
+        self.widths = widths
+        self.kept = kept  # among the shards' own rows
+        self.formed = formed  # what stands for the value that the shards formed last; shared by all subsets
 
     def _ask(self, question: str, *arguments: Any) -> list[Any]:
-        return _gathered(self._shards, "answer", question, self._kept, self._mixing, *arguments)
+        return _gathered(self.shards, "answer", question, self.kept, *arguments)
 
     def _total(self, question: str, *arguments: Any) -> Tensor:
         return torch.stack(self._ask(question, *arguments)).sum(0)
 
-    def _sums_are_finite(self) -> bool:
-        return False  # there is nothing here to add up
+    def subset(self, keep: Tensor) -> Storage:
+        kept = self.kept.clone()
+        kept[self.kept] = keep
+        return _Spread(self.shards, self.widths, kept, self.formed)
 
-    def _gram_about(self, centre: int) -> Tensor:
+    def gram(self, centre: int) -> Tensor:
         return self._total("gram", centre)
 
-    def _squared_norms(self) -> Tensor:
+    def squared_norms(self) -> Tensor:
         return self._total("squared_norms")
 
-    def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
-        return self._total("pair_distances", left, right)
+    def pair_distances(self, left: Tensor, right: Tensor, mixing: Tensor | None = None) -> Tensor:
+        return self._total("pair_distances", left, right, mixing)
 
-    def mix_exactly(self, weights: Tensor) -> Tensor:
+    def mix(self, weights: Tensor, dtype: torch.dtype) -> Tensor:
         self._ask("mix", weights)
-        return self._elsewhere()
+        return self.cast(self._elsewhere(), dtype)
 
-    def window_mean(self, low: int, high: int, near: int | None = None) -> tuple[Tensor, Tensor]:
-        shares = self._total("window_mean", low, high, near) / self.d
+    def window_mean(
+        self, low: int, high: int, near: int | None = None, mixing: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        shares = self._total("window_mean", low, high, near, mixing) / self.d
         return self._elsewhere(), shares
 
-    def slice(self, start: int, stop: int) -> Tensor:
+    def slice(self, start: int, stop: int, mixing: Tensor | None = None) -> Tensor:
         parts, at = [], 0
-        for shard, segment in zip(self._shards, self._segments, strict=True):
-            first, last = max(start - at, 0), min(stop - at, segment.width)
+        for shard, width in zip(self.shards, self.widths, strict=True):
+            first, last = max(start - at, 0), min(stop - at, width)
             if first < last:
-                parts += _gathered([shard], "answer", "slice", self._kept, self._mixing, first, last)
-            at += segment.width
+                parts += _gathered([shard], "answer", "slice", self.kept, first, last, mixing)
+            at += width
         return torch.cat(parts, dim=1)
 
     def _elsewhere(self) -> Tensor:
         """Return a tensor of the value's shape without its numbers: the shards hold them."""
-        self._formed[:] = [torch.empty(self.d, dtype=torch.float64, device="meta")]
-        return self._formed[0]
+        self.formed[:] = [torch.empty(self.d, dtype=torch.float64, device="meta")]
+        return self.formed[0]
 
-    def cast(self, value: Tensor) -> Tensor:
-        if not self._formed or value is not self._formed[0]:
+    def cast(self, value: Tensor, dtype: torch.dtype) -> Tensor:
+        self.check_formed(value)
+        rounded = value.to(dtype)
+        self.formed.append(rounded)
+        return rounded
+
+    def check_formed(self, value: Tensor) -> None:
+        """Raise unless a value is the one that the shards formed last, rounded or not."""
+        if not any(value is formed for formed in self.formed):
             raise ConfigurationError(
                 "aggregate_sharded: this rule changes its value after it was formed (flame's noise does), where the "
                 "shards cannot follow; take one that does not, such as krum, geometric_median or trimmed_mean"
             )
-        return super().cast(value)
 
-    def _unmixed_blocks(self) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
         raise ConfigurationError(
             "aggregate_sharded: this rule looks at single coordinates of all rows, which do not travel; take one that "
             "works on distances, norms or windows of sorted columns, such as krum, geometric_median or trimmed_mean"
         )
 
-    def with_row(self, row: Tensor) -> Rows:
+    def with_row(self, row: Tensor) -> Storage:
         raise ConfigurationError(
             "aggregate_sharded: this rule compares with a row that the shards do not hold; take one without a centre "
             "or a trusted row, such as krum, geometric_median or trimmed_mean"
@@ -249,18 +245,12 @@ def aggregate_sharded(
                 f"aggregate_sharded: all shards must hold the same rows; shard 0 has {n} of {dtype}, shard {index} has "
                 f"{rows} of {kind}"
             )
-    segments = [_Segment(torch.empty(n, w, dtype=dtype, device="meta"), None, None, w) for _, w, _ in facts]
-    rows = _ShardedRows(
-        segments,
-        n,
-        dtype,
-        layout=[Layer(name, tuple(shape)) for name, shape in layout],
-        counts=counts,
-        asked=asked,
-    )
-    rows._shards = held
+    storage = _Spread(held, [width for _, width, _ in facts], torch.ones(n, dtype=torch.bool), [])
+    layers = [Layer(name, tuple(shape)) for name, shape in layout]
     try:
-        return chosen(rows, state)
+        result, following = chosen(Rows(storage, dtype, layout=layers, counts=counts, asked=asked), state)
+        storage.check_formed(result.value)
     except FlwrRobustError:
         _gathered(held, "forget")  # what was formed on the way is not the rule's value
         raise
+    return result, following

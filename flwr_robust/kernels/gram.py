@@ -78,7 +78,12 @@ def better_centre(gram: Tensor, centre: int) -> int:
     return best if _FAR * middle[best] < middle[centre] else centre
 
 
-def squared_distances(gram: Tensor, exact: Callable[[Tensor, Tensor], Tensor], alike: Tensor | None = None) -> Tensor:
+def squared_distances(
+    gram: Tensor,
+    exact: Callable[[Tensor, Tensor], Tensor],
+    alike: Tensor | None = None,
+    formed_of: Tensor | None = None,
+) -> Tensor:
     """Turn a Gram matrix into squared distances, subtracting directly where digits cancel.
 
     Parameters
@@ -89,6 +94,9 @@ def squared_distances(gram: Tensor, exact: Callable[[Tensor, Tensor], Tensor], a
         Returns the squared distances of pairs of rows; called only when a pair cancels.
     alike : Tensor (n, n) of bool, optional
         Pairs known to be equal.
+    formed_of : Tensor (n,), optional
+        How large the numbers were whose sums the diagonal's entries are; the entries themselves when not given. Sums
+        that cancelled are small, but no more exact than what they were formed of.
 
     Returns
     -------
@@ -99,6 +107,8 @@ def squared_distances(gram: Tensor, exact: Callable[[Tensor, Tensor], Tensor], a
     sums = diagonal[:, None] + diagonal[None, :]
     distances = (sums - 2 * gram).clamp_(min=0)
     distances.fill_diagonal_(0)
+    if formed_of is not None:
+        sums = torch.maximum(sums, formed_of[:, None] + formed_of[None, :])
     if alike is not None:
         distances.masked_fill_(alike, 0)
         sums = sums.masked_fill(alike, 0)  # no digits to save there

@@ -825,8 +825,8 @@ def test_aggregate_hands_the_state_on():
 
 @pytest.mark.parametrize(
     "x",
-    [torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3), torch.zeros(0, 2), torch.zeros(2, 0), [[1.0]], np.eye(2)],
-    ids=["integers", "vector", "no rows", "no columns", "list", "numpy"],
+    [torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3), torch.zeros(0, 2), torch.zeros(2, 0)],
+    ids=["integers", "vector", "no rows", "no columns"],
 )
 def test_aggregate_refuses_what_is_no_matrix_of_floats(x):
     with pytest.raises(ConfigurationError, match="floating-point tensor"):

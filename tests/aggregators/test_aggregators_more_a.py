@@ -15,6 +15,7 @@ from flwr_robust import ConfigurationError, InfeasibleError, Rows, aggregate, pa
 from flwr_robust.aggregators.dnc import draw_coordinates
 from flwr_robust.aggregators.generalised_krum import squared_lp_distances
 from flwr_robust.aggregators.minimum_diameter import densest_subset
+from flwr_robust.core.segments import Segments
 from flwr_robust.kernels.nearest import nearest, squared_distances_to
 from flwr_robust.seeds import torch_generator
 from tests import oracles
@@ -211,7 +212,7 @@ def test_lp_distances_of_near_rows_beside_a_far_one():
 
 def test_lp_distances_over_many_blocks(monkeypatch):
     x = torch.randn(6, 3000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr("flwr_robust.core.rows.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("flwr_robust.core.segments.BLOCK_ELEMENTS", 1)
     cut = Rows.from_tensor(x)
     assert len(list(cut.blocks())) > 5
     for p in (1, 3.5, "inf"):
@@ -282,15 +283,15 @@ def test_bulyan_selects_the_row_nearest_to_the_rules_value(inner):
 
 def test_bulyan_does_not_read_the_rows_again_for_krum(monkeypatch):
     x = torch.randn(19, 3000, generator=torch.Generator().manual_seed(5))
-    monkeypatch.setattr("flwr_robust.core.rows.BLOCK_ELEMENTS", 1)
+    monkeypatch.setattr("flwr_robust.core.segments.BLOCK_ELEMENTS", 1)
     passes = []
-    read = Rows._unmixed_blocks
+    read = Segments.blocks
 
     def counted(self):
         passes.append(self.n)
         return read(self)
 
-    monkeypatch.setattr(Rows, "_unmixed_blocks", counted)
+    monkeypatch.setattr(Segments, "blocks", counted)
     rule = parse("bulyan(f=4)")
     rule(Rows.from_tensor(x))
     with_selection = len(passes)

@@ -19,7 +19,7 @@ import torch
 import flwr_robust.aggregators
 import flwr_robust.preaggregators
 from flwr_robust import InfeasibleError, Outcome, Rows, parse
-from flwr_robust.core import rows as rows_module
+from flwr_robust.core import segments
 from flwr_robust.core.rows import Layer
 from flwr_robust.core.rule import Case, aggregators, preaggregators
 from flwr_robust.core.spec import parse_chain
@@ -409,7 +409,7 @@ def blocks(case: Case) -> None:
     expected = parse(case.rule)(whole)[0]
     assert len(list(whole.blocks())) == 1
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "BLOCK_ELEMENTS", 1)
+        patch.setattr(segments, "BLOCK_ELEMENTS", 1)
         cut = wrap(case, x, layout=wide)
         result = parse(case.rule)(cut)[0]
         assert len(list(cut.blocks())) > 2

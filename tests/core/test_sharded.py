@@ -208,3 +208,22 @@ def test_the_shards_may_be_actors_of_ray():
     done = subprocess.run([sys.executable, "-c", ON_RAY], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == "InfeasibleError"
+
+
+@dataclass(frozen=True)
+class _Doubles(Rule):
+    """Somebody's own rule that changes its value by arithmetic of its own."""
+
+    def combine(self, rows, state):
+        weights = torch.full((rows.n,), 1 / rows.n, dtype=torch.float64)
+        return Aggregate(2 * rows.mix(weights), weights), state
+
+
+def test_a_value_that_was_changed_by_arithmetic_is_refused_too():
+    shards = cut(draw(9, 40), 20)
+    with pytest.raises(ConfigurationError, match="changes its value"):
+        aggregate_sharded(shards, _Doubles())
+    with pytest.raises(ConfigurationError, match="no value yet"):
+        shards[0].value()
+    whole = aggregate(draw(9, 40), _Doubles()).value
+    torch.testing.assert_close(whole, 2 * draw(9, 40).mean(0))

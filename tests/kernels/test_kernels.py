@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError, Rows, aggregate
-from flwr_robust.core import rows as rows_module
+from flwr_robust.core import segments
 from flwr_robust.kernels.gram import accumulate_gram, better_centre, pair_distances, squared_distances
 from flwr_robust.kernels.network import PROGRAMS, comparators, groups
 from flwr_robust.kernels.order import kept_shares, ranks
@@ -195,7 +195,7 @@ def test_distances_in_blocks():
     x[4] = x[1]
     whole = Rows.from_tensor(x).squared_distances
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "BLOCK_ELEMENTS", 1)
+        patch.setattr(segments, "BLOCK_ELEMENTS", 1)
         cut = Rows.from_tensor(x)
         torch.testing.assert_close(cut.squared_distances, whole, rtol=1e-12, atol=0)
         assert len(list(cut.blocks())) == 3
@@ -285,7 +285,7 @@ def test_subsets_and_extra_rows_with_a_reference():
 def test_slice_crosses_layers_and_blocks():
     x = noise(3, 600)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "BLOCK_ELEMENTS", 1)
+        patch.setattr(segments, "BLOCK_ELEMENTS", 1)
         rows = Rows.from_layers([[row[:300], row[300:]] for row in x])
         for start, stop in ((0, 600), (250, 310), (299, 300), (599, 600), (0, 1)):
             assert torch.equal(rows.slice(start, stop), x[:, start:stop])
@@ -294,7 +294,7 @@ def test_slice_crosses_layers_and_blocks():
 def test_a_reference_is_cut_like_the_rows():
     x, model = noise(3, 600), noise(1, 600, seed=1)[0]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "BLOCK_ELEMENTS", 1)
+        patch.setattr(segments, "BLOCK_ELEMENTS", 1)
         rows = Rows.from_layers([[row] for row in x], reference=[model])
         assert len(list(rows.blocks())) > 1
         assert torch.equal(rows.slice(0, 600), x - model)

@@ -202,8 +202,8 @@ def test_rows_are_read_anew_and_in_as_few_parts_as_they_lie_in():
     for reference in (None, starts):
         rows = Rows.from_stacks(stacks, reference=reference)
         other = Rows.from_stacks(apart, reference=reference)
-        assert rows._joint is not None
-        assert other._joint is None
+        assert rows.storage.joint is not None
+        assert other.storage.joint is None
         for rule in ("mean()", "trimmed_mean(f=1)", "krum(f=1)", "centered_clipping(tau=1.0)"):
             (one, _), (two, _) = parse(rule)(rows.renewed()), parse(rule)(other.renewed())
             assert torch.equal(one.value, two.value)
@@ -230,14 +230,14 @@ ODD = {
 def test_stacks_that_do_not_lie_side_by_side_are_not_taken_for_one(name):
     stacks = ODD[name](torch.randn(6, 90, generator=generator()))
     rows = Rows.from_stacks(stacks)
-    assert rows._joint is None
+    assert rows.storage.joint is None
     torch.testing.assert_close(
         rows.mix(torch.full((6,), 1 / 6, dtype=torch.float64)), torch.cat([s.double() for s in stacks], 1).mean(0)
     )
     one = Rows.from_stacks([stacks[0], stacks[1]], reference=[torch.zeros(s.shape[1]) for s in stacks])
-    assert one._joint is None
+    assert one.storage.joint is None
 
 
 def test_stacks_side_by_side_relative_to_what_is_not_are_not_taken_for_one():
     x = torch.randn(6, 90, generator=generator())
-    assert Rows.from_stacks(x.split(45, 1), reference=[torch.zeros(45), torch.zeros(45)])._joint is None
+    assert Rows.from_stacks(x.split(45, 1), reference=[torch.zeros(45), torch.zeros(45)]).storage.joint is None
