@@ -115,9 +115,10 @@ class Registry(Generic[C]):
                     f"{cls.__module__}; rename one"
                 )
             cls.name = name
+            found = constraints(cls)
             for field in dataclasses.fields(cls):  # also there, for whoever lists a dataclass's fields
-                if constraint := constraints(cls).get(field.name):
-                    field.metadata = MappingProxyType({**field.metadata, "constraint": constraint})
+                if field.name in found:
+                    field.metadata = MappingProxyType({**field.metadata, "constraint": found[field.name]})
             self._members[name] = cls  # type: ignore[assignment]
             return cls
 
