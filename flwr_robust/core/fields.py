@@ -394,11 +394,10 @@ def _read(cls: type) -> Mapping[str, Constraint]:
             f"its module"
         ) from error
     found = {}
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
+    for name, hint in hints.items():  # not the dataclass's fields: it may be registered before it is made one
         constraint = next((each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Constraint)), None)
         if constraint is not None:
-            found[field.name] = OrNone(constraint) if _takes_none(typing.get_args(hint)[0]) else constraint
+            found[name] = OrNone(constraint) if _takes_none(typing.get_args(hint)[0]) else constraint
     return types.MappingProxyType(found)
 
 

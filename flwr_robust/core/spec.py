@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -22,6 +21,7 @@ import os
 import pkgutil
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +37,8 @@ PLUGINS = "FLWR_ROBUST_PLUGINS"
 """The environment variable that names plugins: modules and files, separated by commas or as in PATH."""
 
 _SEPARATORS = re.compile(f"[,{os.pathsep}]")
+_LOADING = threading.RLock()
+_FOUND: dict[str, dict[str, Any]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Registry(Generic[C]):
         self.package = package
         self.group = group
         self._members: dict[str, type[C]] = {}
-        self._loaded = self._loading = False
+        self._loaded = False
 
     def register(self, name: str) -> Callable[[type[D]], type[D]]:
         """Return a class decorator that enters a component under ``name``.
@@ -113,9 +115,10 @@ class Registry(Generic[C]):
                     f"{cls.__module__}; rename one"
                 )
             cls.name = name
+            found = constraints(cls)
             for field in dataclasses.fields(cls):  # also there, for whoever lists a dataclass's fields
-                if constraint := constraints(cls).get(field.name):
-                    field.metadata = MappingProxyType({**field.metadata, "constraint": constraint})
+                if field.name in found:
+                    field.metadata = MappingProxyType({**field.metadata, "constraint": found[field.name]})
             self._members[name] = cls  # type: ignore[assignment]
             return cls
 
@@ -123,22 +126,15 @@ class Registry(Generic[C]):
 
     def members(self) -> dict[str, type[C]]:
         """Return the registered classes by name, loading the package's modules, entry points and plugins first."""
-        if not self._loaded and not self._loading:  # a module that is being loaded may look at what there is so far
-            self._loading = True
-            try:
-                self._load()
-            finally:
-                self._loading = False
+        if not self._loaded:
+            package = importlib.import_module(self.package)
+            folder = getattr(package, "__path__", ())  # a kind may also live in a single module
+            for module in pkgutil.iter_modules(folder, f"{self.package}."):
+                importlib.import_module(module.name)
+            if self.group is not None:
+                entry_points(self.group)
             self._loaded = True  # only now: a module that failed to import fails every time
         return dict(sorted(self._members.items()))
-
-    def _load(self) -> None:
-        package = importlib.import_module(self.package)
-        folder = getattr(package, "__path__", ())  # a kind may also live in a single module
-        for module in pkgutil.iter_modules(folder, f"{self.package}."):
-            importlib.import_module(module.name)
-        if self.group is not None:
-            entry_points(self.group)
 
     def get(self, name: str) -> type[C]:
         """Return the class registered under ``name``.
@@ -215,14 +211,20 @@ def entry_points(group: str) -> dict[str, Any]:
     ConfigurationError
         If a module registers a name that is taken, or a plugin cannot be imported.
     """
-    found = dict(_entry_points(group))
-    if named := _named_plugins():
-        os.environ[PLUGINS] = os.pathsep.join(map(_import, named))
-    return found
+    with _LOADING:
+        if group not in _FOUND:
+            _FOUND[group] = {}  # now: a module that is being loaded may look at what there is so far
+            try:
+                _FOUND[group].update(_loaded(group))
+            except ConfigurationError:
+                del _FOUND[group]  # it fails every time
+                raise
+        if named := _named_plugins():
+            os.environ[PLUGINS] = os.pathsep.join(map(_import, named))
+        return dict(_FOUND[group])
 
 
-@functools.cache
-def _entry_points(group: str) -> dict[str, Any]:
+def _loaded(group: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in importlib.metadata.entry_points(group=group):
         try:
@@ -235,7 +237,7 @@ def _entry_points(group: str) -> dict[str, Any]:
                 f"{group}: entry point '{entry.name} = {entry.value}' of the package {owner} cannot be loaded "
                 f"({type(error).__name__}: {error}); repair, update or uninstall {owner}",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
     return found
 

@@ -573,6 +573,23 @@ def test_centered_clipping_median_radius_by_hand():
     assert result.stats["radius"] == 2
 
 
+def test_centered_clipping_counts_rows_at_the_centre_in_full():
+    # All at the centre: no distance to shorten, each row has its 1 / n and nothing of the centre is left.
+    result = aggregate(column(0, 0, 0, 0), "centered_clipping(tau=0.1)")
+    assert result.weights.tolist() == [0.25] * 4
+    assert result.stats["kept_of_centre"] == 0
+    # A median radius of 0 moves nothing; of the two coinciding rows each counts in full, the one far off not at all.
+    result = aggregate(column(0, 0, 9), "centered_clipping(tau='median')")
+    assert result.stats["radius"] == 0
+    assert result.value.tolist() == [0]
+    np.testing.assert_allclose(result.weights, [1 / 3, 1 / 3, 0])
+    assert result.stats["kept_of_centre"] == pytest.approx(1 / 3)
+    # Rows that coincide elsewhere have equal weights: 1/2 of each step of length 1 towards 4, and the centre the rest.
+    result = aggregate(column(4, 4), "centered_clipping(tau=1.0)")
+    np.testing.assert_allclose(result.weights, [1 / 8, 1 / 8])
+    assert result.value.tolist() == [1]
+
+
 def test_centered_clipping_weights_complete_the_centre():
     rule, x = parse("centered_clipping(tau=0.5, steps=3)"), rows([1, 2], [3, 4], [0, -1])
     _, state = rule(Rows.from_tensor(x))

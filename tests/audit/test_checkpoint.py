@@ -488,6 +488,25 @@ def test_rollback_makes_an_earlier_model_current(tmp_path):
     assert names == [f"round-0000000{k}.{i}" for k in (5, 6) for i in (1, 2)]
 
 
+@pytest.mark.parametrize("to_round", [2, 4])
+def test_rollback_after_a_kill_between_a_checkpoint_and_its_record(tmp_path, monkeypatch, to_round):
+    train(tmp_path, 3, keep=None)
+    with monkeypatch.context() as patch:
+        patch.setattr("flwr_robust.audit.run.CheckpointWritten", None)
+        with pytest.raises(TypeError):
+            train(tmp_path, 4, resume=True, keep=None)
+    assert CheckpointStore(tmp_path / "checkpoints").rounds() == [1, 2, 3, 4]
+    assert [event.round for event in events(tmp_path, CheckpointWritten)] == [1, 2, 3]
+    assert rollback(tmp_path, to_round, sync=False).round == to_round
+    # Round 4's checkpoint comes on record first, whether it is put aside or rolled back to.
+    assert CheckpointStore(tmp_path / "checkpoints").rounds() == list(range(1, to_round + 1))
+    assert [event.round for event in events(tmp_path, CheckpointWritten)] == [1, 2, 3, 4]
+    later = () if to_round == 4 else ("round-00000004", "round-00000003")
+    assert events(tmp_path, RolledBack) == [RolledBack(4, to_round, "", later)]
+    assert verify(log_file(tmp_path)).intact
+    assert train(tmp_path, 6, resume=True).tobytes() == train(tmp_path / "whole", 6).tobytes()
+
+
 def test_rollback_needs_a_run_that_rests_and_an_intact_checkpoint(tmp_path):
     with pytest.raises(AuditError, match="holds no run"):
         rollback(tmp_path, 1)

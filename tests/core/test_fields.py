@@ -29,7 +29,7 @@ from flwr_robust.core.fields import (
     plain,
 )
 from flwr_robust.core.rule import aggregators, preaggregators
-from flwr_robust.core.spec import Component
+from flwr_robust.core.spec import Component, Registry
 from flwr_robust.tasks.partition import partitions
 
 REGISTRIES = (aggregators, preaggregators, data_attacks, message_attacks, faults, partitions)
@@ -226,6 +226,17 @@ def test_a_class_inherits_and_replaces_constraints():
     assert Derived(share=None).share is None
     with pytest.raises(ConfigurationError, match=r"^Derived: size must be an integer >= 5; got size=4$"):
         Derived(size=4)  # a class without a name goes by its own
+
+
+def test_the_order_of_the_decorators_does_not_matter():
+    @dataclass(frozen=True)
+    @Registry("thing", "json").register("upside_down")
+    class UpsideDown(Component):
+        size: Annotated[int, Integer(minimum=1)]
+
+    assert UpsideDown(size=1).size == 1
+    with pytest.raises(ConfigurationError, match=r"upside_down: size must be an integer >= 1; got size=0"):
+        UpsideDown(size=0)
 
 
 def test_types_that_cannot_be_read_are_an_error_that_says_so():

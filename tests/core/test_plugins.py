@@ -232,6 +232,16 @@ def test_a_broken_distribution_is_a_warning_to_those_who_do_not_use_it(tmp_path,
 
 
 @pytest.mark.slow
+def test_a_distribution_may_use_other_names_while_it_is_loaded(tmp_path):
+    module = "from flwr_robust import parse\nUSED = str(parse('nnm(f=1) | krum(f=1)'))\n" + RULE.format(name="newest")
+    installed(tmp_path, "other", "[flwr_robust.rules]\nx = other_rules:Newest\n", other_rules=module)
+    code = "from flwr_robust import parse\nprint(parse('newest(f=1)'), __import__('other_rules').USED)"
+    seen = python(code, tmp_path)
+    assert seen.stdout == "newest(f=1) nnm(f=1) | krum(f=1)\n", seen.stderr
+    assert "Warning" not in seen.stderr
+
+
+@pytest.mark.slow
 def test_a_distribution_with_a_name_that_is_taken_is_an_error(tmp_path):
     installed(tmp_path, "clash", "[flwr_robust.rules]\nx = other_rules\n", other_rules=RULE.format(name="krum"))
     seen = python("from flwr_robust import parse\nparse('mean')", tmp_path)

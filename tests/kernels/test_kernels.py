@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -304,6 +305,27 @@ def test_faulty_rows():
     x = torch.zeros(6, 3, dtype=torch.float64)
     x[1, 2], x[3, 0], x[4, 1], x[5] = torch.nan, torch.inf, -torch.inf, 1e30
     assert Rows.from_tensor(x).faulty.tolist() == [False, True, False, True, True, False]
+
+
+@pytest.mark.parametrize("looks", ["norms", "distances"])
+@pytest.mark.parametrize("n", [2, 5])
+def test_rows_whose_squares_could_overflow_in_a_sum_are_faulty(n, looks):
+    limit = torch.finfo(torch.float64).max / (8 * n * (n + 1))  # of a squared norm
+    for factor, faulty in ((1 - 1e-9, False), (1 + 1e-9, True), (1e100, True)):
+        x = torch.zeros(n, 3, dtype=torch.float64)
+        x[-1, 1] = math.sqrt(limit) * math.sqrt(factor)
+        assert bool(torch.isfinite(x).all())  # nothing but its size tells such a row
+        rows = Rows.from_tensor(x)
+        if looks == "distances":
+            _ = rows.gram
+        assert rows.faulty.tolist() == [False] * (n - 1) + [faulty]
+    # What the guard is for: sums of squares of rows that pass are finite, whatever their signs.
+    x = torch.full((n, 1), math.sqrt(limit * (1 - 1e-9)), dtype=torch.float64)
+    x[0] *= -1
+    rows = Rows.from_tensor(x)
+    assert not bool(rows.faulty.any())
+    assert bool(torch.isfinite(rows.squared_distances).all())
+    assert math.isfinite(float(rows.squared_distances.sum()))
 
 
 def test_the_value_saturates_instead_of_overflowing():
