@@ -24,7 +24,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/flwr-robust demo
+	$(BIN)/python -m experiments demo
 
 # What is quick runs on all cores; what starts engines of its own, or takes long, one after the other.
 test: $(READY)
@@ -56,7 +56,7 @@ bench: $(READY)
 
 pages: $(READY)
 	for paper in experiments/papers/*.toml; do \
-	  $(BIN)/flwr-robust reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
+	  $(BIN)/python -m experiments reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
 	done
 
 clean:
