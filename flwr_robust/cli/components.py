@@ -264,6 +264,8 @@ def _print_description(out: Console, document: Mapping[str, Any]) -> None:
             )
     examples = document["examples"]
     for title, key in (("in Python", "python"), ("in a run config", "run_config")):
+        if not examples[key]:
+            continue
         heading(title)
         for line in examples[key].splitlines():
             out.print(Padding(as_text(line), (0, 0, 0, 4), expand=False))

@@ -25,6 +25,7 @@ KINDS = {"rules": "rule", "preaggregators": "pre-aggregator", "attacks": "attack
 """The kinds of components: what a list of them is called, and one of them."""
 
 _F = range(1, 6)  # the declared f that the least n is shown for
+_CLIENTS = 10  # of a run config that does not say how many
 _MOST = 500  # rows; a rule that fits no fewer fits none
 _VALUES: Mapping[str, Any] = {  # of required fields, in examples
     "f": 2,
@@ -303,7 +304,7 @@ def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
         options = ", ".join([*([arguments] if arguments else []), *(["trusted_fn=..."] if trusted else [])])
         made = f"{cls.__name__}({options})" if named else f'RobustStrategy("{chain}")'
         lines = [f"from flwr_robust.flower import {made.partition('(')[0]}", f"strategy = {made}"]
-        config = {"defence": chain}
+        config = {} if trusted else {"defence": chain}  # no run config can give the server's own update
     elif kind == "partition":
         lines = [
             f"from {cls.__module__} import {cls.__name__}",
@@ -326,4 +327,6 @@ def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
         config = {"attack": text} | ({"knowledge": "defence"} if needs_rule else {})
     entries = [f'{key} = "{value}"' for key, value in config.items()]
     entries += ["attackers = 2"] if "attack" in config else []
+    least = 1 if kind != "rule" else next((n for n in range(1, _MOST) if example and example.check(n) is None), 1)
+    entries += [f"clients = {least}"] if config and least > _CLIENTS else []
     return {"text": text, "python": "\n".join(lines), "run_config": "\n".join(entries)}
