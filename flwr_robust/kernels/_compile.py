@@ -29,9 +29,7 @@ FOLDER = "FLWR_ROBUST_CACHE"
 def usable() -> bool:
     """Say whether numba compiles here; if it should but does not, one warning says why."""
     try:
-        from numba import config
-
-        if config.DISABLE_JIT:  # asked for: nothing to warn of, and the kernels are no use as plain Python
+        if _config().DISABLE_JIT:  # asked for: nothing to warn of, and the kernels are no use as plain Python
             return False
         from flwr_robust.kernels.compiled import probe
 
@@ -53,8 +51,9 @@ def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     **options
         Further options of numba's ``njit``.
     """
-    from numba import config, njit
+    from numba import njit
 
+    config = _config()
     options = {"nogil": True, "boundscheck": False, **options}
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -145,6 +144,13 @@ def _safe(chosen: Path) -> bool:
         return chosen.resolve() == (here / "__pycache__").resolve() or private(chosen.resolve())
     except OSError:
         return False
+
+
+def _config() -> Any:
+    """Return numba's settings, a module whose names are made when it is imported."""
+    import numba
+
+    return numba.config
 
 
 def _user() -> str:

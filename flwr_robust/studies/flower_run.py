@@ -33,6 +33,7 @@ _APP = """\
 [project]
 name = "flwr-robust-app"
 version = "{version}"
+description = "The Flower app of flwr-robust"
 license = "Apache-2.0"
 
 [tool.flwr.app]

@@ -24,7 +24,6 @@ from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_intege
 from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
-from flwr_robust.studies.flower_run import FlowerRuns
 from flwr_robust.studies.study import Cell, Study
 from flwr_robust.studies.workers import side_by_side
 
@@ -291,6 +290,8 @@ def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
 def _on_ray(cells: Sequence[Cell]) -> Runs:
     if not cells:
         return
+    from flwr_robust.studies.flower_run import FlowerRuns  # only here: other engines do without psutil
+
     with FlowerRuns() as flower:
         for cell in cells:
             try:

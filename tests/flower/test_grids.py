@@ -89,7 +89,8 @@ def test_replies_come_in_the_order_of_the_messages():
     order = [FIRST + 2, FIRST, FIRST + 3, FIRST + 1, FIRST + 2]
     replies = exchange(grid, *[sent(node) for node in order])
     assert [reply.metadata.src_node_id for reply in replies] == order
-    assert {reply.metadata.dst_node_id for reply in replies} == {1}
+    # The lowest Flower that is supported knows no identity of tasks: its messages name no sender, which is 0.
+    assert {reply.metadata.dst_node_id for reply in replies} in ({1}, {0})
     assert {reply.metadata.message_type for reply in replies} == {"train"}
 
 
