@@ -29,6 +29,7 @@ from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower.admission import MOST_EXAMPLES, SentModel, Terms, short
 from flwr_robust.flower.audit import Audit, observing
+from flwr_robust.flower.face import Face
 from flwr_robust.flower.guard import (
     METHODS,
     NOBODY,
@@ -41,6 +42,7 @@ from flwr_robust.flower.guard import (
 )
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
+from flwr_robust.flower.options import plain
 from flwr_robust.flower.saved import Fingerprint, Saved
 from flwr_robust.flower.wire import as_tensor, decode, encode, fill, is_finite
 
@@ -49,7 +51,7 @@ __all__ = ["Guarded"]
 log = logging.getLogger("flwr")
 
 
-class Guarded(Guarding, Strategy):
+class Guarded(Face, Strategy):
     """A guard around a strategy.
 
     Parameters
@@ -103,12 +105,19 @@ class Guarded(Guarding, Strategy):
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
     ) -> None:
-        if not isinstance(strategy, Strategy) or isinstance(strategy, Guarding):
+        # One with a start of its own holds the loop itself, so that its own guard cannot record the run.
+        guarded = isinstance(strategy, Guarding) and type(strategy).start is Guarding.start
+        if not isinstance(strategy, Strategy) or guarded:
             what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
             found = f"the class {what}: call it" if isinstance(strategy, type) else what
-            found += ", which has a guard: take it as it is" if isinstance(strategy, Guarding) else ""
+            found += ", which has a guard: take it as it is" if guarded else ""
             raise ConfigurationError(
                 f"Guarded: strategy must be one of Flower's Message API that has no guard yet; got {found}"
+            )
+        if metrics_aggr_fn is not None and not callable(metrics_aggr_fn):
+            raise ConfigurationError(
+                "Guarded: metrics_aggr_fn must be a function (list of RecordDict, str) -> MetricRecord, or None for "
+                f"what the strategy makes of clients' metrics; got {metrics_aggr_fn!r:.100}"
             )
         self.strategy = strategy
         self.metrics_aggr_fn = metrics_aggr_fn
@@ -119,10 +128,10 @@ class Guarded(Guarding, Strategy):
         self.guard = Guard(
             Terms(key, max_examples, train_metrics, records),
             Terms(key, max_examples, evaluate_metrics, records),
-            least=_least(strategy) if least is None else least,
-            quarantine_after=quarantine_after,
+            least=_least(strategy) if least is None else plain(least),
+            quarantine_after=plain(quarantine_after),
             on_infeasible=on_infeasible,
-            clamp=clamp,
+            clamp=plain(clamp),
             observers=observing(observers, audit),
         )
 
@@ -209,7 +218,7 @@ class Guarded(Guarding, Strategy):
         ConfigurationError
             Before the first round: if the model cannot be used, or the strategy asks fewer than ``least``.
         """
-        if self.guard.over():
+        if self._ends_before(server_round):
             return []
         sent = SentModel(arrays)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
@@ -227,6 +236,8 @@ class Guarded(Guarding, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy ask."""
+        if self._stopped_before(server_round):
+            return []
         messages = self._own["configure_evaluate"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.EVALUATE, server_round, messages)
         return [] if opened is None else self.guard.open(opened, arrays)

@@ -581,10 +581,17 @@ def test_the_strategys_own_parameters_are_checked():
 
 
 def test_an_unknown_option_is_an_error():
-    with pytest.raises(TypeError, match="fraction_fit"):
+    with pytest.raises(UnknownNameError, match="unknown option of Mean 'fraction_fit'"):
         Mean(fraction_fit=0.5)
-    with pytest.raises(TypeError):
+    with pytest.raises(UnknownNameError, match="unknown option of Krum 'num_malicious_nodes'"):
         Krum(num_malicious_nodes=1)
+
+    class Own(Krum):
+        def __init__(self, **options):
+            super().__init__(f=1, **options)
+
+    with pytest.raises(UnknownNameError, match="unknown option of Own 'fraction_fit'"):
+        Own(fraction_fit=0.5)
 
 
 def test_fedavgs_options_are_kept():
