@@ -30,6 +30,7 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower.admission import MOST_EXAMPLES, SentModel, Terms, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.face import Face
+from flwr_robust.flower.failures import failure
 from flwr_robust.flower.guard import (
     METHODS,
     NOBODY,
@@ -126,8 +127,8 @@ class Guarded(Face, Strategy):
         self._own = {name: getattr(strategy, name) for name in METHODS}
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self.guard = Guard(
-            Terms(key, max_examples, train_metrics, records),
-            Terms(key, max_examples, evaluate_metrics, records),
+            Terms(key, plain(max_examples), train_metrics, records),
+            Terms(key, plain(max_examples), evaluate_metrics, records),
             least=_least(strategy) if least is None else plain(least),
             quarantine_after=plain(quarantine_after),
             on_infeasible=on_infeasible,
@@ -267,7 +268,7 @@ class Guarded(Face, Strategy):
             before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
-                    found, told = self._own["aggregate_train"](server_round, self._clean(judged))
+                    found, told = self._answer("aggregate_train", server_round, judged)
                     arrays, outcome, sentence = _mended(found, judged.model), Outcome.OK, ""
             except Exception as error:
                 sentence = short(f"{type(self.strategy).__name__}: {str(error) or type(error).__name__}")
@@ -285,11 +286,18 @@ class Guarded(Face, Strategy):
             before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
-                    told = self._own["aggregate_evaluate"](server_round, self._clean(judged))
-            except Exception as error:
-                log.warning("aggregate_evaluate: %s", short(f"{type(self.strategy).__name__}: {error}"))
+                    told = self._answer("aggregate_evaluate", server_round, judged)
+            except Exception:
                 before.restore()
         return self.guard.close_evaluation(judged, self._metrics(judged, told))
+
+    def _answer(self, method: str, server_round: int, judged: Round) -> Any:
+        """Return what the strategy makes of the replies admitted; where it raises, the log shows what and where."""
+        try:
+            return self._own[method](server_round, self._clean(judged))
+        except Exception as error:
+            log.warning("%s: %s", method, failure(self._own[method], error))
+            raise
 
     def _metrics(self, judged: Round, told: MetricRecord | None) -> MetricRecord | None:
         """Return what the strategy reports, clients' metrics replaced by those that no minority steers."""

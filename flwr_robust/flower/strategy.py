@@ -176,8 +176,8 @@ class RobustStrategy(Face, FedAvg):
         self.state: State = self.rule.init()
         key = self.weighted_by_key
         self.guard = Guard(
-            Terms(key, max_examples, train_metrics, records),
-            Terms(key, max_examples, evaluate_metrics, records),
+            Terms(key, plain(max_examples), train_metrics, records),
+            Terms(key, plain(max_examples), evaluate_metrics, records),
             seed=plain(seed),
             least=least,
             quarantine_after=plain(quarantine_after),
