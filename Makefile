@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made and filled when it is missing or older than pyproject.toml.
-#   make demo    the main study and a short run on Ray          make test   every test this machine can run
-#   make check   types, style and structure                     make bench  benchmarks
-#   make pages   docs/reproductions, from the recorded results
+#   make demo    the main study and a short run on Ray          make check  types, style and structure
+#   make smoke   the tests of under a minute                    make wheel  build the packages and check them
+#   make fast    all but Ray, deployments, GPUs and long ones   make bench  benchmarks
+#   make test    every test this machine can run                make pages  docs/reproductions, from recorded results
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,10 +12,10 @@ READY := $(VENV)/.ready
 HEAVY := ray or deploy or slow
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast check format bench pages clean
+.PHONY: help demo test fast smoke check format wheel bench pages clean
 
 help:
-	@sed -n '1,4s/^# *//p' Makefile
+	@sed -n '1,5s/^# *//p' Makefile
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,15 +35,24 @@ test: $(READY)
 fast: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto -m "not ($(HEAVY) or gpu)"
 
+smoke: $(READY)
+	$(BIN)/python -m pytest --quiet -m "smoke and not ($(HEAVY) or gpu)"
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --quiet tests/test_house.py
+	$(BIN)/python -m tests.house
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+wheel: $(READY)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 # The libraries compared with have an environment of their own: byzpy pins an old torch. Without it they are left out.
 $(PEERS)/.ready: Makefile
@@ -60,4 +70,4 @@ pages: $(READY)
 	done
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .venv-flwr build dist .mypy_cache .pytest_cache .ruff_cache

@@ -26,9 +26,10 @@ from rich.table import Table
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.flower import Audit, Mean
-from flwr_robust.flower.admission import Admitted, SentModel, Terms, admit
+from flwr_robust.flower.admission import Admitted, Terms, admit
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.grids import InProcessGrid
-from flwr_robust.flower.guard import Aggregation, Opening, Progress, RoundRecord
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord
 from flwr_robust.flower.wire import as_tensor, decode_record, encode_record
 from flwr_robust.seeds import numpy_generator
 
@@ -142,7 +143,7 @@ class _Exchange:
         weights = tuple(self._aggregate.weights.tolist())
         self._record = RoundRecord(1, nodes, nodes, tuple(range(_CLIENTS)), (), Outcome.OK, "", weights)
         self._audit = Audit(folder)
-        self._audit.run_started(Opening(strategy.guard, "Mean", "mean()", {}, self._sent.record, grid, 60.0))
+        self._audit.run_started(Opening(strategy.guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0))
         self._audit.round_configured(1, "train", nodes, (), self._sent.record)
         self._last, self._next = self._sent.record, ArrayRecord()
 

@@ -13,13 +13,9 @@ The Flower strategies are in `flwr_robust.flower`, the only part that needs Flow
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, overload
 
-from torch import Tensor
-
-from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Outcome, Pipeline, PreAggregator, Rule, State, as_rule, parse
-from flwr_robust.core.sharded import Shard, aggregate_sharded
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,
@@ -28,6 +24,14 @@ from flwr_robust.errors import (
     KnowledgeError,
     UnknownNameError,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flwr_robust.core.pipeline import Pipeline, parse
+    from flwr_robust.core.rows import Layer, Rows
+    from flwr_robust.core.rule import Aggregate, Outcome, PreAggregator, Rule, State
+    from flwr_robust.core.sharded import Shard, aggregate_sharded
 
 __version__ = "0.1.0"
 
@@ -54,6 +58,26 @@ __all__ = [
 ]
 
 _UNSET: State = {}
+
+# What needs torch is imported when it is first asked for: `flwr-robust --help` does without it.
+_MODULES = {
+    "flwr_robust.core.rows": ("Layer", "Rows"),
+    "flwr_robust.core.pipeline": ("Pipeline", "parse"),
+    "flwr_robust.core.rule": ("Aggregate", "Outcome", "PreAggregator", "Rule", "State"),
+    "flwr_robust.core.sharded": ("Shard", "aggregate_sharded"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            globals()[name] = value = getattr(import_module(module), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 @overload
@@ -134,6 +158,9 @@ def aggregate(
     >>> round(float(result.value), 4)
     1.1111
     """
+    from flwr_robust.core.pipeline import as_rule
+    from flwr_robust.core.rows import Layer, Rows
+
     chosen = as_rule(rule)
     if isinstance(x, Rows):
         rows = x

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from numbers import Integral, Real
 from typing import Any
@@ -20,12 +21,14 @@ __all__ = [
     "FlwrRobustError",
     "InfeasibleError",
     "KnowledgeError",
+    "MissingExtraError",
     "TamperedError",
     "UnknownNameError",
     "check_choice",
     "check_flag",
     "check_integer",
     "check_number",
+    "extra",
 ]
 
 
@@ -53,8 +56,8 @@ class UnknownNameError(ConfigurationError):
     def __init__(self, kind: str, name: str, allowed: Iterable[str]) -> None:
         self._arguments = (kind, name, names := sorted(allowed))
         near = difflib.get_close_matches(str(name), names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        super().__init__(f"unknown {kind} '{name}'; allowed: {', '.join(names) or 'none'}.{hint}")
+        hint = f". Did you mean '{near[0]}'? Allowed" if near else "; allowed"  # before the list, which may be long
+        super().__init__(f"unknown {kind} '{name}'{hint}: {', '.join(names) or 'none'}.")
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
         """Make it again from its arguments, not from its message, in another process."""
@@ -92,6 +95,48 @@ class KnowledgeError(FlwrRobustError, RuntimeError):
 
 class DataUnavailableError(FlwrRobustError, FileNotFoundError):
     """A data set is neither on disk nor downloadable; the message says how to get it."""
+
+
+class MissingExtraError(FlwrRobustError, ModuleNotFoundError):
+    """A package is missing that one of the project's extras installs.
+
+    Parameters
+    ----------
+    module : str
+        The module that cannot be imported.
+    name : str
+        The extra that brings it.
+    """
+
+    def __init__(self, module: str, name: str) -> None:
+        self._arguments = (module, name)
+        super().__init__(f"this needs {module}: pip install 'flwr-robust[{name}]'", name=module)
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        """Make it again from its arguments, not from its message, in another process."""
+        return type(self), self._arguments
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Say which extra brings a package, where the imports inside fail for want of it.
+
+    Parameters
+    ----------
+    name : str
+        ``sim``, ``fast`` or ``studies``, as pyproject.toml has them.
+
+    Raises
+    ------
+    MissingExtraError
+        If a package is missing.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ModuleNotFoundError as error:
+        raise MissingExtraError((error.name or str(error)).split(".")[0], name) from None
 
 
 class AuditError(FlwrRobustError, RuntimeError):

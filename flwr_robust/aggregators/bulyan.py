@@ -22,15 +22,17 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 
 from flwr_robust.aggregators.generalised_krum import GeneralisedKrum, squared_lp_distances
 from flwr_robust.aggregators.krum import Krum, lowest, nearest_sums, neighbours
 from flwr_robust.aggregators.meamed import average_near_median
+from flwr_robust.core.fields import Integer, Text
+from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, parse, part
-from flwr_robust.errors import check_integer
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, part
 from flwr_robust.kernels.nearest import squared_distances_to
 
 __all__ = ["Bulyan"]
@@ -53,12 +55,12 @@ class Bulyan(Rule):
         The defence that aggregates the rows selected; the average around their median when not given.
     """
 
-    f: int
-    selection: str = "krum"
-    aggregation: str | None = None
+    f: Annotated[int, Integer(minimum=0)]
+    selection: Annotated[str, Text("a defence string", example="median()")] = "krum"
+    aggregation: Annotated[str | None, Text("a defence string", example="mean()")] = None
 
     def __post_init__(self) -> None:
-        check_integer("bulyan", "f", self.f, 0)
+        super().__post_init__()
         _ = self._selector, self._aggregator  # their texts are read now, not in the first round
 
     @cached_property

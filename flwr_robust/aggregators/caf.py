@@ -22,14 +22,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["CAF", "top_projections"]
 
@@ -75,11 +75,8 @@ class CAF(Rule):
         Declared number of faulty rows; the filter may remove a weight of 2f.
     """
 
-    f: int
+    f: Annotated[int, Integer(minimum=0)]
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("caf", "f", self.f, 0)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Filter, and keep the best weights."""

@@ -14,13 +14,15 @@ Condition: n >= 2f + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import ConfigurationError, check_integer, check_number
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["CenteredClipping"]
 
@@ -40,15 +42,9 @@ class CenteredClipping(Rule):
         Declared number of faulty rows; it only bounds n.
     """
 
-    tau: float | str
-    steps: int = 1
-    f: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("centered_clipping", "tau", self.tau, above=0, words=("median",))
-        check_integer("centered_clipping", "steps", self.steps, 1)
-        if self.f is not None:
-            check_integer("centered_clipping", "f", self.f, 0)
+    tau: Annotated[float | str, Number(above=0, words=("median",))]
+    steps: Annotated[int, Integer(minimum=1)] = 1
+    f: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
     def located(self) -> tuple[str, ...]:

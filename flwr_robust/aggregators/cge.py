@@ -14,13 +14,14 @@ Condition: n >= 2f + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from flwr_robust.aggregators.krum import lowest
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["CGE"]
 
@@ -36,10 +37,7 @@ class CGE(Rule):
         Declared number of faulty rows, and of rows left out.
     """
 
-    f: int
-
-    def __post_init__(self) -> None:
-        check_integer("cge", "f", self.f, 0)
+    f: Annotated[int, Integer(minimum=0)]
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Leave out the longest rows and average the others."""

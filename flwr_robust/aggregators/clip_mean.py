@@ -16,12 +16,13 @@ Condition: n >= 2f + 1. The rule itself does not use f.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["ClipMean", "clipped_mean"]
 
@@ -44,11 +45,7 @@ class ClipMean(Rule):
         Declared number of faulty rows; it only bounds n.
     """
 
-    f: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.f is not None:
-            check_integer("clip_mean", "f", self.f, 0)
+    f: Annotated[int | None, Integer(minimum=0)] = None
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Clip and average."""

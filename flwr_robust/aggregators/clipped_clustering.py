@@ -15,13 +15,14 @@ Condition: n >= 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from flwr_robust.aggregators.clustering import LINKAGES, cosine_distances, larger_cluster
+from flwr_robust.core.fields import Choice
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_choice
 
 __all__ = ["ClippedClustering"]
 
@@ -37,10 +38,7 @@ class ClippedClustering(Rule):
         Distance of two clusters: "average", "complete" or "single".
     """
 
-    linkage: str = "average"
-
-    def __post_init__(self) -> None:
-        check_choice("clipped_clustering", "linkage", self.linkage, LINKAGES)
+    linkage: Annotated[str, Choice(LINKAGES)] = "average"
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 3."""

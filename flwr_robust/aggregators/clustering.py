@@ -17,13 +17,14 @@ Condition: n >= 3. There is no f: the rule keeps a majority, however small.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Choice
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_choice
 
 __all__ = ["Clustering", "cosine_distances", "larger_cluster"]
 
@@ -85,10 +86,7 @@ class Clustering(Rule):
         Distance of two clusters: "average", "complete" or "single".
     """
 
-    linkage: str = "average"
-
-    def __post_init__(self) -> None:
-        check_choice("clustering", "linkage", self.linkage, LINKAGES)
+    linkage: Annotated[str, Choice(LINKAGES)] = "average"
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 3."""

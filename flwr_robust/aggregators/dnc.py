@@ -22,14 +22,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.krum import lowest
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, next_draw
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["DnC", "draw_coordinates"]
 
@@ -64,18 +65,11 @@ class DnC(Rule):
         What the draws come from.
     """
 
-    f: int
-    c: float = 1.0
-    iterations: int = 5
-    sub_dimension: int = 10_000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_integer("dnc", "f", self.f, 0)
-        check_number("dnc", "c", self.c, above=0)
-        check_integer("dnc", "iterations", self.iterations, 1)
-        check_integer("dnc", "sub_dimension", self.sub_dimension, 1)
-        check_integer("dnc", "seed", self.seed, 0)
+    f: Annotated[int, Integer(minimum=0)]
+    c: Annotated[float, Number(above=0)] = 1.0
+    iterations: Annotated[int, Integer(minimum=1)] = 5
+    sub_dimension: Annotated[int, Integer(minimum=1)] = 10_000
+    seed: Annotated[int, Integer(minimum=0)] = 0
 
     @property
     def _dropped(self) -> int:

@@ -11,13 +11,13 @@ Condition: n >= 2f + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["FABA"]
 
@@ -33,11 +33,8 @@ class FABA(Rule):
         Declared number of faulty rows, and of removals.
     """
 
-    f: int
+    f: Annotated[int, Integer(minimum=0)]
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("faba", "f", self.f, 0)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Remove f rows, then average."""

@@ -20,14 +20,15 @@ Condition: n >= 1. There is no f: the rule keeps a majority.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.clustering import cosine_distances
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, next_draw
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["FLAME", "densest_majority"]
 
@@ -69,12 +70,8 @@ class FLAME(Rule):
         Of the noise.
     """
 
-    noise: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("flame", "noise", self.noise, minimum=0)
-        check_integer("flame", "seed", self.seed, 0)
+    noise: Annotated[float, Number(minimum=0)] = 0.0
+    seed: Annotated[int, Integer(minimum=0)] = 0
 
     @property
     def isometric(self) -> bool:

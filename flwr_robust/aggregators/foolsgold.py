@@ -21,14 +21,15 @@ and does nothing about a single attacker.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.clustering import cosine_distances
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
-from flwr_robust.errors import check_number
 
 __all__ = ["FoolsGold", "sybil_weights"]
 
@@ -58,10 +59,7 @@ class FoolsGold(Rule):
         kappa, how steeply the weight falls with likeness; > 0.
     """
 
-    confidence: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("foolsgold", "confidence", self.confidence, above=0)
+    confidence: Annotated[float, Number(above=0)] = 1.0
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Weigh and average."""

@@ -19,14 +19,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.krum import krum_scores, lowest
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["GeneralisedKrum", "squared_lp_distances"]
 
@@ -74,12 +75,8 @@ class GeneralisedKrum(Rule):
         Which norm: 1 <= p <= 100, or "inf" for the largest difference.
     """
 
-    f: int
-    p: float | str = 2
-
-    def __post_init__(self) -> None:
-        check_integer("generalised_krum", "f", self.f, 0)
-        check_number("generalised_krum", "p", self.p, minimum=1, maximum=100, words=("inf",))
+    f: Annotated[int, Integer(minimum=0)]
+    p: Annotated[float | str, Number(minimum=1, maximum=100, words=("inf",))] = 2
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 3."""

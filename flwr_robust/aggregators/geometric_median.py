@@ -21,15 +21,15 @@ n > (1 + clamp) f.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
+from flwr_robust.core.fields import Choice, Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
-from flwr_robust.errors import check_choice, check_flag, check_integer, check_number
 
 __all__ = ["GeometricMedian", "radius"]
 
@@ -70,27 +70,15 @@ class GeometricMedian(Rule):
         Where z starts: ``mean``, that of the rows with their alpha, or ``zero``.
     """
 
-    f: int | None = None
-    tolerance: float = 1e-6
-    nu: float = 1e-6
-    iterations: int | None = None
-    maximum: int = 1000
-    weighted: bool = False
-    clamp: float = 2.0
-    start: str = "mean"
+    f: Annotated[int | None, Integer(minimum=0)] = None
+    tolerance: Annotated[float, Number(above=0)] = 1e-6
+    nu: Annotated[float, Number(above=0)] = 1e-6
+    iterations: Annotated[int | None, Integer(minimum=1)] = None
+    maximum: Annotated[int, Integer(minimum=1)] = 1000
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
+    start: Annotated[str, Choice(("mean", "zero"))] = "mean"
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.f is not None:
-            check_integer("geometric_median", "f", self.f, 0)
-        check_number("geometric_median", "tolerance", self.tolerance, above=0)
-        check_number("geometric_median", "nu", self.nu, above=0)
-        if self.iterations is not None:
-            check_integer("geometric_median", "iterations", self.iterations, 1)
-        check_integer("geometric_median", "maximum", self.maximum, 1)
-        check_flag("geometric_median", "weighted", self.weighted)
-        check_number("geometric_median", "clamp", self.clamp, minimum=1)
-        check_choice("geometric_median", "start", self.start, ("mean", "zero"))
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 1; weighted, n > (1 + clamp) f."""

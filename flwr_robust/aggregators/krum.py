@@ -18,14 +18,14 @@ studies do that let Krum choose among few, down to n = f + 3, one neighbour.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Choice, Flag, Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_choice, check_flag, check_integer
 
 __all__ = ["Krum", "krum_needs", "krum_scores", "lowest", "nearest_sums", "neighbours"]
 
@@ -79,15 +79,10 @@ class Krum(Rule):
         Whether n >= 2f + 3 is demanded; else n >= f + 3.
     """
 
-    f: int
-    variant: str = "paper"
-    strict: bool = True
+    f: Annotated[int, Integer(minimum=0)]
+    variant: Annotated[str, Choice(VARIANTS)] = "paper"
+    strict: Annotated[bool, Flag()] = True
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("krum", "f", self.f, 0)
-        check_choice("krum", "variant", self.variant, VARIANTS)
-        check_flag("krum", "strict", self.strict)
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 3, or f + 3."""

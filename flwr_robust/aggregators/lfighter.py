@@ -20,10 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Text
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 from flwr_robust.errors import ConfigurationError
@@ -68,11 +70,7 @@ class LFighter(Rule):
         Name of the last layer's weight matrix (classes, features) in the layout; the last matrix when not given.
     """
 
-    head: str | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.head, str | None):
-            raise ConfigurationError(f"lfighter: head must be the name of an array; got head={self.head!r}")
+    head: Annotated[str | None, Text("the name of an array", example="head.weight")] = None
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2."""

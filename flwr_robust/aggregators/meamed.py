@@ -14,10 +14,11 @@ Condition: n >= 2f + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["Meamed", "average_near_median"]
 
@@ -39,10 +40,7 @@ class Meamed(Rule):
         Declared number of faulty rows; as many values of every column are left out.
     """
 
-    f: int
-
-    def __post_init__(self) -> None:
-        check_integer("meamed", "f", self.f, 0)
+    f: Annotated[int, Integer(minimum=0)]
 
     @property
     def isometric(self) -> bool:

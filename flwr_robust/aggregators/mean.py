@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import ConfigurationError, check_flag, check_number
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["Mean", "clamped_shares", "weighted_needs"]
 
@@ -58,12 +60,8 @@ class Mean(Rule):
         With ``weighted``: a count above this multiple of the median count is lowered to it; >= 1.
     """
 
-    weighted: bool = False
-    clamp: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_flag("mean", "weighted", self.weighted)
-        check_number("mean", "clamp", self.clamp, minimum=1)
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
 
     def tolerated(self, n: int, asked: int) -> int:
         """Any number of rows may be left out as long as one remains."""

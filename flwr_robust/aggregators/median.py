@@ -17,15 +17,16 @@ faulty rows if none lies about its number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
 from flwr_robust.aggregators.trimmed_mean import trim
+from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_flag, check_integer, check_number
 
 __all__ = ["Median", "weighted_median"]
 
@@ -61,15 +62,9 @@ class Median(Rule):
         As for `Mean`.
     """
 
-    f: int | None = None
-    weighted: bool = False
-    clamp: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.f is not None:
-            check_integer("median", "f", self.f, 0)
-        check_flag("median", "weighted", self.weighted)
-        check_number("median", "clamp", self.clamp, minimum=1)
+    f: Annotated[int | None, Integer(minimum=0)] = None
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 1; weighted, n > (1 + clamp) f."""

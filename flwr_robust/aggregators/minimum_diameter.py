@@ -21,14 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["MinimumDiameter", "densest_subset"]
 
@@ -102,13 +102,9 @@ class MinimumDiameter(Rule):
         Refuse where the search could look at more subsets than this per step.
     """
 
-    f: int
-    maximum_subsets: int = 2**20
+    f: Annotated[int, Integer(minimum=0)]
+    maximum_subsets: Annotated[int, Integer(minimum=1)] = 2**20
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("minimum_diameter", "f", self.f, 0)
-        check_integer("minimum_diameter", "maximum_subsets", self.maximum_subsets, 1)
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:
         """Say why n rows do not fit this rule, or that the search may take too long."""

@@ -39,12 +39,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
 
 import torch
 
+from flwr_robust.core.fields import Choice, Either, Integer, ListOf, Text
+from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, parse, part
-from flwr_robust.errors import ConfigurationError, InfeasibleError, check_integer
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, part
+from flwr_robust.errors import InfeasibleError
 
 __all__ = ["MixTailor", "paper_pool"]
 
@@ -77,22 +80,14 @@ class MixTailor(Rule):
         What the draws come from; the operating system's entropy when not given.
     """
 
-    f: int
-    pool: str | Sequence[str] = "paper"
-    seed: int | None = None
+    f: Annotated[int, Integer(minimum=0)]
+    pool: Annotated[
+        str | Sequence[str], Either(Choice(("paper",)), ListOf(Text("a defence string", example="median()")))
+    ] = "paper"
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     def __post_init__(self) -> None:
-        check_integer("mixtailor", "f", self.f, 0)
-        if self.seed is not None:
-            check_integer("mixtailor", "seed", self.seed, 0)
-        listed = isinstance(self.pool, Sequence) and not isinstance(self.pool, str) and len(self.pool) > 0
-        if not listed and self.pool != "paper":
-            raise ConfigurationError(
-                "mixtailor: pool must be 'paper' or a list of defence strings such as ['krum', 'median']; "
-                f"got pool={self.pool!r}"
-            )
-        if listed:
-            object.__setattr__(self, "pool", tuple(self.pool))
+        super().__post_init__()
         _ = self.members  # their texts are read now, not in the first round
 
     @cached_property

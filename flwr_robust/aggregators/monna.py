@@ -15,13 +15,14 @@ Condition: n >= 2f + 1, and a trusted row.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from flwr_robust.aggregators.krum import lowest
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 from flwr_robust.kernels.nearest import squared_distances_to
 
 __all__ = ["Monna"]
@@ -38,10 +39,7 @@ class Monna(Rule):
         Declared number of faulty rows, and of rows left out.
     """
 
-    f: int
-
-    def __post_init__(self) -> None:
-        check_integer("monna", "f", self.f, 0)
+    f: Annotated[int, Integer(minimum=0)]
 
     @property
     def needs_trust(self) -> bool:

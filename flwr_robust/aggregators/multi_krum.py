@@ -11,14 +11,14 @@ Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
 from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
+from flwr_robust.core.fields import Choice, Flag, Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_choice, check_flag, check_integer
 
 __all__ = ["MultiKrum"]
 
@@ -40,18 +40,11 @@ class MultiKrum(Rule):
         As for `Krum`.
     """
 
-    f: int
-    m: int | None = None
-    variant: str = "paper"
-    strict: bool = True
+    f: Annotated[int, Integer(minimum=0)]
+    m: Annotated[int | None, Integer(minimum=1)] = None
+    variant: Annotated[str, Choice(VARIANTS)] = "paper"
+    strict: Annotated[bool, Flag()] = True
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("multi_krum", "f", self.f, 0)
-        if self.m is not None:
-            check_integer("multi_krum", "m", self.m, 1)
-        check_choice("multi_krum", "variant", self.variant, VARIANTS)
-        check_flag("multi_krum", "strict", self.strict)
 
     def needs(self, asked: int) -> tuple[int, str]:
         """N >= 2f + 3, or f + 3, and n >= m."""

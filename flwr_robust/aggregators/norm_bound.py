@@ -13,11 +13,12 @@ Condition: n >= 2f + 1. The rule itself does not use f.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from flwr_robust.aggregators.clip_mean import clipped_mean
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["NormBound"]
 
@@ -35,13 +36,8 @@ class NormBound(Rule):
         Declared number of faulty rows; it only bounds n.
     """
 
-    c: float
-    f: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("norm_bound", "c", self.c, above=0)
-        if self.f is not None:
-            check_integer("norm_bound", "f", self.f, 0)
+    c: Annotated[float, Number(above=0)]
+    f: Annotated[int | None, Integer(minimum=0)] = None
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Clip and average."""

@@ -14,10 +14,11 @@ Condition: n >= 2f + 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["Phocas"]
 
@@ -33,10 +34,7 @@ class Phocas(Rule):
         Declared number of faulty rows; the trimmed mean drops f values per side.
     """
 
-    f: int
-
-    def __post_init__(self) -> None:
-        check_integer("phocas", "f", self.f, 0)
+    f: Annotated[int, Integer(minimum=0)]
 
     @property
     def isometric(self) -> bool:

@@ -15,12 +15,13 @@ Condition: n >= 2f + 1. The rule itself does not use f.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["SignMajority"]
 
@@ -38,13 +39,8 @@ class SignMajority(Rule):
         Declared number of faulty rows; it only bounds n.
     """
 
-    scale: float = 1.0
-    f: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("sign_majority", "scale", self.scale, above=0)
-        if self.f is not None:
-            check_integer("sign_majority", "f", self.f, 0)
+    scale: Annotated[float, Number(above=0)] = 1.0
+    f: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
     def isometric(self) -> bool:

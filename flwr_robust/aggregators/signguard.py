@@ -21,14 +21,15 @@ Condition: n >= 1. There is no f: the rule keeps a majority at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.lfighter import two_means
+from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators, next_draw
-from flwr_robust.errors import check_integer, check_number
 
 __all__ = ["SignGuard", "sign_counts"]
 
@@ -59,16 +60,10 @@ class SignGuard(Rule):
         Of the choice of coordinates.
     """
 
-    lower: float = 0.1
-    upper: float = 3.0
-    share: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_number("signguard", "lower", self.lower, minimum=0, maximum=1)
-        check_number("signguard", "upper", self.upper, minimum=1)
-        check_number("signguard", "share", self.share, above=0, maximum=1)
-        check_integer("signguard", "seed", self.seed, 0)
+    lower: Annotated[float, Number(minimum=0, maximum=1)] = 0.1
+    upper: Annotated[float, Number(minimum=1)] = 3.0
+    share: Annotated[float, Number(above=0, maximum=1)] = 0.1
+    seed: Annotated[int, Integer(minimum=0)] = 0
 
     @property
     def isometric(self) -> bool:

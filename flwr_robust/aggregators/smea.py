@@ -21,14 +21,14 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["SMEA", "largest_eigenvalues"]
 
@@ -58,13 +58,9 @@ class SMEA(Rule):
         Refuse to look at more subsets than this.
     """
 
-    f: int
-    maximum: int = 100_000
+    f: Annotated[int, Integer(minimum=0)]
+    maximum: Annotated[int, Integer(minimum=1)] = 100_000
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("smea", "f", self.f, 0)
-        check_integer("smea", "maximum", self.maximum, 1)
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:
         """Need n >= 2f + 1 and no more subsets than allowed."""

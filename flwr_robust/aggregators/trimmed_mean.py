@@ -17,14 +17,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from flwr_robust.aggregators.mean import clamped_shares
+from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["TrimmedMean", "trim", "weighted_trim"]
 
@@ -65,22 +67,17 @@ class TrimmedMean(Rule):
         As for `Mean`.
     """
 
-    f: int | None = None
-    fraction: float | None = None
-    weighted: bool = False
-    clamp: float = 2.0
+    f: Annotated[int | None, Integer(minimum=0)] = None
+    fraction: Annotated[float | None, Number(minimum=0, below=0.5)] = None
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.f is None) == (self.fraction is None):
             raise ConfigurationError(
                 f"trimmed_mean: give either f or fraction; got f={self.f}, fraction={self.fraction}"
             )
-        if self.f is not None:
-            check_integer("trimmed_mean", "f", self.f, 0)
-        if self.fraction is not None:
-            check_number("trimmed_mean", "fraction", self.fraction, minimum=0, below=0.5)
-        check_flag("trimmed_mean", "weighted", self.weighted)
-        check_number("trimmed_mean", "clamp", self.clamp, minimum=1)
 
     def declared(self, asked: int) -> int:
         """Return f, or the f that the fraction of the clients asked comes to."""

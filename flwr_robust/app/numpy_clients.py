@@ -11,13 +11,14 @@ from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 from torch import Tensor
 
+from flwr_robust.attacks.poison import Poison
 from flwr_robust.flower.wire import as_tensor, decode, encode_record
-from flwr_robust.protocol.classes import CLASS_MOMENTUM, class_momenta
+from flwr_robust.protocol.classes import answers, by_label, class_momenta, draw_class_batch
 from flwr_robust.protocol.momentum import momentum_step
-from flwr_robust.runs.class_rounds import answers, by_label, claims, draw_class_batch, own_classes
+from flwr_robust.protocol.rounds import batch_generator, draw_batch
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.personal import evaluate_client
-from flwr_robust.runs.rounds import Poison, batch_generator, draw_batch
+from flwr_robust.runs.world import world_of
 from flwr_robust.tasks import Learner, Tail
 
 __all__ = ["HonestClient", "Poisoner"]
@@ -31,11 +32,6 @@ _PERSONAL = "personal"
 def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
     """One model per process and role: its parameters are set anew for every message."""
     return config.learner(device)
-
-
-@lru_cache(maxsize=256)
-def _held(config: RunConfig, client: int) -> dict[int, Tensor]:
-    return own_classes(config, client)
 
 
 @lru_cache(maxsize=8)
@@ -59,6 +55,8 @@ class HonestClient(NumPyClient):
 
     def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
         self.config = config
+        self.world = world_of(config)
+        self.kind = self.world.kind
         self.client = client
         self.state = state
         self.task = config.data_set
@@ -72,12 +70,12 @@ class HonestClient(NumPyClient):
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Compute this round's message on batches drawn from (seed, client, round)."""
         self.learner.load(self._whole(parameters))
-        if self.config.message == CLASS_MOMENTUM:
+        if self.kind.class_wise:
             return self._answer(int(config["server-round"]), config["classes"])
-        generator = batch_generator(self.config, self.client, int(config["server-round"]))
-        if self.config.message in ("gradient", "momentum"):
+        generator = batch_generator(self.config.seed, self.client, int(config["server-round"]))
+        if not self.kind.local_steps:
             message = self._gradient(generator)
-            if self.config.message == "momentum":
+            if self.kind.momentum:
                 message = self._with_momentum(message)
             arrays = [layer.cpu().numpy() for layer in message]
         else:
@@ -89,7 +87,7 @@ class HonestClient(NumPyClient):
             if tail:
                 tail.write(self.learner.parameters)
             arrays = self._keep_personal(self.learner.arrays())
-            if self.config.message == "delta":
+            if not self.kind.relative:
                 arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
         return arrays, len(self.samples), {}
 
@@ -107,9 +105,7 @@ class HonestClient(NumPyClient):
                 "success": score.success,
             }
             return score.loss, score.samples, metrics
-        picked = torch.from_numpy(self.samples)
-        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
-        loss, accuracy = self.learner.evaluate(x, self.task.y_train.index_select(0, picked).to(self.learner.device))
+        loss, accuracy = self.learner.evaluate(*self.task.batch(torch.from_numpy(self.samples), self.learner.device))
         return loss, len(self.samples), {"accuracy": accuracy}
 
     def _whole(self, shared: NDArrays) -> NDArrays:
@@ -132,19 +128,18 @@ class HonestClient(NumPyClient):
         return [arrays[place] for place in split.shared]
 
     def _gradient(self, generator: torch.Generator) -> list[Tensor]:
-        picked = torch.from_numpy(self.samples)[draw_batch(self.config, len(self.samples), generator)]
-        x = self.task.inputs(self.task.x_train.index_select(0, picked), self.learner.device)
-        y = self.task.y_train.index_select(0, picked).to(self.learner.device)
-        return self.learner.gradient(*self.batch(x, y))
+        drawn = draw_batch(self.config.batching, self.config.batch_size, len(self.samples), generator)
+        batch = self.task.batch(torch.from_numpy(self.samples)[drawn], self.learner.device)
+        return self.learner.gradient(*self.batch(*batch))
 
     def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Update the momenta of all classes that the batch holds; send those of the classes asked for, if any."""
-        drawn = torch.cat(draw_class_batch(self.config, self.client, server_round, _held(self.config, self.client)))
-        x = self.task.inputs(self.task.x_train.index_select(0, drawn), self.learner.device)
-        y = self.task.y_train.index_select(0, drawn).to(self.learner.device)
+        run, held = self.config, self.world.classes_of(self.client)
+        parts = draw_class_batch(run.seed, self.client, server_round, held, run.batching, run.batch_size)
+        own = self.task.batch(torch.cat(parts), self.learner.device)
         gradients = {
             k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])
-            for k, batch in by_label(*self.batch(x, y)).items()
+            for k, batch in by_label(*self.batch(*own)).items()
         }
         record = self.state.get(_MOMENTA)
         held = record.items() if isinstance(record, ArrayRecord) else ()
@@ -153,7 +148,7 @@ class HonestClient(NumPyClient):
         self.state[_MOMENTA] = encode_record({str(k): flat.cpu().numpy() for k, flat in following.items()})
         fresh = {k: following[k] for k in gradients}
         assert isinstance(asked, list)  # the server's; Flower's type of a config knows no lists
-        sent = answers(fresh, asked, claims(self.config, self.client, server_round))
+        sent = answers(fresh, asked, self.world.claims(self.client, server_round))
         shapes = [parameter.shape for parameter in self.learner.parameters]
         sizes = [shape.numel() for shape in shapes]
         arrays = [
@@ -196,16 +191,14 @@ class Poisoner(HonestClient):
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Do as an honest client does; only `batch` differs, and the scale of the message."""
         server_round = int(config["server-round"])
-        attackers = self.config.attackers_in(server_round)
-        self._sent, self._poison = parameters, None
-        if self.client in attackers:
-            rank = attackers.index(self.client)
-            self._poison = Poison.of(self.config, self.client, server_round, rank, self._scores)
+        self._sent = parameters
+        poisons = self.world.poisons([self.client], server_round, lambda _, x: self._scores(x))
+        self._poison = poisons.get(self.client)
         arrays, count, metrics = super().fit(parameters, config)
         if self._poison is None:
             return arrays, count, metrics
         # Only parameters are scaled relative to the model; class momenta may be more than one model's arrays, or none.
-        sent = parameters if self.config.message == "parameters" else arrays
+        sent = parameters if self.kind.relative else arrays
         return self._poison.scaled(arrays, sent), count, metrics
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,15 @@ from flwr_robust.audit import Measured
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
 from flwr_robust.flower.wire import decode_record, encode_record
-from flwr_robust.protocol.classes import CLASS_MOMENTUM
-from flwr_robust.runs.class_rounds import check_senders
-from flwr_robust.runs.config import PLACES, RunConfig
+from flwr_robust.protocol.messages import message_kind
+from flwr_robust.runs.config import PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.runs.results import RoundResult, document, evaluator, write
+from flwr_robust.runs.world import World
 from flwr_robust.tasks.partition import label_distances
 
 __all__ = ["app", "main"]
+
+log = logging.getLogger("flwr")
 
 _GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
@@ -50,13 +55,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context) -> None:
-    config = RunConfig.from_mapping(context.run_config)
+    config = _checked(context.run_config)
     torch.set_num_threads(config.threads)
     if not isinstance(grid, InProcessGrid):
         _check_paths(config)
     learner = config.learner()
     _ = config.samples  # for its errors
-    check_senders(config)
+    World(config).check_senders()
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config)
     strategy.identify(identities)
@@ -101,6 +106,16 @@ def _run(grid: Grid, context: Context) -> None:
     write(config, model, document(config, model, curve, history, ends, seconds, gpus, stopped))
 
 
+def _checked(values: Mapping[str, object]) -> RunConfig:
+    """Return the configuration; what it warns of goes to Flower's log, where the other lines of the run stand."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", UnreadKeyWarning)
+        config = RunConfig.from_mapping(values)
+    for warning in told:
+        log.warning("%s", warning.message)
+    return config
+
+
 def _strategy(config: RunConfig) -> RobustStrategy:
     """Return the strategy for the run's kind of message."""
     options: Any = {
@@ -114,7 +129,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "on_infeasible": config.on_infeasible,
         "audit": _audit(config),
     }
-    if config.message != CLASS_MOMENTUM:
+    if not message_kind(config.message).class_wise:
         return RobustStrategy(config.rule, message=config.message, server_momentum=config.server_momentum, **options)
     return DeSGD(
         config.rule,
@@ -135,7 +150,7 @@ def _audit(config: RunConfig) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
-        client_states=config.message.endswith("momentum") or bool(config.personal),
+        client_states=message_kind(config.message).momentum or bool(config.personal),
         measured=_label_distance(config),
         config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )

@@ -20,6 +20,7 @@ from flwr_robust.attacks.fault.base import Answer, Fault
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.seeds import torch_generator
 
 __all__ = ["Adversary", "written"]
@@ -33,7 +34,7 @@ class Adversary:
     attack : MessageAttack or Fault
         What the compromised clients do.
     message : str
-        What clients send: ``parameters``, ``delta``, ``gradient`` or ``momentum``.
+        What clients send, one of `flwr_robust.protocol.messages.MESSAGE_KINDS`.
     knowledge : Knowledge
         What the attackers may look at.
     known : int, optional
@@ -60,7 +61,7 @@ class Adversary:
         seed: int = 0,
     ) -> None:
         self.attack = attack
-        self.message = message
+        self.kind = message_kind(message)
         self.knowledge = knowledge
         self.known = known
         self.rule = rule
@@ -114,7 +115,6 @@ class Adversary:
             Where a round asks for several classes: the one that all these rows are of, which has draws of its own.
         """
         assert isinstance(self.attack, MessageAttack)
-        sign = -1.0 if self.message in ("gradient", "momentum", "class_momentum") else 1.0
         view = View(
             self.knowledge,
             own=own,
@@ -125,8 +125,8 @@ class Adversary:
             known=self.known,
             rule=self.rule,
             rule_state=rule_state,
-            model=lambda: sign * torch.cat([torch.from_numpy(values).double().flatten() for values in model]),
-            precision=(unit, _length(model) if self.message == "parameters" else 0.0),
+            model=lambda: self.kind.sign * torch.cat([torch.from_numpy(values).double().flatten() for values in model]),
+            precision=(unit, _length(model) if self.kind.relative else 0.0),
         )
         draw = torch_generator(self.seed, "attack", server_round, *([] if kind is None else [kind]))
         crafted, self.state = self.attack.craft(view, self.state, draw)

@@ -41,7 +41,8 @@ from flwr_robust.audit.events import (
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
-from flwr_robust.core.rule import Pipeline, PreAggregator, Rule, parse
+from flwr_robust.core.pipeline import Pipeline, parse
+from flwr_robust.core.rule import PreAggregator, Rule
 from flwr_robust.core.spec import Component
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import write_atomically
@@ -88,7 +89,7 @@ def make_card(
     key : bytes, optional
         The audit log's.
     red_team : Path, optional
-        The file that ``python -m experiments red-team`` wrote of this strategy; see `RedTeamFile`.
+        The file that ``flwr-robust red-team`` wrote of this strategy; see `RedTeamFile`.
     verdict : Verdict, optional
         What `verify_run` has found in the folder, with this key; found anew when not given.
 

@@ -1,4 +1,4 @@
-"""What a red team found out about a strategy, read from the file that ``python -m experiments red-team`` wrote."""
+"""What a red team found out about a strategy, read from the file that ``flwr-robust red-team`` wrote."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from flwr_robust.core.rule import parse
+from flwr_robust.core.pipeline import parse
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import file_sha256
 
@@ -55,7 +55,7 @@ class RedTeamFile:
         """
         path = Path(path)
         if not path.is_file():
-            raise AuditError(f"card: there is no file {path}; name the JSON that python -m experiments red-team wrote")
+            raise AuditError(f"card: there is no file {path}; name the JSON that flwr-robust red-team wrote")
         try:
             document = json.loads(path.read_bytes())
             if document["schema"] != _SCHEMA:

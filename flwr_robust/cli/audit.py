@@ -1,59 +1,33 @@
-"""The command line of runs and their records: ``flwr-robust --help``.
-
-Exit status: 0 when all is well, 1 when a log is not what was written, 2 when the command or its input is wrong.
-"""
+"""Verbs of runs and their records: ``audit``, ``card``, ``rollback``."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from flwr_robust.audit.card import write_card
-from flwr_robust.audit.checkpoint import ARRAYS, CheckpointStore
-from flwr_robust.audit.contents import checkpoint_folder, checkpointed_heads, log_file, verify_run
-from flwr_robust.audit.events import (
-    STATEMENTS,
-    Aggregated,
-    ClientStatesKept,
-    ClientStatesRestored,
-    LogReopened,
-    Quarantined,
-    RedTeamed,
-    Released,
-    Resumed,
-    RolledBack,
-    RunEnded,
-    RunStarted,
-    check_statements,
-)
-from flwr_robust.audit.history import ClientInRound, clients, find_client, rounds, visits
-from flwr_robust.audit.log import LEAST_KEY, UNCHECKED, Finding, Record, Verdict, read_log, verify
-from flwr_robust.audit.run import rollback
-from flwr_robust.errors import AuditError, ConfigurationError, FlwrRobustError, TamperedError
+from flwr_robust.cli.shared import Json, as_text, console, print_json, printable, told
+from flwr_robust.errors import AuditError, ConfigurationError
 
-__all__ = ["app", "card_command", "clients_command", "rollback_command", "show_command", "verify_command"]
+if TYPE_CHECKING:
+    from rich.console import Console
 
-_WIDTH = 100
+    from flwr_robust.audit.history import ClientInRound, ClientSummary
+    from flwr_robust.audit.log import Finding, Record, Verdict
+
+__all__ = ["audit", "card_command", "clients_command", "rollback_command", "show_command", "verify_command"]
+
 _HEAD = re.compile(r"[0-9a-f]{64}")
-
-app = typer.Typer(
-    help="Read, prove and take back what a robust run did. Its folder holds audit.jsonl and checkpoints/.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
+_STATEMENTS = (
+    "sampling, data_assumption, attack_model, authentication, tls, update_bounds, sybil_resistance, secure_aggregation"
 )
+
 audit = typer.Typer(help="Verify and read the audit log of a run.", no_args_is_help=True)
-app.add_typer(audit, name="audit")
 
 Log = Annotated[Path, typer.Argument(help="The audit log, or the run's folder that holds it.")]
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
@@ -62,30 +36,13 @@ KeyFile = Annotated[
 ]
 
 
-def _console() -> Console:
-    # Wide enough for a pipe, never wider than a hundred columns.
-    return Console(width=min(_WIDTH, Console().width) if sys.stdout.isatty() else _WIDTH, highlight=False)
-
-
-def _fail(error: FlwrRobustError) -> NoReturn:
-    typer.secho(f"error: {_printable(str(error))}", fg="red", err=True)
-    raise typer.Exit(1 if isinstance(error, TamperedError) else 2)
-
-
-def _printable(text: str) -> str:
-    """Return text in which a client may have had a hand so that a terminal does not obey it."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _text(text: object) -> Text:
-    return Text(_printable(str(text)), overflow="fold")
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
 def _log(path: Path) -> Path:
+    from flwr_robust.audit.contents import log_file
+
     return log_file(path) if path.is_dir() else path
 
 
@@ -93,6 +50,8 @@ def _key(path: Path | None) -> bytes | None:
     """Return a key file's content without the newline that an editor leaves at its end."""
     if path is None:
         return None
+    from flwr_robust.audit.log import LEAST_KEY
+
     try:
         key = path.read_bytes().rstrip(b"\r\n")
     except OSError as error:
@@ -104,6 +63,8 @@ def _key(path: Path | None) -> bytes | None:
 
 def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
     """Return a log's events, and what its chain says; to be shown even if it is not intact."""
+    from flwr_robust.audit.log import read_log, verify
+
     log = _log(path)
     verdict = verify(log, key=_key(key_file))
     return read_log(log) if log.is_file() else [], verdict
@@ -111,11 +72,13 @@ def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
 
 def _warn(verdict: Verdict) -> None:
     """Say if macs were not checked, and end with status 1 if what was shown is not intact."""
+    from flwr_robust.audit.log import UNCHECKED
+
     if UNCHECKED in verdict.remarks:
         note = f"note: the log was read without its key: {UNCHECKED}; --key-file FILE checks them"
         typer.secho(note, fg="yellow", err=True)
     if not verdict.intact:
-        finding = _printable(str(verdict.findings[0]))
+        finding = printable(str(verdict.findings[0]))
         typer.secho(f"the log is NOT INTACT: {finding}; see flwr-robust audit verify", fg="red", err=True)
         raise typer.Exit(1)
 
@@ -128,6 +91,7 @@ def verify_command(
         typer.Option(help="A head that was noted earlier, elsewhere; the log must hold its line. May be repeated."),
     ] = None,
     key_file: KeyFile = None,
+    as_json: Json = False,
 ) -> None:
     """Find every edit, insertion, deletion, reordering and truncation, and say where.
 
@@ -142,9 +106,13 @@ def verify_command(
     written with a key that he does not have, and pass it with --key-file.
 
     Exit status: 0 intact, 1 tampered with, 2 wrong input.
+
+    JSON: intact, lines, head, findings (line, fault, sentence), remarks, checkpoints (heads by checkpoint).
     """
-    console = _console()
-    try:
+    with told():
+        from flwr_robust.audit.contents import checkpointed_heads, log_file, verify_run
+        from flwr_robust.audit.log import verify
+
         for head in expect or []:
             if not _HEAD.fullmatch(head):
                 raise ConfigurationError(f"audit verify: --expect must be a head, 64 hexadecimal digits; got {head}")
@@ -156,19 +124,29 @@ def verify_command(
             verdict = verify_run(path.parent, expect=expect or [], key=key)
         else:
             verdict = verify(path, expect=expect or [], known=heads, key=key)
-    except FlwrRobustError as error:
-        _fail(error)
+    if as_json:
+        findings = [dataclasses.asdict(finding) | {"fault": finding.fault.name} for finding in verdict.findings]
+        chain = {"intact": verdict.intact, "lines": verdict.lines, "head": verdict.head}
+        print_json({**chain, "findings": findings, "remarks": verdict.remarks, "checkpoints": heads})
+    else:
+        _show_verdict(verdict, heads)
+    raise typer.Exit(0 if verdict.intact else 1)
+
+
+def _show_verdict(verdict: Verdict, heads: Mapping[str, str]) -> None:
+    from rich.text import Text
+
+    out = console()
     for lines, sentence in _gathered(verdict.findings):
-        console.print(Text(f"{lines}{_printable(sentence)}", style="red"), soft_wrap=True)
+        out.print(Text(f"{lines}{printable(sentence)}", style="red"), soft_wrap=True)
     for remark in verdict.remarks:
-        console.print(Text(f"note: {_printable(remark)}", style="yellow"), soft_wrap=True)
-    console.print(
+        out.print(Text(f"note: {printable(remark)}", style="yellow"), soft_wrap=True)
+    out.print(
         "[green]intact[/green]" if verdict.intact else "[red]NOT INTACT[/red]", f"{verdict.lines} lines", sep=", "
     )
     if heads and verdict.intact:
-        console.print(f"the heads in {', '.join(heads.values())} are among them")
-    console.print(f"head {_printable(verdict.head)}", soft_wrap=True)
-    raise typer.Exit(0 if verdict.intact else 1)
+        out.print(f"the heads in {', '.join(heads.values())} are among them")
+    out.print(f"head {printable(verdict.head)}", soft_wrap=True)
 
 
 def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
@@ -187,6 +165,7 @@ def show_command(
     ] = None,
     server_round: Annotated[int | None, typer.Option("--round", help="What every client did in this round.")] = None,
     key_file: KeyFile = None,
+    as_json: Json = False,
 ) -> None:
     """Show a client's or a round's history as a table; without either, all rounds.
 
@@ -194,32 +173,43 @@ def show_command(
 
     weight: what the rule gave the client; distance and angle: how its update lies to the aggregate (degrees). A round
     is "undone" where the run was later taken back to before it.
+
+    Exit status: 0 intact, 1 tampered with (it is shown all the same), 2 wrong input.
+
+    JSON: intact, and rounds (round, asked, admitted, refused, silent, abstained, heaviest, outcome, model_after,
+    undone), or, with --client or --round, visits (round, phase, node, partition, verdict, reason, detail, weight,
+    distance, angle, undone).
     """
-    console = _console()
-    try:
+    with told():
+        from flwr_robust.audit.history import find_client, rounds, visits
+
         records, verdict = _read(log, key_file)
-        if client is None and server_round is None:
-            _show_rounds(console, records)
+        overview = client is None and server_round is None
+        node = None if client is None else find_client(records, client)
+        found = [
+            visit
+            for visit in (() if overview else visits(records))
+            if (node is None or visit.node == node) and (server_round is None or visit.round == server_round)
+        ]
+        if not found and not overview:
+            there = [each.round for each in rounds(records)]
+            known = f"rounds {min(there)} to {max(there)}" if there else "no round"
+            raise AuditError(f"audit: the log says nothing of round {server_round}; it knows {known}")
+        if as_json:
+            name, entries = ("rounds", rounds(records)) if overview else ("visits", found)
+            print_json({"intact": verdict.intact, name: [dataclasses.asdict(entry) for entry in entries]})
+        elif overview:
+            _show_rounds(console(), records)
         else:
-            node = None if client is None else find_client(records, client)
-            found = [
-                visit
-                for visit in visits(records)
-                if (node is None or visit.node == node) and (server_round is None or visit.round == server_round)
-            ]
-            if not found:
-                there = [each.round for each in rounds(records)]
-                known = f"rounds {min(there)} to {max(there)}" if there else "no round"
-                raise AuditError(f"audit: the log says nothing of round {server_round}; it knows {known}")
-            _show_visits(console, found, "" if node is None else f"node {node}")
+            _show_visits(console(), found, "" if node is None else f"node {node}")
             if server_round is not None:
-                _show_outcomes(console, records, server_round)
-    except FlwrRobustError as error:
-        _fail(error)
+                _show_outcomes(console(), records, server_round)
     _warn(verdict)
 
 
 def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -> None:
+    from rich.table import Table
+
     table = Table(title=title or None)
     table.add_column("round", justify="right")
     table.add_column("phase")
@@ -233,10 +223,10 @@ def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -
         words = [visit.verdict + (" (undone)" if visit.undone else ""), visit.reason, visit.detail]
         table.add_row(
             str(visit.round),
-            _text(visit.phase),
+            as_text(visit.phase),
             *([] if title else [str(visit.node)]),
             "" if visit.partition is None else str(visit.partition),
-            _text(": ".join(word for word in words if word)),
+            as_text(": ".join(word for word in words if word)),
             *map(_number, (visit.weight, visit.distance, visit.angle)),
             style="dim" if visit.undone else "red" if visit.verdict == "refused" else "",
         )
@@ -244,16 +234,23 @@ def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -
 
 
 def _show_outcomes(console: Console, records: Sequence[Record], server_round: int) -> None:
+    from flwr_robust.audit.events import Aggregated
+
     for record in records:
         event = record.event
         if isinstance(event, Aggregated) and event.round == server_round:
             words = f"{event.outcome}: {event.sentence}" if event.sentence else event.outcome
-            console.print(_text(f"{record.time}  {words}"), soft_wrap=True)
-            console.print(_text(f"model before {event.model_before}"))
-            console.print(_text(f"model after  {event.model_after}"))
+            console.print(as_text(f"{record.time}  {words}"), soft_wrap=True)
+            console.print(as_text(f"model before {event.model_before}"))
+            console.print(as_text(f"model after  {event.model_after}"))
 
 
 def _show_rounds(console: Console, records: Sequence[Record]) -> None:
+    from rich.table import Table
+
+    from flwr_robust.audit import events
+    from flwr_robust.audit.history import rounds
+
     table = Table()
     found = rounds(records)
     abstaining = any(each.abstained for each in found)
@@ -267,19 +264,29 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
         table.add_row(
             *(str(getattr(each, name)) for name in ("round", *counted)),
             _number(each.heaviest),
-            _text(each.outcome + (" (undone)" if each.undone else "")),
-            _text(each.model_after[:12]),
+            as_text(each.outcome + (" (undone)" if each.undone else "")),
+            as_text(each.model_after[:12]),
             style="dim" if each.undone else "",
         )
     console.print(table)
-    shown = (LogReopened, Quarantined, RedTeamed, Released, Resumed, RolledBack, RunEnded, RunStarted)
+    shown = (
+        events.LogReopened,
+        events.Quarantined,
+        events.RedTeamed,
+        events.Released,
+        events.Resumed,
+        events.RolledBack,
+        events.RunEnded,
+        events.RunStarted,
+    )
     for record in records:
         event = record.event
-        anew = isinstance(event, ClientStatesRestored) or (isinstance(event, ClientStatesKept) and event.missing)
+        kept = isinstance(event, events.ClientStatesKept) and event.missing
+        anew = kept or isinstance(event, events.ClientStatesRestored)
         if anew or isinstance(event, shown):
             fields = {key: value for key, value in event.to_fields().items() if key not in ("config", "software")}
             words = ", ".join(f"{key}={value}" for key, value in fields.items() if value not in ("", [], {}, None))
-            console.print(_text(f"{record.time[:19]}  {event.kind}  {words}"))
+            console.print(as_text(f"{record.time[:19]}  {event.kind}  {words}"))
 
 
 @audit.command("clients")
@@ -287,6 +294,7 @@ def clients_command(
     log: Log,
     by: Annotated[str, typer.Option(help="refusals or weight: what puts a client at the top.")] = "refusals",
     key_file: KeyFile = None,
+    as_json: Json = False,
 ) -> None:
     """Rank clients by refusals, or by the weight that the rule gave them.
 
@@ -295,20 +303,35 @@ def clients_command(
     weight: mean over the rounds in which the client was asked and which still count; a refused reply counts as 0.
     Refusals count for ever. A client at the top is one to look at, not a culprit: honest clients with unusual data are
     far from the others, too.
+
+    Exit status: 0 intact, 1 tampered with (it is shown all the same), 2 wrong input.
+
+    JSON: intact, clients (node, partition, asked, admitted, refused, silent, abstained, reasons, weight, distance,
+    quarantined).
     """
-    console = _console()
-    try:
+    with told():
+        from flwr_robust.audit.history import clients
+
         if by not in ("refusals", "weight"):
             raise ConfigurationError(f"audit clients: --by must be refusals or weight; got {by}")
         records, verdict = _read(log, key_file)
-    except FlwrRobustError as error:
-        _fail(error)
     ranked = sorted(
         clients(records),
         key=lambda each: (
             (-each.refused, each.weight or 0.0) if by == "refusals" else (-(each.weight or 0.0), -each.refused)
         ),
     )
+    if as_json:
+        entries = [dataclasses.asdict(each) | {"reasons": dict(each.reasons)} for each in ranked]
+        print_json({"intact": verdict.intact, "clients": entries})
+    else:
+        _show_clients(ranked)
+    _warn(verdict)
+
+
+def _show_clients(ranked: Sequence[ClientSummary]) -> None:
+    from rich.table import Table
+
     table = Table()
     table.add_column("node", justify="right", no_wrap=True)
     abstaining = any(each.abstained for each in ranked)
@@ -323,13 +346,11 @@ def clients_command(
             *map(str, (each.asked, each.admitted, each.refused, each.silent)),
             *([str(each.abstained)] if abstaining else []),
             *map(_number, (each.weight, each.distance)),
-            _text(reasons + (" (in quarantine)" if each.quarantined else "")),
+            as_text(reasons + (" (in quarantine)" if each.quarantined else "")),
         )
-    console.print(table)
-    _warn(verdict)
+    console().print(table)
 
 
-@app.command("rollback")
 def rollback_command(
     run: Run,
     to_round: Annotated[int, typer.Option("--to-round", min=0, help="A round that has a checkpoint.")],
@@ -341,28 +362,29 @@ def rollback_command(
     RUN is the run's folder; the run must not be going on. Later checkpoints are moved to checkpoints/aside, not
     deleted, and the log says what was done. A run resumed after that goes on from this round.
     """
-    try:
+    with told():
+        from flwr_robust.audit.checkpoint import ARRAYS, CheckpointStore
+        from flwr_robust.audit.contents import checkpoint_folder
+        from flwr_robust.audit.run import rollback
+
         snapshot = rollback(run, to_round, reason=reason, key=_key(key_file))
-    except FlwrRobustError as error:
-        _fail(error)
     path, last = CheckpointStore(checkpoint_folder(run)).path(snapshot.round), len(snapshot.model) - 1
     arrays = "array 0 of it" if last == 0 else f"arrays 0 to {last} of it"
     order = "in the order of the names under model in checkpoint.json beside it"
     sentence = f"round {snapshot.round} is current; its model is in {path / ARRAYS}: {arrays}, {order}"
-    _console().print(_text(sentence), soft_wrap=True)
+    console().print(as_text(sentence), soft_wrap=True)
 
 
-@app.command("card")
 def card_command(
     run: Run,
     html: Annotated[bool, typer.Option("--html", help="Write card.html, too.")] = False,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="What only you know, as KEY=TEXT; may be repeated. Keys: " + ", ".join(STATEMENTS) + "."),
+        typer.Option(help="What only you know, as KEY=TEXT; may be repeated. Keys: " + _STATEMENTS + "."),
     ] = None,
     red_team: Annotated[
         Path | None,
-        typer.Option("--red-team", help="The JSON that python -m experiments red-team wrote of this strategy."),
+        typer.Option("--red-team", help="The JSON that `flwr-robust red-team` wrote of this strategy."),
     ] = None,
     key_file: KeyFile = None,
 ) -> None:
@@ -372,16 +394,17 @@ def card_command(
     the deployment is secured, each with its source. What the log does not say, and you do not state, is "not stated":
     say how clients authenticate with --state "authentication=...", how connections are secured with --state "tls=...".
     """
-    try:
+    with told():
+        from flwr_robust.audit.card import write_card
+        from flwr_robust.audit.contents import verify_run
+        from flwr_robust.audit.events import check_statements
+
         statements, key = dict(_pair(text) for text in state or []), _key(key_file)
         check_statements(statements)  # before all files are read
         verdict = verify_run(run, key=key)
         paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
-    except FlwrRobustError as error:
-        _fail(error)
-    console = _console()
     for path in paths:
-        console.print(_text(path), soft_wrap=True)
+        console().print(as_text(path), soft_wrap=True)
     _warn(verdict)
 
 
@@ -390,7 +413,3 @@ def _pair(text: str) -> tuple[str, str]:
     if not equals:
         raise ConfigurationError(f"card: --state must be KEY=TEXT; got '{text}'")
     return key.strip().replace("-", "_"), value.strip()
-
-
-if __name__ == "__main__":
-    app()

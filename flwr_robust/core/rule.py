@@ -1,8 +1,7 @@
 """What a rule is: a frozen dataclass that turns rows into one value and says how it came about.
 
 A rule is called with rows and its state and returns an `Aggregate` and the next state. Nothing hides on the rule.
-A *pre-aggregator* turns rows into other rows by a matrix; a `Pipeline` is pre-aggregators and then a rule, and is a
-rule itself.
+A *pre-aggregator* turns rows into other rows by a matrix; `flwr_robust.core.pipeline` puts it before a rule.
 
 Rows that are not finite are known to be faulty. Each of them uses up one of the f rows the rule tolerates: k such rows
 are left out and the rule runs with n - k rows and f - k. For every rule that keeps its n - f best rows this is the
@@ -22,23 +21,20 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.spec import Component, Registry, parse_chain
-from flwr_robust.errors import ConfigurationError, InfeasibleError, UnknownNameError
+from flwr_robust.core.spec import Component, Registry
+from flwr_robust.errors import ConfigurationError, InfeasibleError
 from flwr_robust.seeds import torch_generator
 
 __all__ = [
     "Aggregate",
     "Case",
     "Outcome",
-    "Pipeline",
     "PreAggregator",
     "Rule",
     "State",
     "aggregators",
-    "as_rule",
     "joined",
     "next_draw",
-    "parse",
     "part",
     "preaggregators",
 ]
@@ -271,108 +267,6 @@ class PreAggregator(Component, ABC):
         """Return the matrix (rows_out(n), n), float64, that mixes the rows, the step's stats and its next state."""
 
 
-@dataclass(frozen=True)
-class Pipeline(Rule):
-    """Pre-aggregators in order, then a rule.
-
-    Attributes
-    ----------
-    stages : tuple of PreAggregator
-        Applied first to last.
-    rule : Rule
-        Aggregates what comes out of them.
-    """
-
-    stages: tuple[PreAggregator, ...]
-    rule: Rule
-    name: ClassVar[str] = "pipeline"
-
-    def __str__(self) -> str:
-        """Join the stages by ``|``."""
-        return " | ".join(str(part) for part in (*self.stages, self.rule))
-
-    def check(self, n: int, *, asked: int | None = None) -> str | None:
-        """Say which stage n rows do not fit, and why."""
-        left, asked = n, n if asked is None else asked
-        for stage in self.stages:
-            if sentence := stage.check(left):
-                return sentence
-            left, asked = stage.rows_out(left), stage.rows_out(asked)
-        sentence = self.rule.check(left, asked=asked)
-        if sentence is None or left == n:
-            return sentence
-        enough = next((m for m in range(n + 1, 100 * n + 1000) if self.check(m) is None), None)
-        advice = "" if enough is None else f": ask at least {enough} clients"
-        return f"{self.stages[-1].name} leaves {left} of {n} rows, and {sentence.partition(':')[0]}{advice}"
-
-    def starts_pairwise(self) -> bool:
-        """Say whether the first stage begins with distances."""
-        return self.stages[0].pairwise
-
-    @property
-    def needs_trust(self) -> bool:
-        """Say whether the final rule compares with a row of the server's own."""
-        return self.rule.needs_trust
-
-    @property
-    def isometric(self) -> bool:
-        """Say whether the final rule sees rows through inner products alone, as all pre-aggregators do."""
-        return self.rule.isometric
-
-    @property
-    def located(self) -> tuple[str, ...]:
-        """The final rule's, by their keys in the joined state."""
-        return tuple(f"{len(self.stages)}.{key}" for key in self.rule.located)
-
-    def check_layout(self, layout: Sequence[Layer]) -> str | None:
-        """Say why the final rule does not fit."""
-        return self.rule.check_layout(layout)
-
-    def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
-        """Say what the final rule has to say of the rows that come out of the stages."""
-        asked = n if asked is None else asked
-        for stage in self.stages:
-            n, asked = stage.rows_out(n), stage.rows_out(asked)
-        return self.rule.remark(n, asked=asked, layout=layout)
-
-    def declared(self, asked: int) -> int | None:
-        """Return the final rule's declared number of faulty rows."""
-        return self.rule.declared(asked)
-
-    def tolerated(self, n: int, asked: int) -> int:
-        """Return what the final rule tolerates."""
-        return self.rule.tolerated(n, asked)
-
-    def reduced(self, k: int, asked: int) -> Rule:
-        """Reduce every stage and the rule."""
-        stages = tuple(stage.reduced(k) for stage in self.stages)
-        for stage in self.stages:
-            asked = stage.rows_out(asked)
-        return Pipeline(stages, self.rule.reduced(k, asked))
-
-    def init(self) -> State:
-        """Return the first states of all parts."""
-        return joined([*(stage.init() for stage in self.stages), self.rule.init()])
-
-    def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
-        """Mix, aggregate, and express the weights in the rows that came in."""
-        mixed, stats = rows, {}
-        mixing = torch.eye(rows.n, dtype=torch.float64)
-        following: list[State] = []
-        for index, stage in enumerate(self.stages):
-            matrix, seen, after = stage.matrix(mixed, part(state, index))
-            following.append(after)
-            asked = stage.rows_out(mixed.asked)
-            mixed, mixing = mixed.mixed(matrix), matrix @ mixing
-            mixed.asked = max(asked, mixed.n)
-            stats.update({f"{stage.name}.{key}": value for key, value in seen.items()})
-        aggregate, after = self.rule.combine(mixed, part(state, len(self.stages)))
-        following.append(after)
-        return dataclasses.replace(
-            aggregate, weights=aggregate.weights @ mixing, stats={**stats, **aggregate.stats}
-        ), joined(following)
-
-
 def joined(states: Sequence[State]) -> State:
     """Join the states of a rule's parts, keys prefixed by the part's position."""
     return {f"{index}.{key}": value for index, state in enumerate(states) for key, value in state.items()}
@@ -422,70 +316,5 @@ class Case:
     layout: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
-aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators")
-preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators")
-
-
-def _completed(component: type[Component], given: dict[str, Any], f: int | None) -> dict[str, Any]:
-    """Return a component's fields with f where it takes one and they leave it open."""
-    takes = any(field.name == "f" for field in dataclasses.fields(component))
-    return {"f": f, **given} if takes and f is not None and "fraction" not in given else given
-
-
-def parse(text: str, *, f: int | None = None, kind: str = "defence") -> Rule:
-    """Turn a defence string into a rule.
-
-    Parameters
-    ----------
-    text : str
-        Pre-aggregators and then one aggregator, joined by ``|``; fields are literals and are named.
-    f : int, optional
-        The declared number of faulty rows of every part whose text leaves it open.
-    kind : str
-        What error messages call the text.
-
-    Returns
-    -------
-    Rule
-        ``parse(str(rule)) == rule``.
-
-    Raises
-    ------
-    ConfigurationError
-        If the text cannot be read, or a name, a field or a value is not allowed.
-
-    Examples
-    --------
-    >>> str(parse("clip(c=2.0) | trimmed_mean(f=2)"))
-    'clip(c=2.0) | trimmed_mean(f=2)'
-    >>> str(parse("nnm | krum(f=1)", f=2))
-    'nnm(f=2) | krum(f=1)'
-    """
-    *first, (name, fields) = parse_chain(text, kind)
-    stages = []
-    for stage, values in first:
-        if stage not in preaggregators.members():
-            known = [*preaggregators.members()]
-            if stage in aggregators.members():
-                raise UnknownNameError("pre-aggregator (an aggregator comes last)", stage, known)
-            raise UnknownNameError("pre-aggregator", stage, known)
-        stages.append(preaggregators.build(stage, _completed(preaggregators.get(stage), values, f)))
-    if name in preaggregators.members():
-        raise UnknownNameError("aggregator (a pre-aggregator cannot come last)", name, aggregators.members())
-    rule = aggregators.build(name, _completed(aggregators.get(name), fields, f))
-    return Pipeline(tuple(stages), rule) if stages else rule
-
-
-def as_rule(rule: Rule | str) -> Rule:
-    """Return a rule, parsed if it is text.
-
-    Raises
-    ------
-    ConfigurationError
-        If it is neither, or the text cannot be read.
-    """
-    if isinstance(rule, str):
-        return parse(rule)
-    if not isinstance(rule, Rule):
-        raise ConfigurationError(f"rule: it must be a defence string or a Rule; got {type(rule).__name__}")
-    return rule
+aggregators: Registry[Rule] = Registry("aggregator", "flwr_robust.aggregators", "flwr_robust.rules")
+preaggregators: Registry[PreAggregator] = Registry("pre-aggregator", "flwr_robust.preaggregators", "flwr_robust.rules")

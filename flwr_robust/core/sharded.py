@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flwr_robust.core.pipeline import Pipeline, as_rule
 from flwr_robust.core.rows import Layer, Rows, _Segment
-from flwr_robust.core.rule import Aggregate, Pipeline, Rule, State, as_rule
+from flwr_robust.core.rule import Aggregate, Rule, State
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 
 __all__ = ["Shard", "aggregate_sharded"]

@@ -3,42 +3,68 @@
 A component is a frozen dataclass of hyperparameters that one file registers under a name. Its text is
 ``name(field=literal, ...)``; a chain of them is joined by ``|``. Python's own parser reads the text, so the
 literals are Python's, and nothing in it is ever evaluated.
+
+Components of other people come from two places, which the first look-up of a name reads. A distribution that is
+installed names its modules as entry points of a group such as ``flwr_robust.rules``. A module or file of one's own is a
+plugin: `load_plugin` imports it, and the environment variable FLWR_ROBUST_PLUGINS names it to processes that start
+later.
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
+import importlib.metadata
+import importlib.util
+import os
 import pkgutil
+import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, TypeVar
 
+from flwr_robust.core.fields import constraints, plain
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["Component", "JoinedRegistry", "Registry", "parse_chain"]
+__all__ = ["PLUGINS", "Component", "JoinedRegistry", "Registry", "entry_points", "load_plugin", "parse_chain"]
+
+PLUGINS = "FLWR_ROBUST_PLUGINS"
+"""The environment variable that names plugins: modules and files, separated by commas or as in PATH."""
+
+_SEPARATORS = re.compile(f"[,{os.pathsep}]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A frozen dataclass of hyperparameters with a registered name and a text form."""
+    """A frozen dataclass of hyperparameters with a registered name and a text form.
+
+    The fields are checked by their `constraints`. A class that checks several fields against each other does so in
+    ``__post_init__``, after this one's.
+    """
 
     name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        """Check the fields, which become Python's own numbers and tuples."""
+        for name, constraint in constraints(type(self)).items():
+            value = plain(getattr(self, name))
+            constraint.check(self.name or type(self).__name__, name, value)
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         """Write the component so that parsing the text gives an equal one."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given = [
-            f"{field.name}={_plain(values[field.name])!r}"
+            f"{field.name}={values[field.name]!r}"
             for field in dataclasses.fields(self)
             if values[field.name] != field.default
         ]
         return f"{self.name}({', '.join(given)})"
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own number for numpy's, whose repr is no literal."""
-    return value.item() if hasattr(value, "item") else value
 
 
 C = TypeVar("C", bound=Component)
@@ -54,13 +80,16 @@ class Registry(Generic[C]):
         What error messages call a member: "aggregator", "attack", ...
     package : str
         The package whose modules register the members; imported at the first look-up.
+    group : str, optional
+        The group of entry points that name other people's modules; imported then, too.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str, package: str, group: str | None = None) -> None:
         self.kind = kind
         self.package = package
+        self.group = group
         self._members: dict[str, type[C]] = {}
-        self._loaded = False
+        self._loaded = self._loading = False
 
     def register(self, name: str) -> Callable[[type[D]], type[D]]:
         """Return a class decorator that enters a component under ``name``.
@@ -84,20 +113,32 @@ class Registry(Generic[C]):
                     f"{cls.__module__}; rename one"
                 )
             cls.name = name
+            for field in dataclasses.fields(cls):  # also there, for whoever lists a dataclass's fields
+                if constraint := constraints(cls).get(field.name):
+                    field.metadata = MappingProxyType({**field.metadata, "constraint": constraint})
             self._members[name] = cls  # type: ignore[assignment]
             return cls
 
         return enter
 
     def members(self) -> dict[str, type[C]]:
-        """Return the registered classes by name, loading the package's modules first."""
-        if not self._loaded:
-            package = importlib.import_module(self.package)
-            folder = getattr(package, "__path__", ())  # a kind may also live in a single module
-            for module in pkgutil.iter_modules(folder, f"{self.package}."):
-                importlib.import_module(module.name)
+        """Return the registered classes by name, loading the package's modules, entry points and plugins first."""
+        if not self._loaded and not self._loading:  # a module that is being loaded may look at what there is so far
+            self._loading = True
+            try:
+                self._load()
+            finally:
+                self._loading = False
             self._loaded = True  # only now: a module that failed to import fails every time
         return dict(sorted(self._members.items()))
+
+    def _load(self) -> None:
+        package = importlib.import_module(self.package)
+        folder = getattr(package, "__path__", ())  # a kind may also live in a single module
+        for module in pkgutil.iter_modules(folder, f"{self.package}."):
+            importlib.import_module(module.name)
+        if self.group is not None:
+            entry_points(self.group)
 
     def get(self, name: str) -> type[C]:
         """Return the class registered under ``name``.
@@ -155,6 +196,115 @@ class JoinedRegistry(Registry[C]):
             for name, cls in registry.members().items():
                 self.register(name)(cls)
         return dict(sorted(self._members.items()))
+
+
+def entry_points(group: str) -> dict[str, Any]:
+    """Return what the entry points of a group stand for, by their names, and import the plugins.
+
+    An entry point that cannot be loaded is left out with a warning, so that a broken distribution harms
+    nobody who does not use it.
+
+    Parameters
+    ----------
+    group : str
+        ``flwr_robust.rules`` (aggregators and pre-aggregators), ``flwr_robust.attacks`` (on data and messages, and
+        faults), ``flwr_robust.partitions`` or ``flwr_robust.tasks``.
+
+    Raises
+    ------
+    ConfigurationError
+        If a module registers a name that is taken, or a plugin cannot be imported.
+    """
+    found = dict(_entry_points(group))
+    if named := _named_plugins():
+        os.environ[PLUGINS] = os.pathsep.join(map(_import, named))
+    return found
+
+
+@functools.cache
+def _entry_points(group: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for entry in importlib.metadata.entry_points(group=group):
+        try:
+            found[entry.name] = entry.load()
+        except ConfigurationError:
+            raise
+        except (Exception, SystemExit) as error:  # another's module may raise anything
+            owner = entry.dist.name if entry.dist else "unknown"
+            warnings.warn(
+                f"{group}: entry point '{entry.name} = {entry.value}' of the package {owner} cannot be loaded "
+                f"({type(error).__name__}: {error}); repair, update or uninstall {owner}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return found
+
+
+def load_plugin(plugin: str) -> None:
+    """Import a module or a file whose components then have names like any other.
+
+    Processes that start later know the plugin, too: the environment variable FLWR_ROBUST_PLUGINS names it. The
+    folder of a file comes last in the module search path, for components that are sent to other processes.
+
+    Parameters
+    ----------
+    plugin : str
+        The name of a module that can be imported, or the path of a file that ends in ``.py``.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such module or file, if it cannot be imported, or if it registers a name that is taken.
+    """
+    known = _import(plugin)
+    os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*_named_plugins(), known]))
+
+
+def _named_plugins() -> list[str]:
+    """Return the plugins that the environment names."""
+    return [text.strip() for text in _SEPARATORS.split(os.environ.get(PLUGINS, "")) if text.strip()]
+
+
+def _import(plugin: str) -> str:
+    """Import a plugin and return by what other processes know it: a module's name, or a file's full path."""
+    if not plugin.endswith(".py"):
+        _import_module(plugin, plugin)
+        return plugin
+    path = Path(plugin).expanduser().absolute()
+    if _SEPARATORS.search(str(path)):
+        raise ConfigurationError(
+            f"plugin: the path of a file must be without ',' and '{os.pathsep}'; got {path}: move the file"
+        )
+    if not path.is_file():
+        raise ConfigurationError(f"plugin: there is no file {path}; give the path of a Python file")
+    if not path.stem.isidentifier():
+        raise ConfigurationError(f"plugin: {path} must have a name of letters, digits and '_'; rename the file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+        importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(path.stem)
+    except ValueError:  # the main module has none
+        spec = None
+    if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
+        other = "__main__" if spec is None else spec.origin or "a folder"
+        raise ConfigurationError(f"plugin: {path} has the name of another module, {other}; rename the file")
+    _import_module(path.stem, str(path))
+    return str(path)
+
+
+def _import_module(module: str, plugin: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ConfigurationError:
+        raise
+    except (Exception, SystemExit) as error:  # a module of the user's may raise anything
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        raise ConfigurationError(
+            f"plugin: there is no module '{module}'; install it, or give the path of a file that ends in .py"
+            if absent
+            else f"plugin: {plugin} cannot be imported ({type(error).__name__}: {error}); correct it"
+        ) from error
 
 
 def parse_chain(text: str, kind: str) -> Sequence[tuple[str, dict[str, Any]]]:

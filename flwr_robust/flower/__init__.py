@@ -5,10 +5,13 @@ from flwr_robust.flower.adversarial import AdversarialGrid, AttackRecord, parse_
 from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.desgd import DeSGD
 from flwr_robust.flower.grids import InProcessGrid, run_in_process
-from flwr_robust.flower.guard import Aggregation, Guard, Identity, Observer, Opening, Progress, Round, RoundRecord
+from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.guarded import Guarded
 from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
 from flwr_robust.flower.numpy_client import discover, serve
+from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.quarantine import Identity, Nodes
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord
 from flwr_robust.flower.strategies import (
     CAF,
     CGE,
@@ -41,6 +44,7 @@ from flwr_robust.flower.strategies import (
     TrimmedMean,
 )
 from flwr_robust.flower.strategy import RobustStrategy
+from flwr_robust.flower.versions import TESTED_FLWR
 
 __all__ = [
     "CAF",
@@ -48,6 +52,7 @@ __all__ = [
     "FABA",
     "FLAME",
     "SMEA",
+    "TESTED_FLWR",
     "Admitted",
     "AdversarialGrid",
     "Aggregation",
@@ -77,6 +82,7 @@ __all__ = [
     "MixTailor",
     "Monna",
     "MultiKrum",
+    "Nodes",
     "NormBound",
     "Observer",
     "Opening",

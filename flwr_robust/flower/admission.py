@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -20,25 +20,23 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError, check_number
+from flwr_robust.flower._compat import fill
+from flwr_robust.flower.expected import Expected
 from flwr_robust.flower.metrics import PARTITION, levelled
-from flwr_robust.flower.wire import PayloadError, decode, fill, is_finite, plain, records_of
-from flwr_robust.protocol.classes import answer_names, answered_classes
+from flwr_robust.flower.wire import PayloadError, decode, is_finite, plain, records_of
 
 __all__ = [
     "MOST_EXAMPLES",
     "Admitted",
     "Reason",
     "Refusal",
-    "SentModel",
     "Terms",
     "admit",
     "answers_to",
-    "learnt",
     "rebuilt",
     "short",
 ]
 
-_STATISTICS = ("running_mean", "running_var")  # BatchNorm's
 _MOST_NUMBERS = 10_000  # in the metrics of one reply
 _LONGEST_NAME = 256  # of a metric
 MOST_EXAMPLES = 2.0**53  # beyond it a float no longer counts by ones
@@ -100,16 +98,15 @@ class Admitted:
     message : Message
         What it sent.
     arrays : tuple of arrays
-        In the order of the model that was sent; empty in evaluation. Where the round asks for several classes, one
-        class after the other.
+        In the order in which they were demanded; empty in evaluation, and of a node that abstains.
     num_examples : float
         Examples it says it has; finite, above 0, at most the cap.
     partition : int or None
         The partition it says it holds.
     names : tuple of str
         The names of the arrays.
-    classes : tuple of int, optional
-        Where the round asks for classes: those that it answers for. None of them is an abstention.
+    abstains : bool
+        Whether the node has nothing to say to what the round asks for.
     """
 
     node: int
@@ -118,12 +115,7 @@ class Admitted:
     num_examples: float
     partition: int | None
     names: tuple[str, ...] = ()
-    classes: tuple[int, ...] | None = None
-
-    @property
-    def abstains(self) -> bool:
-        """Say whether the node has nothing to say to what the round asks for."""
-        return self.classes == ()
+    abstains: bool = False
 
     @property
     def content(self) -> RecordDict:
@@ -169,79 +161,8 @@ class Terms:
             )
 
 
-def learnt(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the names of the arrays that are learnt: floating point, not empty, and no BatchNorm statistics."""
-    return [
-        name
-        for name, values in arrays.items()
-        if values.dtype.kind == "f" and values.size and name.rpartition(".")[2] not in _STATISTICS
-    ]
-
-
-class SentModel:
-    """The model that was sent, against which replies are judged.
-
-    Parameters
-    ----------
-    record : ArrayRecord
-        The model; floating-point, integer and boolean arrays.
-    classes : sequence of int
-        The classes that the round asks for, ascending, where it does. A reply then holds the arrays of at least one of
-        them (see `flwr_robust.protocol.classes.answer_names`), or no ArrayRecord at all: it abstains.
-
-    Attributes
-    ----------
-    record : ArrayRecord
-        The model, in a record of its own, so that it stays what others do to theirs.
-    arrays : dict of str to array
-        The model's arrays by name, read-only.
-    learnt : tuple of int
-        Positions of the arrays that are learnt.
-    classes : tuple of int
-        As given.
-
-    Raises
-    ------
-    ConfigurationError
-        If the model is empty, cannot be read, or holds other numbers.
-    """
-
-    def __init__(self, record: ArrayRecord, classes: Sequence[int] = ()) -> None:
-        self.classes = tuple(classes)
-        self.record = fill(ArrayRecord(), dict(record))
-        self.arrays: dict[str, NDArray[Any]] = {}
-        for name, array in record.items():
-            try:
-                self.arrays[name] = decode(array)
-            except PayloadError as error:
-                raise ConfigurationError(f"model: array '{name}' cannot be used: {error}") from None
-            dtype = self.arrays[name].dtype
-            if dtype.kind not in "fiub" or dtype.itemsize > 8 or not dtype.isnative:
-                raise ConfigurationError(
-                    f"model: array '{name}' must hold float16/32/64, integers or booleans; got {dtype.str}"
-                )
-            if dtype.kind == "f" and not is_finite(self.arrays[name]):
-                raise ConfigurationError(f"model: array '{name}' must be finite; it holds NaN or Inf")
-        if not any(values.dtype.kind == "f" and values.size for values in self.arrays.values()):
-            raise ConfigurationError("model: it must hold at least one floating-point array; got none")
-        names = set(learnt(self.arrays))
-        self.learnt = tuple(index for index, name in enumerate(self.arrays) if name in names)
-
-    def answered(self, names: Collection[str]) -> tuple[int, ...]:
-        """Return the classes, of those asked for, that a reply with arrays of these names answers for."""
-        return answered_classes(names, self.classes) if self.classes else ()
-
-    def demanded(self, names: Collection[str]) -> dict[str, NDArray[Any]]:
-        """Return what a reply with arrays of these names must hold: the arrays of the model, under those names."""
-        if len(self.classes) < 2:
-            return self.arrays
-        answered = self.answered(names)
-        arrays = [*self.arrays.values()] * len(answered)
-        return dict(zip(answer_names(self.arrays, answered, self.classes), arrays, strict=True))
-
-
 def admit(
-    replies: Iterable[Message], messages: Sequence[Message], terms: Terms, sent: SentModel | None
+    replies: Iterable[Message], messages: Sequence[Message], terms: Terms, expected: Expected | None
 ) -> tuple[list[Admitted], list[Refusal]]:
     """Judge every reply.
 
@@ -254,8 +175,8 @@ def admit(
         no ids, to the node that it names as its source.
     terms : Terms
         What replies must hold beside the model.
-    sent : SentModel or None
-        The model that training replies must match; None in evaluation.
+    expected : Expected or None
+        What training replies must match; None in evaluation.
 
     Returns
     -------
@@ -270,7 +191,7 @@ def admit(
     waiting = set(kinds)
     for message in replies:
         try:
-            verdict = _identify(message, asked, kinds, waiting) or _judge(message, kinds, terms, sent)
+            verdict = _identify(message, asked, kinds, waiting) or _judge(message, kinds, terms, expected)
         except Exception as error:  # what a client sends never stops a round, not even by a way nobody thought of
             node = message.metadata.src_node_id
             verdict = Refusal(node, Reason.UNREADABLE, short(f"{type(error).__name__}: {error}"))
@@ -327,32 +248,32 @@ def short(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in line)[:200]
 
 
-def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, sent: SentModel | None) -> Admitted | Refusal:
+def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, expected: Expected | None) -> Admitted | Refusal:
     node, kind, content = message.metadata.src_node_id, message.metadata.message_type, message.content
     if kind != kinds[node]:
         return Refusal(node, Reason.KIND, short(f"got {kind}, asked {kinds[node]}"))
     records, metrics = records_of(content, ArrayRecord), records_of(content, MetricRecord)
-    abstains = sent is not None and bool(sent.classes) and not records
-    if len(metrics) != 1 or (sent is not None and len(records) != 1 and not abstains):
+    abstains = expected is not None and expected.may_abstain and not records
+    if len(metrics) != 1 or (expected is not None and len(records) != 1 and not abstains):
         return Refusal(node, Reason.RECORDS, f"got {len(records)} ArrayRecords and {len(metrics)} MetricRecords")
     if terms.records is not None:
         arrays_name, metrics_name = terms.records
-        arrays_found = records[0] if sent and records else None
-        if content.get(metrics_name) is not metrics[0] or (sent and content.get(arrays_name) is not arrays_found):
+        arrays_found = records[0] if expected is not None and records else None
+        misplaced = expected is not None and content.get(arrays_name) is not arrays_found
+        if content.get(metrics_name) is not metrics[0] or misplaced:
             return Refusal(node, Reason.RECORDS, "they stand under other names than stated")
     if complaint := _complaint(metrics[0], terms):
         return Refusal(node, *complaint)
     arrays: dict[str, NDArray[Any]] = {}
-    if sent is not None and not abstains:
-        found = _arrays(node, records[0], sent)
+    if expected is not None and not abstains:
+        found = _arrays(node, records[0], expected)
         if isinstance(found, Refusal):
             return found
         arrays = found
-    classes = sent.answered(arrays) if sent is not None and sent.classes and arrays else () if abstains else None
     partition: Any = metrics[0].get(PARTITION)
     number: Any = metrics[0][terms.weighted_by_key]
     place = partition if type(partition) is int else None  # True is an int, too
-    return Admitted(node, message, tuple(arrays.values()), float(number), place, tuple(arrays), classes)
+    return Admitted(node, message, tuple(arrays.values()), float(number), place, tuple(arrays), abstains)
 
 
 def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None:
@@ -375,22 +296,22 @@ def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None
     return None
 
 
-def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> dict[str, NDArray[Any]] | Refusal:
-    demanded = sent.demanded(record.keys())
+def _arrays(node: int, record: ArrayRecord, expected: Expected) -> dict[str, NDArray[Any]] | Refusal:
+    demanded = expected.demanded(record.keys())
     if record.keys() != demanded.keys() or not demanded:
         missing = list(islice((name for name in demanded if name not in record), 5))
         extra = list(islice((short(name) for name in record if name not in demanded), 5))
         return Refusal(node, Reason.NAMES, short(f"missing {missing}, not sent {extra}"))
     arrays = {}
-    for name, expected in demanded.items():
+    for name, model in demanded.items():
         try:
             values = decode(record[name])
         except PayloadError as error:
             return Refusal(node, Reason.PAYLOAD, f"{name}: {short(str(error))}")
-        if values.shape != expected.shape:
-            return Refusal(node, Reason.SHAPE, f"{name}: got {values.shape}, sent {expected.shape}")
-        if values.dtype != expected.dtype:
-            return Refusal(node, Reason.DTYPE, f"{name}: got {values.dtype}, sent {expected.dtype}")
+        if values.shape != model.shape:
+            return Refusal(node, Reason.SHAPE, f"{name}: got {values.shape}, sent {model.shape}")
+        if values.dtype != model.dtype:
+            return Refusal(node, Reason.DTYPE, f"{name}: got {values.dtype}, sent {model.dtype}")
         if values.dtype.kind == "f" and not is_finite(values):
             return Refusal(node, Reason.NOT_FINITE, name)
         arrays[name] = values
@@ -398,7 +319,7 @@ def _arrays(node: int, record: ArrayRecord, sent: SentModel) -> dict[str, NDArra
 
 
 def rebuilt(
-    admitted: Sequence[Admitted], terms: Terms, sent: SentModel | None, clamp: float | None
+    admitted: Sequence[Admitted], terms: Terms, expected: Expected | None, clamp: float | None
 ) -> list[RecordDict]:
     """Return what was admitted as records that Flower's own functions can be given.
 
@@ -408,8 +329,8 @@ def rebuilt(
         The replies.
     terms : Terms
         What they were judged by.
-    sent : SentModel or None
-        The model that was sent; None in evaluation.
+    expected : Expected or None
+        What training replies were judged against; None in evaluation.
     clamp : float or None
         A number of examples above this multiple of the median is lowered to it.
 
@@ -427,7 +348,7 @@ def rebuilt(
         for reply in admitted
     )
     common = max(names, key=names.__getitem__, default=())
-    if sent is None:
+    if expected is None:
         return [fill(RecordDict(), {common[-1]: record}) for record in even]
     contents = []
     for reply, record in zip(admitted, even, strict=True):

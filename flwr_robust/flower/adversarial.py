@@ -32,8 +32,9 @@ from flwr_robust.attacks.adversary import Adversary, written
 from flwr_robust.attacks.data.base import drawn_attackers
 from flwr_robust.attacks.fault.base import Fault, faults
 from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
-from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Rule, State, as_rule
+from flwr_robust.core.pipeline import as_rule
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.core.spec import JoinedRegistry, Registry
 from flwr_robust.errors import (
     ConfigurationError,
@@ -42,7 +43,9 @@ from flwr_robust.errors import (
     check_flag,
     check_integer,
 )
-from flwr_robust.flower.admission import learnt
+from flwr_robust.flower._compat import fill, set_message_id
+from flwr_robust.flower.expected import learnt
+from flwr_robust.flower.replies import rows_of
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
     PayloadError,
@@ -51,10 +54,9 @@ from flwr_robust.flower.wire import (
     decode,
     decode_record,
     encode_record,
-    fill,
     records_of,
 )
-from flwr_robust.runs.config import MESSAGES
+from flwr_robust.protocol.messages import MESSAGES, message_kind
 
 __all__ = ["AdversarialGrid", "AttackRecord", "parse_attack"]
 
@@ -235,7 +237,7 @@ class AdversarialGrid(Grid):
         self.partitions: dict[int, int] = {}
         self._grid, self._attackers = grid, attackers if isinstance(attackers, int) else frozenset(attackers)
         self._start, self._stop = start, stop
-        self._redraw, self._message, self._by, self._seed = redraw, message, by, seed
+        self._redraw, self._kind, self._by, self._seed = redraw, message_kind(message), by, seed
         self._nodes: list[int] = []
         self._learnt: tuple[str, ...] = ()
         self._counted = 0
@@ -481,11 +483,10 @@ class AdversarialGrid(Grid):
 
     def _rows(self, model: _Model, replies: Sequence[_Reply], asked: int) -> Rows:
         counts = [reply.num_examples for reply in replies]
-        reference = [as_tensor(values) for values in model.arrays] if self._message == "parameters" else None
-        return Rows.from_layers(
-            [[as_tensor(values) for values in reply.arrays] for reply in replies],
-            reference=reference,
-            layout=[Layer(name, values.shape) for name, values in zip(model.names, model.arrays, strict=True)],
+        return rows_of(
+            [reply.arrays for reply in replies],
+            dict(zip(model.names, model.arrays, strict=True)),
+            relative=self._kind.relative,
             counts=None if None in counts else [float(count) for count in counts if count is not None],
             asked=max(asked, len(replies)),
         )
@@ -497,7 +498,7 @@ class AdversarialGrid(Grid):
         for name, sent, held in zip(model.names, model.arrays, reply.arrays, strict=True):
             values = row[offset : offset + held.size].reshape(held.shape)
             offset += held.size
-            arrays[model.prefix + name] = written(values, held.dtype, sent if self._message == "parameters" else None)
+            arrays[model.prefix + name] = written(values, held.dtype, sent if self._kind.relative else None)
         _rewrite_arrays(reply.message, arrays)
 
     def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:
@@ -535,7 +536,7 @@ class AdversarialGrid(Grid):
             failed.append((position, node))
             if isinstance(answer, str):
                 error = Message(Error(_CRASHED, answer), reply_to=asked[node])
-                error.metadata.__dict__["_message_id"] = reply.metadata.message_id
+                set_message_id(error, reply.metadata.message_id)
                 handed.append(error)
             elif answer is not None:
                 arrays = {name: tensor.numpy() for name, tensor in answer.items()}

@@ -49,8 +49,9 @@ from flwr_robust.errors import (
 )
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
-from flwr_robust.flower.guard import Aggregation, Observer, Opening, Progress, RoundRecord, Scalar, check_observers
 from flwr_robust.flower.memory import freeze, storable, thaw
+from flwr_robust.flower.observer import Observer, check_observers
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.flower.wire import decode_record, encode_record
 
 __all__ = ["Audit", "observing"]
@@ -188,7 +189,7 @@ class Audit(Observer):
             **self._options,
         )
         self._opening, snapshot = opening, self._run.snapshot
-        self._states = ClientStates(opening.grid, opening.guard, opening.timeout) if self._wants_states else None
+        self._states = ClientStates(opening.grid, opening.nodes, opening.timeout) if self._wants_states else None
         self._resting = 0 if snapshot is None else snapshot.round
         if self._run.log.lines == 1:  # it has just begun
             self._run.record(*self._measured)
@@ -255,7 +256,7 @@ class Audit(Observer):
         return self._hashed[1]
 
     def _partition(self, node: int) -> int | None:
-        return None if self._opening is None else self._opening.guard.partitions.get(node)
+        return None if self._opening is None else self._opening.nodes.partitions.get(node)
 
     # -- one round --------------------------------------------------------------------------------
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.flower._compat import packed, unpacked
 from flwr_robust.flower.admission import answers_to, short
-from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.quarantine import Nodes
 
 __all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
 
@@ -55,14 +54,14 @@ class ClientStates:
     ----------
     grid : Grid
         Where the nodes are.
-    guard : Guard
-        What knows their partitions, and which of them are in quarantine.
+    nodes : Nodes
+        Their partitions, and which of them are in quarantine.
     timeout : float
         Seconds to wait for answers.
     """
 
-    def __init__(self, grid: Grid, guard: Guard, timeout: float) -> None:
-        self._grid, self._guard, self._timeout = grid, guard, timeout
+    def __init__(self, grid: Grid, nodes: Nodes, timeout: float) -> None:
+        self._grid, self._nodes, self._timeout = grid, nodes, timeout
         self._held: dict[int, _Held] = {}
         self._asked: set[int] = set()  # since they last handed their state over
         self._known: set[int] = set()  # every node that was ever asked
@@ -88,10 +87,10 @@ class ClientStates:
         dict of int to str
             The nodes whose state is not held, and why; what they answer raises nothing.
         """
-        away = set(self._guard.quarantined)
+        away = set(self._nodes.quarantined)
         nodes = sorted(self._asked - away)
         missing = dict.fromkeys(sorted(self._asked & away), "it is in quarantine")
-        own = self._guard.own_partitions(self._grid.get_node_ids())
+        own = self._nodes.own_partitions(self._grid.get_node_ids())
         answers = self._answers([Message(RecordDict(), node, STATE) for node in nodes])
         for node in nodes:
             state = _taken(answers.get(node, "no answer"), most)
@@ -135,7 +134,7 @@ class ClientStates:
             return [], {}
         present = {*self._grid.get_node_ids(), *asked}
         fresh = sorted(present - self._met)
-        own = self._guard.own_partitions(present)
+        own = self._nodes.own_partitions(present)
         messages, missing, given = [], {}, {}
         for node in fresh:
             former = node if node in self._known else self._former(own.get(node), present)
@@ -176,7 +175,7 @@ def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
     if isinstance(answer, str):
         return answer
     try:
-        data: bytes = recorddict_to_proto(answer).SerializeToString(deterministic=True)
+        data = packed(answer)
     except Exception as error:  # what a client keeps may be anything
         return short(f"{type(error).__name__}: {error}")
     if len(data) > most:
@@ -187,8 +186,7 @@ def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
 def _content_of(state: NDArray[np.uint8]) -> RecordDict:
     """Return a state as a message holds it; empty where its bytes are none, which no client can have done."""
     try:
-        content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(state.tobytes()))
+        return unpacked(state.tobytes())
     except Exception as error:
         log.warning("checkpoint: a client's state cannot be read: %s", short(f"{type(error).__name__}: {error}"))
         return RecordDict()
-    return content

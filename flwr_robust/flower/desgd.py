@@ -6,23 +6,25 @@ See `flwr_robust.protocol.classes` for the method and its conventions, and `serv
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import ClassVar, Unpack
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Rule, State, as_rule
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
-from flwr_robust.flower.admission import SentModel
-from flwr_robust.flower.guard import NOBODY, Round
+from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.expected_classes import ClassesAsked
 from flwr_robust.flower.options import GuardOptions, plain
+from flwr_robust.flower.round_records import Round
 from flwr_robust.flower.strategy import RobustStrategy
-from flwr_robust.flower.wire import encode_record
-from flwr_robust.protocol.classes import check_desgd, classes_of_round
+from flwr_robust.protocol.classes import ClassBuffer, check_desgd, classes_of_round
+from flwr_robust.protocol.messages import CLASS_MOMENTUM, message_kind
 from flwr_robust.protocol.momentum import check_alpha
-from flwr_robust.runs.class_rounds import settle_classes, state_of_class
+from flwr_robust.protocol.rounds import ServerStep, state_of_class
 
 __all__ = ["DeSGD"]
 
@@ -114,11 +116,12 @@ class DeSGD(RobustStrategy):
 
     def classes_of(self, server_round: int) -> tuple[int, ...]:
         """Return the classes that a round asks for, ascending."""
-        return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, self.guard.seed)
+        seed = self.guard.nodes.seed
+        return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, seed)
 
     def state_of(self, kind: int | None = None) -> State:
         """Return the rule's state for the rows of a class."""
-        return self.state if kind is None else state_of_class(self.rule, self.state, kind)
+        return state_of_class(self.rule, self.state, kind)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -133,53 +136,27 @@ class DeSGD(RobustStrategy):
         config["classes"] = list(self.classes_of(server_round))
         return super().configure_train(server_round, arrays, config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Admit, aggregate class by class, and step the model; never raises for what a client sent."""
-        judged = self.guard.judge(MessageType.TRAIN, replies)
-        if judged is None or judged.model is None:
-            return None, None
-        sent = judged.model
-        members = {
-            k: [place for place, reply in enumerate(judged.admitted) if k in (reply.classes or ())]
-            for k in sent.classes
-        }
-        rows = {k: self._rows_of(judged, sent, k, places) for k, places in members.items()}
-        settled = settle_classes(
-            self.rule,
-            rows,
-            members,
-            self.state,
-            replies=len(judged.admitted),
-            classes=self.classes,
-            gamma=self.gamma,
-            alpha=self.alpha,
-        )
-        self.state, arrays = settled.state, sent.record
-        if settled.direction is not None:
-            arrays = encode_record(self._step(sent, judged.admitted, settled.direction))
-        only = rows[sent.classes[0]] if len(rows) == 1 else None
-        return self.guard.close_training(
-            judged,
-            settled.outcome,
-            settled.sentence if judged.admitted else NOBODY,
-            arrays,
-            self.guard.metrics(judged, self.train_metrics_aggr_fn),
-            rows=only,
-            aggregate=settled.aggregate,
-            state=self.state,
-        )
-
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
-        return SentModel(arrays, self.classes_of(server_round))
+        return ClassesAsked(arrays, self.classes_of(server_round))
 
-    def _rows_of(self, judged: Round, sent: SentModel, k: int, places: Sequence[int]) -> Rows | None:
-        """Return what was sent for a class."""
-        if not places:
-            return None
-        width, own = len(sent.arrays), []
-        for reply in (judged.admitted[place] for place in places):
-            start = (reply.classes or ()).index(k) * width
-            own.append(dataclasses.replace(reply, arrays=reply.arrays[start : start + width]))
-        return self._rows(dataclasses.replace(judged, admitted=tuple(own)), sent)
+    @property
+    def _server_step(self) -> ServerStep:
+        buffer = ClassBuffer(self.classes, self.gamma, self.alpha)
+        return ServerStep(message_kind(CLASS_MOMENTUM), self.server_learning_rate, buffer)
+
+    def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
+        sent = judged.model
+        if not isinstance(sent, ClassesAsked):
+            return {}
+        answered = [sent.answered(reply.names) for reply in judged.admitted]
+        return {k: [place for place, classes in enumerate(answered) if k in classes] for k in sent.classes}
+
+    def _rows(self, judged: Round, sent: SentModel, k: int | None, places: Sequence[int]) -> Rows:
+        if k is None or not isinstance(sent, ClassesAsked):
+            return super()._rows(judged, sent, k, places)
+        width, own = len(sent.arrays), list(judged.admitted)
+        for place in places:
+            reply = own[place]
+            start = sent.answered(reply.names).index(k) * width
+            own[place] = dataclasses.replace(reply, arrays=reply.arrays[start : start + width])
+        return super()._rows(dataclasses.replace(judged, admitted=tuple(own)), sent, k, places)

@@ -15,7 +15,7 @@ import numpy as np
 
 from flwr_robust.core.rule import Rule
 from flwr_robust.errors import ConfigurationError, UnknownNameError
-from flwr_robust.flower.guard import Guarding
+from flwr_robust.flower.loop import Guarding
 
 __all__ = ["Face"]
 
@@ -66,10 +66,10 @@ class Face(Guarding):
         return f"{kind.__name__}({', '.join(parts)})"
 
     def _ends_before(self, server_round: int) -> bool:
-        """Finish the round before, and say whether the run has ended with it.
+        """Say whether the run has ended before a round, so that no node is to be asked.
 
-        Where `start` holds the loop, that ends the loop. Another's loop goes on, and no node is asked any more; it
-        begins anew where it counts its rounds anew.
+        Where `start` holds the loop, that ends with the run. Another's loop goes on, and begins another run where it
+        counts its rounds anew.
         """
         guard = self.guard
         if guard.stopped and not self._stopped_before(server_round):

@@ -7,7 +7,6 @@ becomes an error reply. Replies come in the order of the messages.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
@@ -17,17 +16,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.flower._compat import Run, become_server, create_run, set_message_id, with_content
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.wire import copy_content
-
-try:  # where Flower keeps its own records has moved between releases
-    from flwr.supercore.run import Run
-except ImportError:  # pragma: no cover
-    from flwr.common.typing import Run  # type: ignore[no-redef,attr-defined]
-try:
-    from flwr.supercore.task_identity import TaskIdentity
-except ImportError:  # pragma: no cover
-    TaskIdentity = None  # type: ignore[assignment,misc]
 
 __all__ = ["InProcessGrid", "run_in_process"]
 
@@ -68,7 +59,7 @@ class InProcessGrid(Grid):
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: Config | None = None) -> None:
         check_integer("InProcessGrid", "num_supernodes", num_supernodes, 1)
         self._client_app = client_app
-        self._run = Run.create_empty(_RUN)
+        self._run = create_run(_RUN)
         self._ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
         self.contexts = {
@@ -81,7 +72,7 @@ class InProcessGrid(Grid):
             )
             for i in range(num_supernodes)
         }
-        _identify()
+        become_server(_RUN, _SERVER_NODE)
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -112,7 +103,7 @@ class InProcessGrid(Grid):
         identifiers = []
         for message in messages:
             identifier = str(next(self._ids))
-            message.metadata.__dict__["_message_id"] = identifier
+            set_message_id(message, identifier)
             self._waiting[identifier] = message
             identifiers.append(identifier)
         return identifiers
@@ -132,8 +123,7 @@ class InProcessGrid(Grid):
         if context is None:
             error = Error(code=5, reason=f"node {message.metadata.dst_node_id} does not exist")
             return self._finish(Message(error, reply_to=message))
-        received = copy.copy(message)
-        received.__dict__["_content"] = copy_content(message.content)
+        received = with_content(message, copy_content(message.content))
         before = copy_content(context.state)
         try:
             reply = self._client_app(received, context)
@@ -148,16 +138,8 @@ class InProcessGrid(Grid):
         return self._finish(reply)
 
     def _finish(self, reply: Message) -> Message:
-        reply.metadata.__dict__["_message_id"] = str(next(self._ids))
+        set_message_id(reply, str(next(self._ids)))
         return reply
-
-
-def _identify() -> None:
-    """Tell Flower, where it wants to know, that this process is a run's server."""
-    if TaskIdentity is not None:
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id = _RUN
-        TaskIdentity.node_id = _SERVER_NODE
 
 
 def run_in_process(

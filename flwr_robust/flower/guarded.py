@@ -24,28 +24,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Bulyan, MultiKrum, Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower.admission import MOST_EXAMPLES, SentModel, Terms, short
+from flwr_robust.flower._compat import fill
+from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.face import Face
 from flwr_robust.flower.failures import failure
-from flwr_robust.flower.guard import (
-    METHODS,
-    NOBODY,
-    Guard,
-    Guarding,
-    Observer,
-    Round,
-    Scalar,
-    scalars,
-)
+from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.loop import METHODS, Guarding, scalars
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
+from flwr_robust.flower.observer import Observer
 from flwr_robust.flower.options import plain
+from flwr_robust.flower.replies import admitted_rows
+from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
-from flwr_robust.flower.wire import as_tensor, decode, encode, fill, is_finite
+from flwr_robust.flower.wire import decode, encode, is_finite
 
 __all__ = ["Guarded"]
 
@@ -107,7 +103,7 @@ class Guarded(Face, Strategy):
         audit: Audit | Path | str | None = None,
     ) -> None:
         # One with a start of its own holds the loop itself, so that its own guard cannot record the run.
-        guarded = isinstance(strategy, Guarding) and type(strategy).start is Guarding.start
+        guarded = isinstance(strategy, Guarding) and not _has_own_start(type(strategy))
         if not isinstance(strategy, Strategy) or guarded:
             what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
             found = f"the class {what}: call it" if isinstance(strategy, type) else what
@@ -205,7 +201,7 @@ class Guarded(Face, Strategy):
     ) -> Round | None:
         """Return a round of the strategy's messages but those to nodes in quarantine; None if it sends none."""
         messages = list(messages)
-        held = self.guard.withheld(message.metadata.dst_node_id for message in messages)
+        held = self.guard.nodes.withheld(message.metadata.dst_node_id for message in messages)
         kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
         return Round(server_round, kind, kept, held, model) if kept else None
 
@@ -273,7 +269,9 @@ class Guarded(Face, Strategy):
             except Exception as error:
                 sentence = short(f"{type(self.strategy).__name__}: {str(error) or type(error).__name__}")
                 before.restore()
-        rows = _rows(judged, judged.model) if judged.admitted and self.guard.observers else None
+        rows = None
+        if judged.admitted and self.guard.observers:
+            rows = admitted_rows(judged.admitted, judged.model, relative=True, asked=len(judged.messages))
         return self.guard.close_training(judged, outcome, sentence, arrays, self._metrics(judged, told), rows=rows)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -305,6 +303,12 @@ class Guarded(Face, Strategy):
             return told
         ours = self.guard.metrics(judged, self.metrics_aggr_fn)
         return ours if told is None or ours is None else fill(MetricRecord(), {**told, **ours})
+
+
+def _has_own_start(kind: type) -> bool:
+    """Say whether a strategy with a guard holds the loop over the rounds, or wraps what does."""
+    own: object = getattr(kind, "start", None)
+    return own is not Guarding.start
 
 
 def _least(strategy: Strategy) -> int:
@@ -355,15 +359,3 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     values = values.astype(np.uint8) if values.dtype.kind == "b" else values
     own = np.iinfo(values.dtype)
     return values.clip(max(bounds.min, own.min), min(bounds.max, own.max)).astype(dtype)
-
-
-def _rows(judged: Round, sent: SentModel) -> Rows:
-    """Return the updates of what is learnt."""
-    named = list(sent.arrays.items())
-    return Rows.from_layers(
-        [[as_tensor(reply.arrays[i]) for i in sent.learnt] for reply in judged.admitted],
-        reference=[as_tensor(named[i][1]) for i in sent.learnt],
-        layout=[Layer(named[i][0], named[i][1].shape) for i in sent.learnt],
-        counts=[reply.num_examples for reply in judged.admitted],
-        asked=len(judged.messages),
-    )

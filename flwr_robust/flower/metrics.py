@@ -15,7 +15,8 @@ from typing import Any
 from flwr.app import MetricRecord, RecordDict
 
 from flwr_robust.errors import check_integer
-from flwr_robust.flower.wire import fill, records_of
+from flwr_robust.flower._compat import fill
+from flwr_robust.flower.wire import records_of
 
 __all__ = ["PARTITION", "MetricsFunction", "levelled", "robust_metrics", "trimmed_metrics"]
 

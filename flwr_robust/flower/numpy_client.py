@@ -20,10 +20,11 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.flower._compat import fill, unwrapped
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
-from flwr_robust.flower.guard import Identity
-from flwr_robust.flower.wire import copy_content, decode, encode_record, fill, records_of
+from flwr_robust.flower.quarantine import Identity
+from flwr_robust.flower.wire import copy_content, decode, encode_record, records_of
 from flwr_robust.protocol.classes import answer_names
 
 __all__ = ["discover", "serve"]
@@ -111,9 +112,7 @@ def _answer_for_state(app: ClientApp) -> None:
 
 
 def _numpy_client(client_fn: ClientFunction, context: Context) -> NumPyClient:
-    client = client_fn(context)
-    inner: NumPyClient = getattr(client, "numpy_client", client)  # what .to_client() wraps
-    return inner
+    return unwrapped(client_fn(context))
 
 
 def _like(values: Any, sent: np.dtype[Any]) -> NDArray[Any]:

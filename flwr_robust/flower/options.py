@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError, check_integer, check_number
 from flwr_robust.flower.audit import Audit
-from flwr_robust.flower.guard import Observer
 from flwr_robust.flower.metrics import MetricsFunction
+from flwr_robust.flower.observer import Observer
 
 __all__ = [
     "FedAvgOptions",

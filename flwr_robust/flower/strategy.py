@@ -30,18 +30,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
-from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Outcome, Rule, State, as_rule
+from flwr_robust.core.pipeline import as_rule
+from flwr_robust.core.rows import Rows
+from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_number
-from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, SentModel, Terms
+from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.face import Face
-from flwr_robust.flower.guard import NOBODY, Guard, Observer, Round, Scalar
+from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.metrics import robust_metrics
+from flwr_robust.flower.observer import Observer
 from flwr_robust.flower.options import FedAvgOptions, Options, TrustedFunction, check_fedavg_options, plain
-from flwr_robust.flower.wire import as_tensor, encode_record
-from flwr_robust.runs.config import MESSAGES
-from flwr_robust.runs.rounds import moved, server_step, settle
+from flwr_robust.flower.replies import admitted_rows, layout_of, learnt_of
+from flwr_robust.flower.round_records import NOBODY, Round, Scalar
+from flwr_robust.flower.wire import encode_record
+from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
+from flwr_robust.protocol.momentum import HeavyBall
+from flwr_robust.protocol.rounds import ServerStep, moved, settle_round
 
 __all__ = ["RobustStrategy"]
 
@@ -228,10 +234,10 @@ class RobustStrategy(Face, FedAvg):
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
-        nodes, held = self.guard.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
+        nodes, held = self.guard.nodes.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return Round(server_round, kind, tuple(self._construct_messages(record, nodes, kind)), held, model)
+        return Round(server_round, kind, tuple(Message(record, node, kind) for node in nodes), held, model)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -253,7 +259,7 @@ class RobustStrategy(Face, FedAvg):
         opened = self._ask(MessageType.TRAIN, server_round, arrays, config, grid, sent)
         asked = len(opened.messages)
         if not self.history:
-            layout = self._layout(sent)
+            layout = layout_of(learnt_of(sent))
             if sentence := self.rule.check(asked, asked=asked) or self.rule.check_layout(layout):
                 raise ConfigurationError(sentence)
             if remark := self.rule.remark(asked, asked=asked, layout=layout):
@@ -270,6 +276,14 @@ class RobustStrategy(Face, FedAvg):
 
     # -- aggregating ------------------------------------------------------------------------------
 
+    @property
+    def _kind(self) -> MessageKind:
+        return message_kind(self.message)
+
+    @property
+    def _server_step(self) -> ServerStep:
+        return ServerStep(self._kind, self.server_learning_rate, HeavyBall(self.server_momentum))
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
@@ -277,16 +291,23 @@ class RobustStrategy(Face, FedAvg):
         judged = self.guard.judge(MessageType.TRAIN, replies)
         if judged is None or judged.model is None:
             return None, None
-        arrays, outcome, sentence, rows, result = judged.model.record, Outcome.INFEASIBLE, NOBODY, None, None
-        if judged.admitted:
-            rows = self._rows(judged, judged.model)
-            settled = settle(self.rule, rows, self.state, self.server_momentum)
-            outcome, sentence, result, self.state = settled.outcome, settled.sentence, settled.result, settled.state
-            if settled.direction is not None:
-                arrays = encode_record(self._step(judged.model, judged.admitted, settled.direction))
-        metrics = self.guard.metrics(judged, self.train_metrics_aggr_fn)
+        sent, members = judged.model, self._members(judged)
+        rows = {k: self._rows(judged, sent, k, places) if places else None for k, places in members.items()}
+        settled = settle_round(
+            self.rule, rows, self.state, self._server_step, members=members, replies=len(judged.admitted)
+        )
+        self.state, arrays = settled.state, sent.record
+        if settled.change is not None:
+            arrays = encode_record(self._moved(sent, judged.admitted, settled.change))
         return self.guard.close_training(
-            judged, outcome, sentence, arrays, metrics, rows=rows, aggregate=result, state=self.state
+            judged,
+            settled.outcome,
+            settled.sentence if judged.admitted else NOBODY,
+            arrays,
+            self.guard.metrics(judged, self.train_metrics_aggr_fn),
+            rows=next(iter(rows.values())) if len(rows) == 1 else None,
+            aggregate=settled.aggregate,
+            state=self.state,
         )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -300,21 +321,15 @@ class RobustStrategy(Face, FedAvg):
         """Return the model of a round, with what its replies must hold."""
         return SentModel(arrays)
 
-    def _layout(self, sent: SentModel) -> list[Layer]:
-        named = list(sent.arrays.items())
-        return [Layer(name, values.shape) for name, values in (named[i] for i in sent.learnt)]
+    def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
+        """Return which of the replies admitted answer for each class of the round; all for the ordinary one's, None."""
+        return {None: range(len(judged.admitted))}
 
-    def _rows(self, judged: Round, sent: SentModel) -> Rows:
-        models = list(sent.arrays.values())
-        reference = [as_tensor(models[i]) for i in sent.learnt] if self.message == "parameters" else None
-        return Rows.from_layers(
-            [[as_tensor(reply.arrays[i]) for i in sent.learnt] for reply in judged.admitted],
-            reference=reference,
-            layout=self._layout(sent),
-            counts=[reply.num_examples for reply in judged.admitted],
-            asked=len(judged.messages),
-            trusted=None if self.trusted_fn is None else self._trusted(judged.number, sent),
-        )
+    def _rows(self, judged: Round, sent: SentModel, k: int | None, places: Sequence[int]) -> Rows:
+        """Return what replies say of a class."""
+        trusted = None if self.trusted_fn is None else self._trusted(judged.number, sent)
+        replies = [judged.admitted[place] for place in places]
+        return admitted_rows(replies, sent, relative=self._kind.relative, asked=len(judged.messages), trusted=trusted)
 
     def _trusted(self, server_round: int, sent: SentModel) -> torch.Tensor:
         """Return the server's own update, one row."""
@@ -322,19 +337,21 @@ class RobustStrategy(Face, FedAvg):
         arrays, models = list(self.trusted_fn(server_round, sent.record)), list(sent.arrays.values())
         if [np.shape(a) for a in arrays] != [m.shape for m in models]:
             raise ConfigurationError("strategy: trusted_fn must return one array per array of the model, of its shape")
-        start = 1.0 if self.message == "parameters" else 0.0
+        start = 1.0 if self._kind.relative else 0.0
         parts = [arrays[i].astype(np.float64) - start * models[i].astype(np.float64) for i in sent.learnt]
         return torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
 
-    def _step(self, sent: SentModel, admitted: Sequence[Admitted], direction: torch.Tensor) -> dict[str, NDArray[Any]]:
-        step = server_step(self.message, self.server_learning_rate, direction)
+    def _moved(
+        self, sent: SentModel, admitted: Sequence[Admitted], change: NDArray[np.float64]
+    ) -> dict[str, NDArray[Any]]:
+        """Return the model after its step, buffers by their own policy."""
         learnt, offset = set(sent.learnt), 0
         arrays: dict[str, NDArray[Any]] = {}
         for index, (name, model) in enumerate(sent.arrays.items()):
             if index in learnt:
-                arrays[name] = moved(model, step[offset : offset + model.size].reshape(model.shape))
+                arrays[name] = moved(model, change[offset : offset + model.size].reshape(model.shape))
                 offset += model.size
-            elif self.buffers == "keep" or self.message in ("gradient", "momentum") or not model.size:
+            elif "keep" in (self.buffers, self._kind.buffers) or not model.size:
                 arrays[name] = model
             else:
                 arrays[name] = self._buffer(model, [reply.arrays[index] for reply in admitted])
@@ -346,7 +363,7 @@ class RobustStrategy(Face, FedAvg):
             middle = np.median(stacked, axis=0)
         else:
             middle = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
-        if self.message == "delta":
+        if self._kind.buffers == "change":
             middle = model ^ middle if model.dtype.kind == "b" else model + middle
         return np.asarray(middle, dtype=model.dtype)
 

@@ -23,6 +23,8 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
+from flwr_robust.flower._compat import fill, twin
+
 __all__ = [
     "PayloadError",
     "as_tensor",
@@ -31,7 +33,6 @@ __all__ = [
     "decode_record",
     "encode",
     "encode_record",
-    "fill",
     "is_finite",
     "plain",
     "records_of",
@@ -180,22 +181,6 @@ def plain(array: Array, values: NDArray[Any]) -> Array:
 
 
 R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
-T = TypeVar("T", ArrayRecord, MetricRecord, ConfigRecord, RecordDict)
-
-
-def fill(record: T, items: Mapping[str, Any]) -> T:
-    """Put items that are known to be valid into a record, and return it.
-
-    Flower checks every item at a cost of several microseconds, which in process is most of a small round. Where its
-    records keep a plain dict, as they do in all releases so far, the items go straight into it.
-    """
-    held = record.__dict__.get("_data")
-    if type(held) is dict:
-        held.update(items)
-    else:
-        for key, value in items.items():
-            record[key] = value
-    return record
 
 
 def copy_content(content: RecordDict) -> RecordDict:
@@ -203,18 +188,12 @@ def copy_content(content: RecordDict) -> RecordDict:
     copied: dict[str, Any] = {}
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
-            copied[name] = fill(ArrayRecord(), {key: _twin(array) for key, array in record.items()})
+            copied[name] = fill(ArrayRecord(), {key: twin(array) for key, array in record.items()})
         else:
             lists = {key: list(value) for key, value in record.items() if isinstance(value, list)}
-            twin: Any = record.copy()
-            copied[name] = fill(twin, lists)
+            apart: Any = record.copy()
+            copied[name] = fill(apart, lists)
     return fill(RecordDict(), copied)
-
-
-def _twin(array: Array) -> Array:
-    twin = object.__new__(type(array))
-    twin.__dict__.update(array.__dict__)
-    return twin
 
 
 def records_of(content: RecordDict, kind: type[R]) -> list[R]:

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, float32, float64, int64, njit, types
+from numba import carray, float32, float64, int64, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from flwr_robust.kernels._compile import helper, kernel
 from flwr_robust.kernels.network import PROGRAMS, Pairs
 
-__all__ = ["window_mean_float32", "window_mean_float64"]
+__all__ = ["probe", "window_mean_float32", "window_mean_float64"]
 
 # The values compared are finite, so that a minimum is one instruction. Sums keep their order.
 _FLAGS = ("nnan", "ninf", "nsz")
@@ -69,22 +70,37 @@ def _group(program: Pairs) -> Any:
 _one, _three, _merge, _sort = (_group(program) for program in PROGRAMS)
 
 
+@kernel()
+def _smaller() -> float:
+    table = np.ones((2, _PIECE // 4), np.float32)
+    table[0] = 2
+    base = int64(table.ctypes.data)
+    _one(table, (base, base + _PIECE))
+    return float64(table[0].max())
+
+
+def probe() -> None:
+    """Raise unless vectors compile, run, and give what they should; see `_compile.usable`."""
+    if _smaller() != 1:
+        raise RuntimeError("compiled code computes wrongly")
+
+
 # Each of these walks over two or three stretches of memory, so that the compiler can see that they do not overlap.
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _copy(line: Any, row: Any) -> None:
     for k in range(row.shape[0]):
         line[k] = row[k]
 
 
-@njit(inline="always")
+@helper()
 def _add(total: Any, line: Any) -> None:
     for k in range(total.shape[0]):
         total[k] += line[k]
 
 
-@njit(inline="always")
+@helper()
 def _average(total: Any, table: Any, first: Any, count: int) -> None:
     """Divide the sums of ``count`` values from rank ``first`` on; one that overflowed is formed anew, divided first."""
     for k in range(total.shape[0]):
@@ -96,20 +112,20 @@ def _average(total: Any, table: Any, first: Any, count: int) -> None:
                 total[k] += table[i, k] / float64(count)
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _pass_on(first: Any, left: Any, right: Any, centre: Any) -> None:
     for k in range(first.shape[0]):
         first[k] += np.int32(centre[k] - float64(left[k]) > float64(right[k]) - centre[k])
 
 
-@njit(inline="always")
+@helper()
 def _add_inside(total: Any, line: Any, first: Any, i: int, near: int) -> None:
     for k in range(total.shape[0]):
         take = (first[k] <= i) & (i < first[k] + near)
         total[k] += line[k] if take else 0.0
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _hits(inside: Any, row: Any, lowest: Any, highest: Any) -> int:
     count = np.int32(0)
     for k in range(row.shape[0]):
@@ -122,7 +138,7 @@ def _hits(inside: Any, row: Any, lowest: Any, highest: Any) -> int:
 def _make(kind: Any, name: np.dtype[Any]) -> Any:
     size = kind.bitwidth // 8
 
-    @njit(nogil=True, cache=True, boundscheck=False)
+    @kernel()
     def window_mean(
         address: Any,
         start: int,

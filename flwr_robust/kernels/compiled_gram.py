@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, float32, float64, njit
+from numba import carray, float32, float64
 
+from flwr_robust.kernels._compile import helper, kernel
 from flwr_robust.kernels.compiled import _pointer
 
 __all__ = ["against", "gram", "mix_float32", "mix_float64", "pair_distances", "spread", "squared_norms"]
@@ -18,10 +19,8 @@ __all__ = ["against", "gram", "mix_float32", "mix_float64", "pair_distances", "s
 # Sums may be split over vector lanes and products fused; NaN and Inf keep their meaning.
 _FAST = {"reassoc", "contract", "nsz"}
 
-_CACHED = {"nogil": True, "cache": True, "boundscheck": False, "fastmath": _FAST}
 
-
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _read(line: Any, address: int, wide: bool, start: int) -> None:
     """Read columns from ``start`` on, as many as the line is long."""
     w = line.shape[0]
@@ -35,7 +34,7 @@ def _read(line: Any, address: int, wide: bool, start: int) -> None:
             line[k] = np.float64(narrow[k])
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _read_minus(line: Any, address: int, wide: bool, start: int, shift: Any) -> None:
     """Read columns from ``start`` on, less the shift."""
     w = line.shape[0]
@@ -49,7 +48,7 @@ def _read_minus(line: Any, address: int, wide: bool, start: int, shift: Any) -> 
             line[k] = np.float64(narrow[k]) - shift[k]
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _square(total: Any, points: Any, i: int, j: int, w: int) -> None:
     """Add the 4 x 4 inner products of rows i .. i + 3 and j .. j + 3; sixteen sums stay in registers."""
     a0, a1, a2, a3 = points[i], points[i + 1], points[i + 2], points[i + 3]
@@ -82,7 +81,7 @@ def _square(total: Any, points: Any, i: int, j: int, w: int) -> None:
             total[i + row, j + column] += values[column]
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _products(total: Any, points: Any, line: Any, j: int, w: int) -> None:
     """Add the inner products of a line and rows j .. j + 3."""
     b0, b1, b2, b3 = points[j], points[j + 1], points[j + 2], points[j + 3]
@@ -98,7 +97,7 @@ def _products(total: Any, points: Any, line: Any, j: int, w: int) -> None:
     total[j + 3] += c3
 
 
-@njit(**_CACHED)
+@kernel(fastmath=_FAST)
 def gram(
     address: Any,
     wide: Any,
@@ -142,7 +141,7 @@ def gram(
         total[m, i] = -total[m, i]
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _square_of(row: Any, shift: Any) -> float:
     total = 0.0
     for k in range(row.shape[0]):
@@ -151,7 +150,7 @@ def _square_of(row: Any, shift: Any) -> float:
     return total
 
 
-@njit(**_CACHED)
+@kernel(fastmath=_FAST)
 def squared_norms(
     address: Any,
     wide: Any,
@@ -177,7 +176,7 @@ def squared_norms(
                 total[i] += _square_of(carray(_pointer(address[i]), (at + w,), float32)[at:], shift)
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _measure(row: Any, shift: Any, point: Any, found: Any) -> None:
     apart = product = own = 0.0
     for k in range(row.shape[0]):
@@ -190,7 +189,7 @@ def _measure(row: Any, shift: Any, point: Any, found: Any) -> None:
     found[2] += own
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _project(row: Any, shift: Any, point: Any, found: Any) -> None:
     product = own = 0.0
     for k in range(row.shape[0]):
@@ -201,7 +200,7 @@ def _project(row: Any, shift: Any, point: Any, found: Any) -> None:
     found[2] += own
 
 
-@njit(**_CACHED)
+@kernel(fastmath=_FAST)
 def against(
     address: Any,
     wide: Any,
@@ -243,13 +242,13 @@ def against(
                     _project(narrow, shift, line, total[i])
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _add_square(total: Any, row: Any, shift: Any) -> None:
     for k in range(total.shape[0]):
         total[k] += (row[k] - shift[k]) * (row[k] - shift[k])
 
 
-@njit(**_CACHED)
+@kernel(fastmath=_FAST)
 def pair_distances(
     address: Any,
     wide: Any,
@@ -287,7 +286,7 @@ def pair_distances(
             total[p] += found
 
 
-@njit(fastmath=_FAST, inline="always")
+@helper(fastmath=_FAST)
 def _add(value: Any, row: Any, weight: float) -> None:
     for k in range(value.shape[0]):
         value[k] += weight * np.float64(row[k])
@@ -296,7 +295,7 @@ def _add(value: Any, row: Any, weight: float) -> None:
 def _mix(kind: Any) -> Any:
     largest = np.finfo(str(kind)).max
 
-    @njit(**_CACHED)
+    @kernel(fastmath=_FAST)
     def mix(
         address: Any,
         wide: Any,
@@ -339,7 +338,7 @@ mix_float32 = _mix(float32)
 mix_float64 = _mix(float64)
 
 
-@njit(**_CACHED)
+@kernel(fastmath=_FAST)
 def spread(
     address: Any,
     wide: Any,

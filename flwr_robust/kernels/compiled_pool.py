@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import int64, njit
+from numba import int64
+
+from flwr_robust.kernels._compile import kernel
 
 __all__ = ["pool"]
 
 
-@njit(nogil=True, cache=True, boundscheck=False)
+@kernel()
 def pool(images: Any, largest: Any, places: Any) -> None:
     """Write the largest of every four numbers, and where it is; see `pool.pool_squares`."""
     count, height, width = largest.shape

@@ -8,16 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import float32, int64, njit, uint32
+from numba import float32, int64, uint32
+
+from flwr_robust.kernels._compile import kernel
 
 __all__ = ["draw", "gather", "momentum"]
-
-_CACHED = {"nogil": True, "cache": True, "boundscheck": False}
 
 _SIZE, _AHEAD = 624, 397  # the Mersenne twister's words, and how far ahead it mixes
 
 
-@njit(**_CACHED)
+@kernel()
 def draw(seeds: Any, held: Any, first: Any, samples: Any, consecutive: bool, drawn: Any) -> None:
     """Write what each client draws of its samples; see `steps.draw_samples`."""
     state = np.empty(_SIZE, np.uint32)
@@ -51,7 +51,7 @@ def draw(seeds: Any, held: Any, first: Any, samples: Any, consecutive: bool, dra
                         drawn[step, client, following] = samples[first[client] + place]
 
 
-@njit(**_CACHED)
+@kernel()
 def gather(x: Any, y: Any, rows: Any, scaled: bool, scale: Any, shift: Any, inputs: Any, labels: Any) -> None:
     """Write the samples of some rows, scaled; see `steps.gather`."""
     width = x.shape[1]
@@ -66,7 +66,7 @@ def gather(x: Any, y: Any, rows: Any, scaled: bool, scale: Any, shift: Any, inpu
         labels[i] = y[rows[i]]
 
 
-@njit(**_CACHED)
+@kernel()
 def momentum(
     kept: Any,
     which: Any,

@@ -3,14 +3,13 @@
 Rows may be float32 or float64, each its own, and some of them may be relative to a reference that is subtracted on the
 way. Nothing of the size of the data is made but the weighted sum. Columns are cut into chunks of a fixed size whose
 sums are added in their order, so that the result does not depend on the number of threads. numba compiles the kernels
-once and keeps them on disk; where it is missing, or rows lie elsewhere than in the main memory, `Lines.of` returns
+once and keeps them on disk; where it is not usable, or rows lie elsewhere than in the main memory, `Lines.of` returns
 None and callers take torch's operations instead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,10 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_robust.errors import ConfigurationError
+from flwr_robust.kernels._compile import usable
 
-__all__ = ["Lines", "available", "in_parts", "strip_of", "thread_parts"]
-
-available = importlib.util.find_spec("numba") is not None
+__all__ = ["Lines", "in_parts", "strip_of", "thread_parts"]
 
 _TYPES = (torch.float32, torch.float64)
 _CHUNK = 1 << 16  # columns whose products are summed before they are added to those of other chunks
@@ -61,9 +59,8 @@ def thread_parts(width: int, strip: int) -> list[tuple[int, int]]:
 
 def _readable(tensors: Sequence[Tensor]) -> bool:
     """Say whether compiled code can read tensors, line by line, where they lie."""
-    return available and all(
-        t.dtype in _TYPES and t.device.type == "cpu" and (t.stride(-1) == 1 or t.shape[-1] < 2) for t in tensors
-    )
+    fit = all(t.dtype in _TYPES and t.device.type == "cpu" and (t.stride(-1) == 1 or t.shape[-1] < 2) for t in tensors)
+    return fit and usable()
 
 
 @dataclass(frozen=True)

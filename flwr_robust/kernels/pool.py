@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flwr_robust.kernels.lines import available
+from flwr_robust.kernels._compile import usable
 
 __all__ = ["pool_squares"]
 
@@ -27,8 +27,8 @@ def pool_squares(images: Tensor) -> tuple[Tensor, Tensor] | None:
     Tensor (m, h // 2, w // 2) of int64
         Their places among the h w pixels. None in place of both where compiled code cannot read the images.
     """
-    fit = available and images.device.type == "cpu" and images.dtype == torch.float32 and images.is_contiguous()
-    if not fit or torch.get_num_threads() > 1:  # torch's own goes parallel
+    fit = images.device.type == "cpu" and images.dtype == torch.float32 and images.is_contiguous()
+    if not fit or torch.get_num_threads() > 1 or not usable():  # torch's own goes parallel
         return None
     m, height, width = images.shape
     largest = images.new_empty(m, height // 2, width // 2)

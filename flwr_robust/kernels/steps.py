@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.kernels.lines import available
+from flwr_robust.kernels._compile import usable
 
 __all__ = ["Samples", "draw_samples", "fits", "step_momenta"]
 
@@ -103,7 +103,7 @@ def _drawn(
 @cache
 def _draws_as_torch() -> bool:
     """Say whether compiled draws are those of this release of torch."""
-    if not available:
+    if not usable():
         return False
     held = np.array([1, 7, 1000, 999_983])
     first, samples = np.zeros(4, np.int64), np.arange(held.max())
@@ -113,7 +113,7 @@ def _draws_as_torch() -> bool:
 
 def fits(tensor: Tensor) -> bool:
     """Say whether compiled code can read and write a tensor, and others like it."""
-    return available and tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() and usable()
 
 
 class Samples:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["ARC"]
 
@@ -37,10 +37,7 @@ class ARC(PreAggregator):
         Declared number of faulty rows.
     """
 
-    f: int
-
-    def __post_init__(self) -> None:
-        check_integer("arc", "f", self.f, 0)
+    f: Annotated[int, Integer(minimum=0)]
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""

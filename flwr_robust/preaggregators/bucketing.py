@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, next_draw, preaggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["Bucketing"]
 
@@ -44,12 +44,8 @@ class Bucketing(PreAggregator):
         Of the permutations.
     """
 
-    s: int
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_integer("bucketing", "s", self.s, 1)
-        check_integer("bucketing", "seed", self.seed, 0)
+    s: Annotated[int, Integer(minimum=1)]
+    seed: Annotated[int, Integer(minimum=0)] = 0
 
     def rows_out(self, n: int) -> int:
         """Return ceil(n / s)."""

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
-from flwr_robust.errors import check_number
 
 __all__ = ["Clip"]
 
@@ -34,10 +34,7 @@ class Clip(PreAggregator):
         The largest norm, in the units of the rows; > 0.
     """
 
-    c: float
-
-    def __post_init__(self) -> None:
-        check_number("clip", "c", self.c, above=0)
+    c: Annotated[float, Number(above=0)]
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
-from flwr_robust.errors import check_integer
 
 __all__ = ["NNM"]
 
@@ -39,11 +39,8 @@ class NNM(PreAggregator):
         Declared number of faulty rows.
     """
 
-    f: int
+    f: Annotated[int, Integer(minimum=0)]
     pairwise: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_integer("nnm", "f", self.f, 0)
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Average neighbours."""

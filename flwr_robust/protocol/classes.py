@@ -27,30 +27,35 @@ their mean, and each takes its place in the buffer.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.rule import State
 from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
 from flwr_robust.protocol.momentum import momentum_step
-from flwr_robust.seeds import numpy_generator
+from flwr_robust.protocol.rounds import draw_batch
+from flwr_robust.seeds import numpy_generator, torch_generator
 
 __all__ = [
-    "CLASS_MOMENTUM",
     "SCHEDULES",
+    "ClassBuffer",
     "answer_names",
     "answered_classes",
+    "answers",
+    "by_label",
     "check_desgd",
     "class_momenta",
     "classes_of_round",
     "compensated",
+    "draw_class_batch",
     "held_classes",
     "part_sizes",
     "updated_buffer",
 ]
 
-CLASS_MOMENTUM = "class_momentum"
-"""The run config's name of the message."""
+_BUFFER = "desgd.buffer"  # beside what the rule remembers
 
 SCHEDULES = ("cyclic", "random")
 """How the classes of a round are chosen: in turn, or drawn from the seed, each as likely."""
@@ -158,6 +163,44 @@ def part_sizes(batch_size: int, parts: int) -> list[int]:
     return [max(1, even + (index < more)) for index in range(parts)]
 
 
+def draw_class_batch(
+    seed: int, client: int, server_round: int, held: Mapping[int, Tensor], batching: str, size: int
+) -> list[Tensor]:
+    """Return the samples that a client trains on in a round, class by class.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed.
+    client, server_round : int
+        Who and when.
+    held : mapping of int to Tensor
+        The client's samples by class, as `held_classes` returns them.
+    batching : str
+        How a batch is drawn, see `flwr_robust.protocol.rounds.draw_batch`.
+    size : int
+        The batch's size, which is split over the classes.
+
+    Returns
+    -------
+    list of Tensor of int64
+        Indices of samples; each class's are drawn from (seed, client, round, class).
+    """
+    parts = []
+    for (k, places), part in zip(held.items(), part_sizes(size, len(held)), strict=True):
+        generator = torch_generator(seed, "class batch", client, server_round, k)
+        parts.append(places[draw_batch(batching, part, len(places), generator)])
+    return parts
+
+
+def by_label(x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return a batch's inputs and labels by label, ascending.
+
+    An attack on data may have changed the labels: whoever holds flipped ones takes part in the protocol with these.
+    """
+    return {k: (x[y == k], y[y == k]) for k in torch.unique(y).tolist()}
+
+
 def class_momenta(previous: Mapping[int, Tensor], gradients: Mapping[int, Tensor], alpha: float) -> dict[int, Tensor]:
     """Return the next momenta of a worker, class by class; no argument is changed.
 
@@ -180,6 +223,25 @@ def class_momenta(previous: Mapping[int, Tensor], gradients: Mapping[int, Tensor
         last = [previous[k]] if k in previous else None
         (following[k],) = momentum_step(last, [gradient], alpha)
     return following
+
+
+def answers(momenta: Mapping[int, Tensor], asked: Sequence[int], claimed: bool) -> dict[int, Tensor]:
+    """Return what a client answers, by class.
+
+    Parameters
+    ----------
+    momenta : mapping of int to Tensor (d,)
+        The client's momenta of the classes that its batch held in this round.
+    asked : sequence of int
+        The classes of the round.
+    claimed : bool
+        Whether it answers for all of them: with the mean of its momenta where it has none.
+    """
+    found = {k: momenta[k] for k in asked if k in momenta}
+    if claimed and len(found) < len(asked):
+        mean = torch.stack([momenta[k] for k in sorted(momenta)]).mean(0)
+        found = {k: found.get(k, mean) for k in asked}
+    return found
 
 
 def answer_names(model: Iterable[str], answered: Collection[int], asked: Sequence[int]) -> list[str]:
@@ -262,3 +324,39 @@ def compensated(fresh: Mapping[int, Tensor], buffer: Tensor, gamma: float) -> Te
     """
     mean = torch.stack([fresh[k] for k in sorted(fresh)]).mean(0)
     return mean * (1 - gamma) + buffer.mean(0) * gamma
+
+
+@dataclass(frozen=True)
+class ClassBuffer:
+    """The server's buffer as what it remembers of its steps.
+
+    Attributes
+    ----------
+    classes : int
+        K.
+    gamma : float
+        Weight of the buffer in the step, in [0, 1].
+    alpha : float
+        What the buffer fades by, in (0, 1].
+    """
+
+    classes: int
+    gamma: float
+    alpha: float
+
+    def direction(self, values: Mapping[int | None, Tensor], state: State) -> tuple[Tensor, State]:
+        """Return the compensated direction, and the part of the state that holds the buffer.
+
+        Parameters
+        ----------
+        values : mapping of int to Tensor (d,)
+            The aggregates of the round, by class. One that could not be aggregated fades like those not asked for.
+        state : State
+            That before the round.
+        """
+        fresh = {k: value.detach().cpu().double() for k, value in values.items() if k is not None}
+        held = state.get(_BUFFER)
+        if held is None:
+            held = torch.zeros(self.classes, len(next(iter(fresh.values()))), dtype=torch.float64)
+        buffer = updated_buffer(held, fresh, self.alpha)
+        return compensated(fresh, buffer, self.gamma), {_BUFFER: buffer}

@@ -17,13 +17,17 @@ convention: a constant aggregate is stepped along 1 / (1 - beta) times as far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from flwr_robust.core.rule import State
 from flwr_robust.errors import check_number
 
-__all__ = ["check_alpha", "heavy_ball", "momentum_step"]
+__all__ = ["HeavyBall", "check_alpha", "heavy_ball", "momentum_step"]
+
+_VELOCITY = "server.velocity"  # beside what the rule remembers
 
 
 def check_alpha(alpha: float) -> None:
@@ -81,3 +85,32 @@ def heavy_ball(previous: Tensor | None, aggregate: Tensor, beta: float) -> Tenso
     tensor([3.5000])
     """
     return aggregate.clone() if previous is None else (previous * beta).add_(aggregate)
+
+
+@dataclass(frozen=True)
+class HeavyBall:
+    """The server's momentum as what it remembers of its steps, see `heavy_ball`.
+
+    Attributes
+    ----------
+    beta : float
+        Weight of the last velocity, in [0, 1); 0 remembers nothing.
+    """
+
+    beta: float = 0.0
+
+    def direction(self, values: Mapping[int | None, Tensor], state: State) -> tuple[Tensor, State]:
+        """Return the velocity, and the part of the state that holds it.
+
+        Parameters
+        ----------
+        values : mapping of None to Tensor (d,)
+            The aggregate of the round.
+        state : State
+            That before the round.
+        """
+        (value,) = values.values()
+        if not self.beta:  # rows' squared norms are finite, so no velocity comes near to overflowing
+            return value, {}
+        velocity = heavy_ball(state.get(_VELOCITY), value, self.beta)
+        return velocity, {_VELOCITY: velocity}

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
 from rich.table import Table
 
-from flwr_robust.errors import ConfigurationError
+from flwr_robust.errors import ConfigurationError, extra
 from flwr_robust.redteam.battery import HONEST_MEAN, NO_ATTACK, REVIEW
 from flwr_robust.redteam.run import RedTeam
 from flwr_robust.studies.plots import as_png
+
+with extra("studies"):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
 
 __all__ = ["compare", "comparison_map", "conclude_red_team", "footnotes", "heatmap", "into_page", "red_tables"]
 

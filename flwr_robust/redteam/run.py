@@ -14,7 +14,8 @@ import logging
 import pickle
 import statistics
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,16 +28,18 @@ from rich.console import Console
 
 from flwr_robust.app.client import app as client_app
 from flwr_robust.attacks.message.base import Knowledge
-from flwr_robust.core.rule import Rule, parse
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.files import write_atomically
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, Attack
-from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.config import KEYS, RunConfig
 from flwr_robust.runs.results import evaluator
-from flwr_robust.studies.runner import circumstances, progress_bar, side_by_side
+from flwr_robust.studies.runner import circumstances, progress_bar
+from flwr_robust.studies.workers import side_by_side
 
 __all__ = ["MakeStrategy", "RedTeam", "Run", "Setting", "quiet", "read_red_team", "red_team", "run_once"]
 
@@ -89,6 +92,8 @@ class Setting:
     def config(self, seed: int, attack: Attack = NO_ATTACK, attackers: int = 0) -> RunConfig:
         """Return the configuration of the clients, and of the trial of an attack on data."""
         text = str(attack.on_data(attackers)) if attack.data and attackers else "none"
+        own = {"local_steps": self.local_steps, "local_learning_rate": self.local_learning_rate}
+        local: dict[str, Any] = own if self.message in KEYS["local-steps"].messages else {}
         return RunConfig(
             task=self.task,
             model=self.model,
@@ -97,12 +102,11 @@ class Setting:
             attack=text,
             attackers=0 if text == "none" else attackers,
             message=self.message,
-            local_steps=self.local_steps,
-            local_learning_rate=self.local_learning_rate,
             batch_size=self.batch_size,
             rounds=self.rounds,
             evaluate_every=self.rounds,
             seed=seed,
+            **local,
         )
 
 
@@ -322,9 +326,9 @@ def red_team(
     held = found or RedTeam(setting, {}, {}, {})
     kept = RedTeam(setting, {**held.families, **families}, finished, {**held.left_out, **left_out})
     waiting = [plan for plan in planned if (plan[0].label, *plan[1:]) not in finished]
-    with progress_bar(console) as progress:
+    with closing(_runs(make_strategy, setting, waiting, workers)) as runs, progress_bar(console) as progress:
         bar = progress.add_task(f"red team: {name}", total=len(planned), completed=len(planned) - len(waiting))
-        for run in _runs(make_strategy, setting, waiting, workers):
+        for run in runs:
             finished[run.key] = run
             if path is not None:
                 _write(path, kept)
@@ -412,7 +416,7 @@ def _check_travels(make_strategy: MakeStrategy, workers: int) -> None:
 Plan = tuple[Attack, int, int]
 
 
-def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan], workers: int) -> Iterator[Run]:
+def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan], workers: int) -> Generator[Run]:
     """Run what is planned; first, and alone, what must not fail."""
     left = list(waiting)
     if left and left[0][0] == NO_ATTACK:
@@ -424,10 +428,11 @@ def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan]
     if workers == 1:
         yield from (run_once(*arguments) for _, arguments in calls)
         return
-    for _, outcome in side_by_side(run_once, calls, workers):
-        if isinstance(outcome, BaseException):
-            raise outcome
-        yield outcome
+    with closing(side_by_side(run_once, calls, workers)) as outcomes:
+        for _, outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield outcome
 
 
 class _OrderedGrid(InProcessGrid):

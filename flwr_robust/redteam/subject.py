@@ -10,8 +10,9 @@ from typing import Any
 
 from flwr.serverapp.strategy import Strategy
 
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError, check_choice
 from flwr_robust.flower import RobustStrategy
+from flwr_robust.protocol.messages import MESSAGES, message_kind
 from flwr_robust.redteam.run import MakeStrategy, Setting, quiet
 
 __all__ = ["maker"]
@@ -44,12 +45,13 @@ def maker(strategy: str, kwargs: str, defence: str, message: str) -> tuple[MakeS
         raise ConfigurationError(f"red-team: --kwargs must be a JSON object; got {kwargs!r} ({error})") from None
     if not isinstance(options, dict):
         raise ConfigurationError(f"red-team: --kwargs must be a JSON object; got {kwargs!r}")
-    if strategy and message != "parameters":
+    if strategy and message != Setting.message:
         raise ConfigurationError("red-team: --message goes with --defence; a strategy has its own, in --kwargs")
+    check_choice("red-team", "message", message, MESSAGES)
     if defence:
         steps = Setting.local_steps * Setting.local_learning_rate
         defaults = {"message": message, "fraction_evaluate": 0.0}
-        if message in ("gradient", "momentum"):  # as far as the steps of a client that sends parameters
+        if not message_kind(message).local_steps:  # as far as the steps of a client that sends parameters
             defaults["server_learning_rate"] = steps
         make, subject = functools.partial(RobustStrategy, defence, **{**defaults, **options}), defence
     else:

@@ -1,307 +1,459 @@
 """The configuration of a run: what Flower's run config, a study's cell and a Python caller all speak.
 
 Every key is a scalar, so that a run config can hold it. `RunConfig` checks all of them, and that they fit each other,
-before anything is trained.
+before anything is trained. What a key means, what it may be and who reads it stands once, beside its default: `KEYS` is
+that table, from which checks, docs and tests come.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import operator
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flwr_robust.attacks.data.base import DataAttack, data_attacks, drawn_attackers
-from flwr_robust.attacks.fault.base import Fault, faults
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left, message_attacks
-from flwr_robust.core.rule import Rule, parse
-from flwr_robust.core.spec import JoinedRegistry, Registry
+from flwr_robust.attacks.data.base import DataAttack, drawn_attackers
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, check_grant, check_honest_left
+from flwr_robust.attacks.registry import all_attacks
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule
 from flwr_robust.errors import (
     ConfigurationError,
     DataUnavailableError,
     UnknownNameError,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
 )
-from flwr_robust.protocol.classes import CLASS_MOMENTUM, check_desgd
-from flwr_robust.protocol.momentum import check_alpha
+from flwr_robust.protocol.classes import SCHEDULES, check_desgd
+from flwr_robust.protocol.messages import CLASS_MOMENTUM, MESSAGE_KINDS, MESSAGES, message_kind
 from flwr_robust.tasks import MODELS, Learner, Split, Task, build_model, load_task, split_arrays
 from flwr_robust.tasks.partition import partitions
 
-__all__ = ["MESSAGES", "PLACES", "RunConfig", "all_attacks", "pick_device"]
+__all__ = [
+    "ENGINES",
+    "KEYS",
+    "PLACES",
+    "Key",
+    "RunConfig",
+    "UnreadKeyWarning",
+    "keys_table",
+    "pick_device",
+]
 
-MESSAGES = ("delta", "gradient", "momentum", "parameters")
-"""What a client's arrays mean: new parameters, their change, a gradient, or a momentum of gradients."""
-
-all_attacks: Registry[DataAttack | MessageAttack | Fault] = JoinedRegistry(
-    "attack", data_attacks, message_attacks, faults
-)
-"""All that attackers may do, by name: poison their data, rewrite their messages, or just fail."""
-
-PLACES = ("data", "device", "output", "save-model", "audit", "checkpoint-every", "resume")
-"""The keys that say where things lie and what is kept, not what the result is."""
+ENGINES = ("apps", "fast")
+"""What runs a configuration: Flower's apps (in process, on Ray or deployed), or `flwr_robust.runs.fast`."""
 
 Scalar = str | int | float | bool
+S = TypeVar("S", str, int, float, bool)
+C = TypeVar("C", bound=type)
+
+_OWNER = "configuration"  # opens every sentence
+_COMPARED: Mapping[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    ">=": operator.ge,
+    "<": operator.lt,
+    "<=": operator.le,
+}
+_ALL_MESSAGES = (*MESSAGES, CLASS_MOMENTUM)
+_LOCAL = tuple(name for name, kind in MESSAGE_KINDS.items() if kind.local_steps)
+_MOMENTA = tuple(name for name, kind in MESSAGE_KINDS.items() if kind.momentum)
+
+
+class UnreadKeyWarning(UserWarning):
+    """A key was set that the run does not read, and that is easily thought to change it."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the result of a run.
-
-    In a run config the keys are written with hyphens: ``batch-size``.
+class Key:
+    """One key of the run config.
 
     Attributes
     ----------
-    task : str
-        ``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz.
-    data : str
-        Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.
-    model : str
-        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.
-    partition : str
-        ``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.
-    clients : int
-        Number of clients; Flower's num-supernodes must be the same.
-    defence : str
-        Defence string; the declared f stands in it.
-    attack : str
-        ``none``, or an attack with its fields: on data (``label_flip(p=0.5)``), which the clients do themselves; on
-        messages (``alie()``), or a fault (``crash(p=0.5)``), which the server's grid does to their honest replies.
-    attackers : int
-        How many clients attack, the last ones; the real f.
-    attack_start : int
-        First round of the attack; before it every client is honest.
-    attack_stop : int
-        Last round of the attack; 0: it never stops. A momentum forgets poisoned data only slowly.
-    redraw : bool
-        Draw the attackers anew every round, from the seed, among all clients. One that poisoned its data before goes
-        on with the momentum it then made, so with momentum messages more than ``attackers`` clients send poison.
-    knowledge : str
-        The most that an attack on messages may look at: ``nothing``, ``own``, ``partial``, ``omniscient`` or
-        ``defence``; an attack that needs more is an error. ``omniscient`` is the adversary of most papers, and enough
-        for all but those that search against the rule in use and its state: these are to be granted expressly.
-    known : int
-        With ``partial``: how many honest replies are seen, those of the first clients; else 0.
-    message : str
-        ``momentum``, ``gradient``, ``delta`` or ``parameters``; or ``class_momentum``: one momentum per class, of which
-        those that the round asks for are sent (Byz-DeSGD, see `flwr_robust.protocol.classes`).
-    alpha : float
-        With momentum: weight of the new gradient, in (0, 1]. With class_momentum the server's buffer fades by it, too.
-    gamma : float
-        With class_momentum: weight of the server's buffer in its step, in [0, 1].
-    schedule : str
-        With class_momentum: ``cyclic`` or ``random``, how the classes of a round are chosen.
-    classes_per_round : int
-        With class_momentum: how many classes a round asks for.
-    server_learning_rate : float
-        Multiplies the aggregated update; the step size for gradients and momenta.
-    server_momentum : float
-        Weight of the server's last step in the next one, in [0, 1); see `flwr_robust.protocol.momentum`. Not with
-        class_momentum, whose buffer is the server's memory.
-    local_steps : int
-        With delta and parameters: steps of a client per round.
-    local_learning_rate : float
-        With delta and parameters: their step size.
-    tail_averaging : bool
-        With delta and parameters: a client's local result is the mean of the last half (rounded up) of its local
-        iterates instead of the last one; see `Tail`.
-    personal : str
-        With delta and parameters: patterns, such as ``head.*`` or ``1.*, 3.bias``, over the names of the model's
-        arrays; see `split_arrays`. Those that match stay with the client, which trains them jointly with the shared
-        ones; only the shared ones are sent, aggregated and saved. All clients start from the same seeded ones. What is
-        measured is then how the honest clients fare; see `flwr_robust.runs.personal`.
-    batch_size : int
-        Samples per step.
-    batching : str
-        ``random`` (drawn uniformly, with replacement) or ``consecutive`` (a run of the client's list from a random
-        start, wrapping, as in the code behind Peng et al.).
-    weight_decay : float
-        lambda, on all parameters.
-    rounds : int
-        Rounds of training.
-    evaluate_every : int
-        Rounds between evaluations of the global model on the test samples.
-    diagnose : int
-        At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`), each client's gradient on
-        this many of its own samples, or all that it has; at least 2. 0: not at all. It changes nothing in the run.
-    fraction_train : float
-        Share of the clients sampled each round; the sample is drawn from the seed.
-    quarantine_after : int
-        Refusals after which a client is no longer asked; 0: never.
-    on_infeasible : str
-        ``keep`` goes on with the model as it is after a round that is infeasible; ``stop`` ends the run, with its
-        results.
-    seed : int
-        Source of every draw.
-    threads : int
-        CPU threads of each process; results repeat to the bit for one number.
-    device : str
-        ``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.
-    output : str
-        File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute,
-        because the app runs in the folder where Flower's SuperLink was started.
-    save_model : str
-        File for the final model as .npz; empty: none.
-    audit : str
-        Folder for the run's audit log and checkpoints; empty: none.
-    checkpoint_every : int
-        Rounds between checkpoints.
-    resume : bool
-        Go on from the latest checkpoint in ``audit``, if there is one. It holds the clients' momenta and personal
-        parameters, and what an attack remembers, too: the run is the one that never stopped.
+    name : str
+        As a run config writes it, with hyphens.
+    default : str, int, float or bool
+        What holds where the key is not given; its type is the key's.
+    doc : str
+        What the key means.
+    above, minimum, below, maximum : float, optional
+        The bounds of a number; the first and the third are exclusive.
+    zero : str
+        What 0 means, where it is allowed beside the bounds.
+    choices : tuple of str
+        The only values that a text may have; empty: any.
+    messages : tuple of str
+        The kinds of message with which a run reads the key.
+    needs : str
+        The key without which nobody reads this one: while that has its default.
+    engines : tuple of str
+        Those of `ENGINES` that read the key; the others refuse a run that sets it.
+    place : bool
+        Whether the key says where things lie and what is kept, not what the result is.
+    result : bool
+        Whether another value may change the result; False for a grant that is only checked, or a matter of speed.
+    tolerated : tuple of str
+        The kinds of message with which the key, set and not read, is a warning; with all others it is an error.
+    defaults : mapping of str to float
+        The defaults by kind of message, where they differ; ``default`` stands for all of them.
     """
 
-    task: str = "digits"
-    data: str = ""
-    model: str = "softmax"
-    partition: str = "iid"
-    clients: int = 10
-    defence: str = "mean()"
-    attack: str = "none"
-    attackers: int = 0
-    attack_start: int = 1
-    attack_stop: int = 0
-    redraw: bool = False
-    knowledge: str = "omniscient"
-    known: int = 0
-    message: str = "momentum"
-    alpha: float = 0.1
-    gamma: float = 0.5
-    schedule: str = "cyclic"
-    classes_per_round: int = 1
-    server_learning_rate: float = 0.1
-    server_momentum: float = 0.0
-    local_steps: int = 1
-    local_learning_rate: float = 0.1
-    tail_averaging: bool = False
-    personal: str = ""
-    batch_size: int = 32
-    batching: str = "random"
-    weight_decay: float = 0.0
-    rounds: int = 100
-    evaluate_every: int = 10
-    diagnose: int = 0
-    fraction_train: float = 1.0
-    quarantine_after: int = 0
-    on_infeasible: str = "keep"
-    seed: int = 0
-    threads: int = 1
-    device: str = "auto"
-    output: str = ""
-    save_model: str = ""
-    audit: str = ""
-    checkpoint_every: int = 1
-    resume: bool = False
+    name: str
+    default: Scalar
+    doc: str
+    above: float | None = None
+    minimum: float | None = None
+    below: float | None = None
+    maximum: float | None = None
+    zero: str = ""
+    choices: tuple[str, ...] = ()
+    messages: tuple[str, ...] = _ALL_MESSAGES
+    needs: str = ""
+    engines: tuple[str, ...] = ENGINES
+    place: bool = False
+    result: bool = True
+    tolerated: tuple[str, ...] = ()
+    defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def attribute(self) -> str:
+        """The name of `RunConfig`'s attribute."""
+        return self.name.replace("-", "_")
+
+    @property
+    def kind(self) -> type:
+        """The type of the key's values."""
+        return type(self.default)
+
+    @property
+    def allowed(self) -> str:
+        """What the key may be, in words.
+
+        Examples
+        --------
+        >>> KEYS["diagnose"].allowed, KEYS["server-momentum"].allowed
+        ('an integer >= 2, or 0: off', 'a finite number >= 0 and < 1')
+        """
+        if self.kind is str:
+            return f"one of {', '.join(self.choices)}" if self.choices else "text"
+        if self.kind is bool:
+            return "true or false"
+        word = "an integer" if self.kind is int else "a finite number"
+        bounds = " and ".join(f"{sign} {bound:g}" for sign, bound in self._bounds().items())
+        return f"{word} {bounds}{f', or 0: {self.zero}' if self.zero else ''}"
+
+    def default_for(self, message: str) -> Scalar:
+        """Return what holds with a kind of message where the key is not given."""
+        return self.defaults.get(message, self.default)
+
+    def checked(self, value: object) -> Scalar:
+        """Return a value of the key as plain Python has it.
+
+        Parameters
+        ----------
+        value : object
+            What was given. numpy's numbers are numbers, and integers are floats.
+
+        Raises
+        ------
+        ConfigurationError
+            If the value is of another type or outside the bounds.
+        """
+        plain = self._plain(value)
+        if plain is None or not self._holds(plain):
+            raise ConfigurationError(f"{_OWNER}: {self.name} must be {self.allowed}; got {self.name}={value!r}")
+        return plain
+
+    def _plain(self, value: object) -> Scalar | None:
+        """Return a value of the key's very type, as JSON and TOML know it; None for one of another."""
+        plain = value.item() if isinstance(value, np.generic) else value
+        if isinstance(plain, bool) or self.kind is bool:
+            return plain if isinstance(plain, bool) and self.kind is bool else None
+        if isinstance(plain, str):
+            return str.__str__(plain) if self.kind is str else None
+        if isinstance(plain, int) and self.kind is int:
+            return int(plain)
+        if isinstance(plain, int | float) and self.kind is float:
+            try:
+                return float(plain)
+            except OverflowError:  # an integer beyond float64
+                return math.inf
+        return None
+
+    def _holds(self, plain: Scalar) -> bool:
+        """Say whether a value of the key's type is within the bounds, or one of the choices."""
+        if isinstance(plain, str):
+            return not self.choices or plain in self.choices
+        if self.zero and plain == 0:
+            return True
+        return math.isfinite(plain) and all(_COMPARED[sign](plain, bound) for sign, bound in self._bounds().items())
+
+    def _bounds(self) -> dict[str, float]:
+        """Return the bounds that there are, by their signs."""
+        bounds = {">": self.above, ">=": self.minimum, "<": self.below, "<=": self.maximum}
+        return {sign: bound for sign, bound in bounds.items() if bound is not None}
+
+
+def _key(default: S, doc: str, **rest: Any) -> S:
+    """Return the field of a key; ``rest`` are the attributes of `Key`."""
+    field: S = dataclasses.field(default=default, metadata={"doc": doc, **rest})
+    return field
+
+
+def _names_checked(cls: C) -> C:
+    """Let a class answer to a keyword that it does not know with the sentence that names those that it knows."""
+    made: Callable[..., None] = cls.__init__
+
+    @wraps(made)
+    def init(self: object, *values: object, **options: object) -> None:
+        for name in options:
+            if name not in _ATTRIBUTES:
+                raise UnknownNameError("configuration key", name, _ATTRIBUTES)
+        made(self, *values, **options)
+
+    cls.__init__ = init
+    return cls
+
+
+@_names_checked
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the result of a run; checked when it is made.
+
+    In a run config the keys are written with hyphens: ``batch-size``.
+    """
+
+    task: str = _key(
+        "digits", "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz."
+    )
+    data: str = _key("", "Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.", place=True)
+    model: str = _key("softmax", "``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.", choices=tuple(MODELS))
+    partition: str = _key("iid", "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.")
+    clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
+    defence: str = _key("mean()", "Defence string; the declared f stands in it.")
+    attack: str = _key(
+        "none",
+        "``none``, or an attack with its fields: on data (``label_flip(p=0.5)``), which the clients do themselves; on "
+        "messages (``alie()``), or a fault (``crash(p=0.5)``), which the server's grid does to their honest replies.",
+    )
+    attackers: int = _key(0, "How many clients attack, the last ones; the real f.", minimum=0)
+    attack_start: int = _key(
+        1, "First round of the attack; before it every client is honest.", minimum=1, needs="attack"
+    )
+    attack_stop: int = _key(
+        0,
+        "Last round of the attack; 0: it never stops. A momentum forgets poisoned data only slowly.",
+        minimum=1,
+        zero="never",
+        needs="attack",
+    )
+    redraw: bool = _key(
+        False,
+        "Draw the attackers anew every round, from the seed, among all clients. One that poisoned its data before goes "
+        "on with the momentum it then made, so with momentum messages more than ``attackers`` clients send poison.",
+        needs="attack",
+    )
+    knowledge: str = _key(
+        "omniscient",
+        "The most that an attack on messages may look at: ``nothing``, ``own``, ``partial``, ``omniscient`` or "
+        "``defence``; an attack that needs more is an error. ``omniscient`` is the adversary of most papers, and "
+        "enough for all but those that search against the rule in use and its state: these are to be granted "
+        "expressly.",
+        choices=tuple(level.name.lower() for level in Knowledge),
+        needs="attack",
+        result=False,
+    )
+    known: int = _key(
+        0,
+        "With ``partial``: how many honest replies are seen, those of the first clients; else 0.",
+        minimum=1,
+        zero="none",
+        needs="attack",
+        result=False,
+    )
+    message: str = _key(
+        "momentum",
+        "``momentum``, ``gradient``, ``delta`` or ``parameters``; or ``class_momentum``: one momentum per class, of "
+        "which those that the round asks for are sent (Byz-DeSGD, see `flwr_robust.protocol.classes`).",
+        choices=_ALL_MESSAGES,
+    )
+    alpha: float = _key(
+        0.1,
+        "Weight of the new gradient in a client's momentum, in (0, 1]. With class_momentum the server's buffer fades "
+        "by it, too.",
+        above=0,
+        maximum=1,
+        messages=_MOMENTA,
+        tolerated=("gradient",),
+    )
+    gamma: float = _key(
+        0.5, "Weight of the server's buffer in its step, in [0, 1].", minimum=0, maximum=1, messages=(CLASS_MOMENTUM,)
+    )
+    schedule: str = _key(
+        "cyclic",
+        "``cyclic`` or ``random``, how the classes of a round are chosen.",
+        choices=SCHEDULES,
+        messages=(CLASS_MOMENTUM,),
+    )
+    classes_per_round: int = _key(1, "How many classes a round asks for.", minimum=1, messages=(CLASS_MOMENTUM,))
+    server_learning_rate: float = _key(
+        0.0,
+        "Multiplies the aggregated update; the step size for gradients and momenta. 0 takes the default of the kind of "
+        "message, and is replaced by it at once.",
+        above=0,
+        zero="the default of the kind of message",
+        defaults={**dict.fromkeys(_ALL_MESSAGES, 0.1), **dict.fromkeys(_LOCAL, 1.0)},
+    )
+    server_momentum: float = _key(
+        0.0,
+        "Weight of the server's last step in the next one, in [0, 1); see `flwr_robust.protocol.momentum`. Not with "
+        "class_momentum, whose buffer is the server's memory.",
+        minimum=0,
+        below=1,
+        messages=MESSAGES,
+    )
+    local_steps: int = _key(1, "Steps of a client per round.", minimum=1, messages=_LOCAL)
+    local_learning_rate: float = _key(0.1, "Their step size.", above=0, messages=_LOCAL)
+    tail_averaging: bool = _key(
+        False,
+        "A client's local result is the mean of the last half (rounded up) of its local "
+        "iterates instead of the last one; see `Tail`.",
+        messages=_LOCAL,
+    )
+    personal: str = _key(
+        "",
+        "Patterns, such as ``head.*`` or ``1.*, 3.bias``, over the names of the model's "
+        "arrays; see `split_arrays`. Those that match stay with the client, which trains them jointly with the shared "
+        "ones; only the shared ones are sent, aggregated and saved. All clients start from the same seeded ones. What "
+        "is measured is then how the honest clients fare; see `flwr_robust.runs.personal`.",
+        messages=_LOCAL,
+    )
+    batch_size: int = _key(32, "Samples per step.", minimum=1)
+    batching: str = _key(
+        "random",
+        "``random`` (drawn uniformly, with replacement) or ``consecutive`` (a run of the client's list from a random "
+        "start, wrapping, as in the code behind Peng et al.).",
+        choices=("random", "consecutive"),
+    )
+    weight_decay: float = _key(0.0, "lambda, on all parameters.", minimum=0)
+    rounds: int = _key(100, "Rounds of training.", minimum=1)
+    evaluate_every: int = _key(10, "Rounds between evaluations of the global model on the test samples.", minimum=1)
+    diagnose: int = _key(
+        0,
+        "At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`), each client's gradient "
+        "on this many of its own samples, or all that it has; at least 2. 0: not at all. It changes nothing in the "
+        "run.",
+        minimum=2,
+        zero="off",
+    )
+    fraction_train: float = _key(
+        1.0, "Share of the clients sampled each round; the sample is drawn from the seed.", above=0, maximum=1
+    )
+    quarantine_after: int = _key(
+        0, "Refusals after which a client is no longer asked; 0: never.", minimum=1, zero="never", engines=("apps",)
+    )
+    on_infeasible: str = _key(
+        "keep",
+        "``keep`` goes on with the model as it is after a round that is infeasible; ``stop`` ends the run, with its "
+        "results.",
+        choices=("keep", "stop"),
+        engines=("apps",),
+    )
+    seed: int = _key(0, "Source of every draw.", minimum=0)
+    threads: int = _key(
+        1, "CPU threads of each process; results repeat to the bit for one number.", minimum=1, result=False
+    )
+    device: str = _key(
+        "auto",
+        "``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.",
+        choices=("auto", "cpu", "cuda"),
+        place=True,
+    )
+    output: str = _key(
+        "",
+        "File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute, "
+        "because the app runs in the folder where Flower's SuperLink was started.",
+        place=True,
+    )
+    save_model: str = _key("", "File for the final model as .npz; empty: none.", place=True)
+    audit: str = _key("", "Folder for the run's audit log and checkpoints; empty: none.", place=True, engines=("apps",))
+    checkpoint_every: int = _key(
+        1, "Rounds between checkpoints.", minimum=1, place=True, needs="audit", engines=("apps",)
+    )
+    resume: bool = _key(
+        False,
+        "Go on from the latest checkpoint in ``audit``, if there is one. It holds the clients' momenta and personal "
+        "parameters, and what an attack remembers, too: the run is the one that never stopped.",
+        place=True,
+        needs="audit",
+        engines=("apps",),
+    )
 
     @classmethod
-    def from_mapping(cls, values: Mapping[str, object]) -> RunConfig:
+    def from_mapping(cls, values: Mapping[str, object], *, warn: bool = True) -> RunConfig:
         """Make a configuration from a run config or a study's table.
 
         Parameters
         ----------
         values : mapping
             Keys with hyphens or underscores; those left out have their defaults.
+        warn : bool
+            Whether to warn of `unread` keys; False where somebody has done so before.
 
         Raises
         ------
         UnknownNameError
             If a key does not exist.
         ConfigurationError
-            If a value is of another type or outside its bounds.
+            If a value is of another type or outside its bounds, a key stands there in two spellings, or nothing reads
+            it.
         """
-        fields = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        given: dict[str, Scalar] = {}
+        given: dict[str, Any] = {}
         for key, value in values.items():
-            name = key.replace("-", "_")
-            if name not in fields:
-                raise UnknownNameError("configuration key", key, [f.replace("_", "-") for f in fields])
-            wanted = fields[name]
-            if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-                value = float(value)
-            if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-                raise ConfigurationError(f"configuration: {key} must be of type {wanted.__name__}; got {key}={value!r}")
-            given[name] = value  # type: ignore[assignment]
-        return cls(**given)  # type: ignore[arg-type]
+            name = str(key).replace("-", "_")
+            if name not in _ATTRIBUTES:
+                raise UnknownNameError("configuration key", str(key), KEYS)
+            if name in given:
+                hyphens = name.replace("_", "-")
+                raise ConfigurationError(f"{_OWNER}: {hyphens} is given twice, as {hyphens} and {name}: leave one out")
+            given[name] = value
+        if warn:
+            return cls(**given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreadKeyWarning)
+            return cls(**given)
 
     def to_mapping(self) -> dict[str, Scalar]:
         """Return all keys with hyphens, as a run config holds them."""
-        return {field.name.replace("_", "-"): getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: getattr(self, key.attribute) for name, key in KEYS.items()}
 
     def __post_init__(self) -> None:
-        owner = "configuration"
-        check_integer(owner, "clients", self.clients, 1)
-        for name in ("attackers", "attack_stop", "known", "quarantine_after"):
-            check_integer(owner, name.replace("_", "-"), getattr(self, name), 0)
-        for name in ("attack_start", "local_steps", "batch_size", "rounds", "evaluate_every", "threads"):
-            check_integer(owner, name.replace("_", "-"), getattr(self, name), 1)
-        check_integer(owner, "seed", self.seed, 0)
-        check_integer(owner, "diagnose", self.diagnose, 0)
-        if self.diagnose == 1:
-            raise ConfigurationError(f"{owner}: diagnose must be 0 (off) or at least 2 samples; got diagnose=1")
-        check_flag(owner, "redraw", self.redraw)
-        check_flag(owner, "resume", self.resume)
-        check_flag(owner, "tail-averaging", self.tail_averaging)
-        check_integer(owner, "checkpoint-every", self.checkpoint_every, 1)
-        if self.resume and not self.audit:
-            raise ConfigurationError(f"{owner}: resume needs the run's folder; got audit='': name it")
-        check_number(owner, "server-learning-rate", self.server_learning_rate, above=0)
-        check_number(owner, "server-momentum", self.server_momentum, minimum=0, below=1)
-        check_number(owner, "local-learning-rate", self.local_learning_rate, above=0)
-        check_number(owner, "weight-decay", self.weight_decay, minimum=0)
-        check_number(owner, "fraction-train", self.fraction_train, above=0, maximum=1)
-        check_alpha(self.alpha)
-        check_choice(owner, "message", self.message, (*MESSAGES, CLASS_MOMENTUM))
-        check_desgd(owner, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
-        if self.server_momentum and self.message == CLASS_MOMENTUM:
-            raise ConfigurationError(
-                f"{owner}: with message='{CLASS_MOMENTUM}' the server's memory is its buffer; got "
-                f"server-momentum={self.server_momentum:g}: set server-momentum=0, or another message"
-            )
-        check_choice(owner, "batching", self.batching, ("random", "consecutive"))
-        check_choice(owner, "device", self.device, ("auto", "cpu", "cuda"))
-        check_choice(owner, "on-infeasible", self.on_infeasible, ("keep", "stop"))
-        if self.model not in MODELS:
-            raise UnknownNameError("model", self.model, MODELS)
-        if self.attackers > self.clients:
-            raise ConfigurationError(
-                f"{owner}: attackers must be at most clients={self.clients}; got attackers={self.attackers}"
-            )
-        attack = self.attack_object  # parsed for its errors
-        if attack is not None and self.attackers == 0:
-            raise ConfigurationError(
-                f"{owner}: attack={self.attack!r} needs attackers >= 1; got attackers=0: set "
-                f"attackers, or attack='none'"
-            )
-        if attack is None and self.attackers > 0:
-            raise ConfigurationError(
-                f"{owner}: attackers={self.attackers} need an attack; got attack='none': choose one of "
-                f"{', '.join(all_attacks.members())}, or set attackers=0"
-            )
-        if self.attack_start > self.rounds:
-            raise ConfigurationError(
-                f"{owner}: attack-start must be at most rounds={self.rounds}; got attack-start={self.attack_start}"
-            )
-        if 0 < self.attack_stop < self.attack_start:
-            raise ConfigurationError(
-                f"{owner}: attack-stop must be 0 (never) or at least attack-start={self.attack_start}; got "
-                f"attack-stop={self.attack_stop}"
-            )
+        for key in KEYS.values():
+            object.__setattr__(self, key.attribute, key.checked(getattr(self, key.attribute)))
+        for key in KEYS.values():  # what another one says is plain by now
+            if key.defaults and getattr(self, key.attribute) == key.default:
+                object.__setattr__(self, key.attribute, key.default_for(self.message))
+        attack = self._checked_attack()
+        self._check_read()
+        check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
         self._check_local()
         partitions.parse(self.partition)
         looking = attack if isinstance(attack, MessageAttack) else None
-        check_grant(owner, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
-        check_honest_left(owner, looking, self.attackers, self.clients)
+        check_grant(_OWNER, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
+        check_honest_left(_OWNER, looking, self.attackers, self.clients)
         if self.rule.needs_trust:
             raise ConfigurationError(
-                f"{owner}: {self.rule} compares with an update of the server's own, which no run config can give; got "
+                f"{_OWNER}: {self.rule} compares with an update of the server's own, which no run config can give; got "
                 f"defence={self.defence!r}: take another rule, or RobustStrategy(..., trusted_fn=...) in your own app"
             )
         if sentence := self.rule.check(self.sampled, asked=self.sampled):
@@ -310,33 +462,85 @@ class RunConfig:
             path = getattr(self, name)
             if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):
                 raise ConfigurationError(
-                    f"{owner}: {name.replace('_', '-')} must be a file in a folder that exists; got {path}"
+                    f"{_OWNER}: {name.replace('_', '-')} must be a file in a folder that exists; got {path}"
                 )
 
-    def _check_local(self) -> None:
-        """Check what asks for local steps."""
-        steps = self.message in ("delta", "parameters")
-        for key, given in (("tail-averaging", self.tail_averaging), ("personal", self.personal)):
-            if given and not steps:
+    def _checked_attack(self) -> DataAttack | MessageAttack | Fault | None:
+        """Return the attack; raise unless it fits the attackers and the rounds."""
+        if self.attackers > self.clients:
+            raise ConfigurationError(
+                f"{_OWNER}: attackers must be at most clients={self.clients}; got attackers={self.attackers}"
+            )
+        attack = self.attack_object  # parsed for its errors
+        if attack is not None and self.attackers == 0:
+            raise ConfigurationError(
+                f"{_OWNER}: attack={self.attack!r} needs attackers >= 1; got attackers=0: set "
+                f"attackers, or attack='none'"
+            )
+        if attack is None and self.attackers > 0:
+            raise ConfigurationError(
+                f"{_OWNER}: attackers={self.attackers} need an attack; got attack='none': choose one of "
+                f"{', '.join(all_attacks.members())}, or set attackers=0"
+            )
+        if self.attack_start > self.rounds:
+            raise ConfigurationError(
+                f"{_OWNER}: attack-start must be at most rounds={self.rounds}; got attack-start={self.attack_start}"
+            )
+        if 0 < self.attack_stop < self.attack_start:
+            raise ConfigurationError(
+                f"{_OWNER}: attack-stop must be 0 (never) or at least attack-start={self.attack_start}; got "
+                f"attack-stop={self.attack_stop}"
+            )
+        return attack
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The names of the keys that are set, though nothing in this run reads them."""
+        return tuple(name for name, key in KEYS.items() if self._is_unread(key))
+
+    def _is_unread(self, key: Key) -> bool:
+        if getattr(self, key.attribute) == key.default_for(self.message):
+            return False
+        return self.message not in key.messages or self._lacks(key)
+
+    def _lacks(self, key: Key) -> bool:
+        """Say whether the key that another one needs is not set."""
+        return bool(key.needs) and getattr(self, KEYS[key.needs].attribute) == KEYS[key.needs].default
+
+    def _check_read(self) -> None:
+        """Raise, or warn, if a key is set that nothing reads in this run."""
+        for name in self.unread:
+            key = KEYS[name]
+            what = f"{_OWNER}: {name}={getattr(self, key.attribute)!r} changes nothing with"
+            if self._lacks(key):
                 raise ConfigurationError(
-                    f"configuration: {key}={given!r} needs local steps, message='delta' or 'parameters'; got "
-                    f"message={self.message!r}"
+                    f"{what} {key.needs}={KEYS[key.needs].default!r}: leave {name} out, or set {key.needs}"
                 )
+            sentence = (
+                f"{what} message={self.message!r}, only with {' or '.join(map(repr, key.messages))}: leave {name} out, "
+                f"or take another message"
+            )
+            if self.message not in key.tolerated:
+                raise ConfigurationError(sentence)
+            warnings.warn(sentence, UnreadKeyWarning, stacklevel=5)
+
+    def _check_local(self) -> None:
+        """Check that personal parameters fit the rest of the run."""
         if self.split is None:  # else parsed for its errors
             return
         if self.diagnose:
             raise ConfigurationError(
-                f"configuration: diagnose measures clients at one model, and with personal={self.personal!r} there is "
+                f"{_OWNER}: diagnose measures clients at one model, and with personal={self.personal!r} there is "
                 f"none; got diagnose={self.diagnose}: set one of the two to its default"
             )
         if self.redraw:
             raise ConfigurationError(
-                f"configuration: personal={self.personal!r} needs attackers that stay, because it is how honest "
+                f"{_OWNER}: personal={self.personal!r} needs attackers that stay, because it is how honest "
                 f"clients fare that is measured; got redraw=True: set redraw=False"
             )
         if self.attackers == self.clients:
             raise ConfigurationError(
-                f"configuration: personal={self.personal!r} needs an honest client to measure, so attackers must be "
+                f"{_OWNER}: personal={self.personal!r} needs an honest client to measure, so attackers must be "
                 f"below clients={self.clients}; got attackers={self.attackers}"
             )
 
@@ -405,8 +609,8 @@ class RunConfig:
         task = load_task(self.task, self.data or None)
         if self.data_attack and (sentence := self.data_attack.check(task.classes, task.shape)):
             raise ConfigurationError(sentence)
-        if self.message == CLASS_MOMENTUM:
-            check_desgd("configuration", self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
+        if message_kind(self.message).class_wise:
+            check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
         return task
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:
@@ -420,10 +624,58 @@ class RunConfig:
         samples = partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
         if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
             raise ConfigurationError(
-                f"configuration: partition={self.partition!r} leaves clients {empty} without samples; take fewer "
+                f"{_OWNER}: partition={self.partition!r} leaves clients {empty} without samples; take fewer "
                 f"clients or another partition"
             )
         return samples
+
+
+def _defaults(key: Key, form: Callable[[object], str] = repr) -> str:
+    """Return a key's defaults, in words."""
+    found: dict[str, list[str]] = {}
+    for message in _ALL_MESSAGES:
+        found.setdefault(form(key.default_for(message)), []).append(message)
+    return "; ".join(f"{value} with {', '.join(on)}" if len(found) > 1 else value for value, on in found.items())
+
+
+def _described(key: Key) -> str:
+    """Return the entry of a key among the attributes of `RunConfig`."""
+    told = f"{key.allowed[0].upper()}{key.allowed[1:]}. Default: {_defaults(key)}."
+    if key.messages != _ALL_MESSAGES:
+        told += f" With message {' or '.join(key.messages)}."
+    return "\n        ".join([f"{key.attribute} : {key.kind.__name__}", key.doc, told])
+
+
+def keys_table() -> str:
+    """Return all keys as a Markdown table, a line each, as ``docs/run-config.md`` shows it."""
+    lines = ["| key | default | allowed | read with | meaning |", "|---|---|---|---|---|"]
+    for name, key in KEYS.items():
+        readers = ["" if key.messages == _ALL_MESSAGES else f"message {', '.join(key.messages)}"]
+        readers.append(f"`{key.needs}` set" if key.needs else "")
+        readers.append("" if key.engines == ENGINES else f"engines {', '.join(key.engines)}")
+        told = "; ".join(filter(None, readers))
+        doc = key.doc.replace("``", "`").replace("|", "\\|")
+        lines.append(f"| `{name}` | {_defaults(key, json.dumps)} | {key.allowed} | {told} | {doc} |")
+    return "\n".join(lines)
+
+
+_FIELDS = dataclasses.fields(RunConfig)
+_ATTRIBUTES = tuple(field.name for field in _FIELDS)
+
+KEYS: Mapping[str, Key] = MappingProxyType(
+    {
+        name: Key(name, field.default, **field.metadata)
+        for field, name in ((field, field.name.replace("_", "-")) for field in _FIELDS)
+    }
+)
+"""All keys by name, with hyphens: what each means, what it may be, and who reads it."""
+
+PLACES = tuple(name for name, key in KEYS.items() if key.place)
+"""The keys that say where things lie and what is kept, not what the result is."""
+
+RunConfig.__doc__ = "\n    ".join(
+    [f"{RunConfig.__doc__ or ''}", "Attributes", "----------", *map(_described, KEYS.values()), ""]
+)
 
 
 def pick_device(device: str) -> torch.device:

@@ -22,21 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.attacks.adversary import Adversary, written
+from flwr_robust.attacks.adversary import written
 from flwr_robust.attacks.fault.base import Fault
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack
+from flwr_robust.attacks.poison import Poison
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.kernels import steps
-from flwr_robust.protocol.classes import CLASS_MOMENTUM
+from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
-from flwr_robust.runs.class_rounds import check_senders
+from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast_classes import ClassWise
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
-from flwr_robust.runs.rounds import Poison, batch_seeds, moved, sample_clients, server_step, settle
+from flwr_robust.runs.world import World
 from flwr_robust.tasks import MODELS, Grouped, Tail, descend
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
@@ -142,7 +141,7 @@ def batches(configs: Sequence[RunConfig], most: int) -> list[list[int]]:
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, config in enumerate(configs):
         alike = tuple(getattr(config, key) for key in _ALIKE)
-        groups.setdefault((*alike, place if config.message == CLASS_MOMENTUM else None), []).append(place)
+        groups.setdefault((*alike, place if message_kind(config.message).class_wise else None), []).append(place)
     return [places[start : start + most] for places in groups.values() for start in range(0, len(places), most)]
 
 
@@ -154,9 +153,10 @@ def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustE
         try:
             if sentence := unbatched(config):
                 raise ConfigurationError(f"simulation: {sentence}; run it in process")
-            check_senders(config)
+            world = World(config)
+            world.check_senders()
             torch.set_num_threads(config.threads)
-            runs[place] = _Run(config)
+            runs[place] = _Run(world)
         except FlwrRobustError as error:
             found[place] = error
     if runs:
@@ -202,8 +202,10 @@ class _Attacked:
 class _Run:
     """The server's side of a run, and its attackers."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.config = config = world.config
+        self.kind = world.kind
         device = pick_device(config.device)
         self._learner = config.learner(device)
         self.initial = self._learner.arrays()
@@ -222,19 +224,12 @@ class _Run:
         self._history: list[RoundResult] = []
         self._state = config.rule.init()
         self._known: tuple[tuple[int, torch.Size], Rows] | None = None  # the last rows, and where they lie
-        attack = config.attack_object
-        self._adversary: Adversary | None = None
-        if isinstance(attack, MessageAttack | Fault):
-            known, granted = config.known or None, Knowledge.of(config.knowledge)
-            self._adversary = Adversary(
-                attack, config.message, knowledge=granted, known=known, rule=config.rule, seed=config.seed
-            )
-
+        self._adversary = world.adversary()
         self.class_wise: ClassWise | None = None
-        if config.message == CLASS_MOMENTUM:
+        if self.kind.class_wise:
             task, grouped = config.data_set, Grouped(self._learner)
             x, y = task.x_train.to(device), task.y_train.to(device)
-            self.class_wise = ClassWise(config, grouped, x, y, self.layout, self._rows, self._adversary)
+            self.class_wise = ClassWise(world, grouped, x, y, self.layout, self._rows, self._adversary)
 
     def arrays(self) -> Arrays:
         """Return the model's arrays by name."""
@@ -278,15 +273,13 @@ class _Run:
         shared = [parameter.detach().unsqueeze(0) for parameter in self._learner.parameters]
         for parameter, part in zip(shared, torch.from_numpy(self.flat).split_with_sizes(self.sizes), strict=True):
             parameter.copy_(part.view_as(parameter))
-        told, direction = self.class_wise.round(server_round, self.asked(server_round), shared)
-        if direction is not None:
-            step = server_step(self.config.message, self.config.server_learning_rate, direction)
-            self.flat[:] = moved(self.flat, step)
+        told, change = self.class_wise.round(server_round, self.asked(server_round), shared)
+        if change is not None:
+            self.flat[:] = moved(self.flat, change)
         self._history.append(told)
 
     def settle(self, server_round: int, messages: Tensor, asked: Sequence[int], kept: bool) -> None:
         """Aggregate a round's messages (n, d) and step the model; messages that clients keep are as before then."""
-        config = self.config
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard
         rows = self._rows(messages, asked) if not unheard else None
@@ -297,22 +290,19 @@ class _Run:
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
             rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
-        settled = None if rows is None else settle(config.rule, rows, self._state, config.server_momentum)
-        result = None if settled is None else settled.result
-        if settled is not None:
-            self._state = settled.state
-            if settled.direction is not None:
-                step = server_step(config.message, config.server_learning_rate, settled.direction)
-                self.flat[:] = moved(self.flat, step)
+        settled = settle_round(self.config.rule, {None: rows}, self._state, self.world.step)
+        self._state = settled.state
+        if settled.change is not None:
+            self.flat[:] = moved(self.flat, settled.change)
         if kept and attacked.places:
             messages[attacked.places] = attacked.honest
         self._history.append(
             RoundResult(
                 server_round,
                 [client for client in asked if client not in unheard] if unheard else asked,
-                () if result is None else result.weights.tolist(),
+                () if settled.aggregate is None else settled.aggregate.weights.tolist(),
                 [(client, reason) for client in asked if (reason := unheard.get(client))] if unheard else (),
-                Outcome.INFEASIBLE if settled is None else settled.outcome,
+                settled.outcome,
                 [client for client in asked if unheard.get(client) == _SILENT] if unheard else (),
                 attacked.strength,
             )
@@ -348,7 +338,7 @@ class _Run:
             rule_state=self._state,
         )
         kept = messages[places]
-        reference = self.flat if self.config.message == "parameters" else None
+        reference = self.flat if self.kind.relative else None
         messages[places] = torch.from_numpy(written(values, self.flat.dtype, reference)).to(messages.device)
         return _Attacked(places, kept, strength=adversary.strength)
 
@@ -379,7 +369,7 @@ class _Run:
         if self._known is not None and where == self._known[0]:  # as the last ones; what they were made of is held
             return self._known[1].renewed(counts)
         reference = None
-        if self.config.message == "parameters":
+        if self.kind.relative:
             reference = torch.from_numpy(self.flat).to(messages.device).split_with_sizes(self.sizes)
         stacks = messages.split_with_sizes(self.sizes, 1)
         rows = Rows.from_stacks(
@@ -396,6 +386,7 @@ class _Clients:
     def __init__(self, runs: Sequence[_Run]) -> None:
         self._runs = runs
         self.config = config = runs[0].config
+        self._kind = runs[0].kind
         self._learner = config.learner(pick_device(config.device))
         task, device = config.data_set, self._learner.device
         self._device = device
@@ -417,7 +408,7 @@ class _Clients:
         self._into = self._grouped.layers(self._gradients)
         x, y = task.x_train.to(device), task.y_train.to(device)
         self._samples = steps.Samples(x, y, task.scale, task.shift, n, config.batch_size)
-        if config.message in ("delta", "parameters"):
+        if self._kind.local_steps:
             self._local = self._grouped.models(n)
             self._messages = torch.empty(n, models.shape[1], device=device)
             self._sent_parts = [self._local[place] for place in places]
@@ -435,11 +426,11 @@ class _Clients:
         self._all = np.arange(total)
         self._fresh = np.ones(total, dtype=np.bool_)  # clients that were never asked
         self._compiled: tuple[NDArray[Any], ...] = ()
-        if config.message == "momentum":
+        if self._kind.momentum:
             self._momenta = torch.zeros(total, width, device=device)
             if steps.fits(self._gradients):  # then the weight decay is added there
                 self._compiled = self._momenta.numpy(), self._gradients.numpy(), models
-        at = self._local if config.message in ("delta", "parameters") else self._model
+        at = self._local if self._kind.local_steps else self._model
         where = (at, self._samples.inputs, self._samples.labels, self._into)
         self._walk = self._grouped.prepared(*where, decay=not self._compiled)
 
@@ -463,7 +454,7 @@ class _Clients:
         seeds = [
             seed
             for run, own in zip(self._runs, asked, strict=True)
-            for seed in batch_seeds(run.config, own, server_round)
+            for seed in batch_seeds(run.config.seed, own, server_round)
         ]
         rows = steps.draw_samples(
             seeds,
@@ -476,10 +467,10 @@ class _Clients:
         )
         poisons = self._poisons(server_round, asked)
         kept = False
-        if config.message in ("gradient", "momentum"):
+        if not self._kind.local_steps:
             self._take_gradients(rows[0], poisons)
             messages = self._gradients
-            if config.message == "momentum":
+            if self._kind.momentum:
                 messages, kept = self._with_momentum(which), self._whole
         else:
             lines = torch.from_numpy(which).to(self._device)
@@ -499,7 +490,7 @@ class _Clients:
             for place, kept_parts in self._kept.items():
                 kept_parts[lines] = self._local[place]
             messages = torch.cat([mine.flatten(1) for mine in self._sent_parts], 1, out=self._messages)
-            if config.message == "delta":
+            if not self._kind.relative:
                 messages.view(len(sent), config.sampled, -1).sub_(sent.unsqueeze(1))
         if scaled := {place: poison for place, poison in poisons.items() if poison.attack.scale != 1}:
             messages, kept = messages.clone(), False  # a momentum is kept unscaled
@@ -513,13 +504,10 @@ class _Clients:
         """Return what attacks do to the data of clients, by their places."""
         found = {}
         for number, (run, own) in enumerate(zip(self._runs, asked, strict=True)):
-            if run.config.data_attack is None:
-                continue
-            attackers = run.config.attackers_in(server_round)
+            poisons = run.world.poisons(own, server_round, partial(self._scores, number))
             for place, client in enumerate(own, number * self.config.sampled):
-                if client in attackers:
-                    scores = partial(self._scores, number, client)
-                    found[place] = Poison.of(run.config, client, server_round, attackers.index(client), scores)
+                if client in poisons:
+                    found[place] = poisons[client]
         return found
 
     def _scores(self, run: int, client: int, x: Tensor) -> Tensor:

@@ -5,26 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_robust.attacks.adversary import Adversary, written
 from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.attacks.poison import Poison
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import State
-from flwr_robust.protocol.classes import answer_names, answered_classes, class_momenta, classes_of_round
-from flwr_robust.runs.class_rounds import (
+from flwr_robust.protocol.classes import (
+    answer_names,
+    answered_classes,
     answers,
     by_label,
-    claims,
+    class_momenta,
+    classes_of_round,
     draw_class_batch,
-    own_classes,
-    settle_classes,
-    state_of_class,
 )
-from flwr_robust.runs.config import RunConfig
+from flwr_robust.protocol.rounds import settle_round, state_of_class
 from flwr_robust.runs.results import RoundResult
-from flwr_robust.runs.rounds import Poison
+from flwr_robust.runs.world import World
 from flwr_robust.tasks import Grouped
 
 __all__ = ["ClassWise"]
@@ -48,8 +50,8 @@ class ClassWise:
 
     Parameters
     ----------
-    config : RunConfig
-        A run whose message is ``class_momentum``.
+    world : World
+        Of a run whose message is ``class_momentum``.
     grouped : Grouped
         The model, walked for many batches at once; its learner holds the model that was sent.
     x, y : Tensor (N, ...), Tensor (N,)
@@ -64,7 +66,7 @@ class ClassWise:
 
     def __init__(
         self,
-        config: RunConfig,
+        world: World,
         grouped: Grouped,
         x: Tensor,
         y: Tensor,
@@ -72,16 +74,17 @@ class ClassWise:
         make_rows: MakeRows,
         adversary: Adversary | None = None,
     ) -> None:
-        self.config = config
+        self.world = world
+        self.config = world.config
         self._grouped, self._x, self._y = grouped, x, y
         self._layout, self._rows, self._adversary = layout, make_rows, adversary
-        self._held = [own_classes(config, client) for client in range(config.clients)]
-        self._momenta: list[dict[int, Tensor]] = [{} for _ in range(config.clients)]
+        self._held = [world.classes_of(client) for client in range(self.config.clients)]
+        self._momenta: list[dict[int, Tensor]] = [{} for _ in range(self.config.clients)]
         self._state: State = {}
 
     def round(
         self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor]
-    ) -> tuple[RoundResult, Tensor | None]:
+    ) -> tuple[RoundResult, NDArray[np.float64] | None]:
         """Run a round up to the server's step.
 
         Parameters
@@ -97,8 +100,8 @@ class ClassWise:
         -------
         RoundResult
             What is on record.
-        Tensor (d,) or None
-            What the server steps along; None leaves the model as it is.
+        array (d,) of float64, or None
+            What changes in the model; None leaves it as it is.
         """
         config = self.config
         classes = config.data_set.classes
@@ -111,16 +114,12 @@ class ClassWise:
                 heard.unheard.setdefault(client, "NOT_FINITE")
         out = {*abstained, *heard.unheard, *heard.silent}
         senders = [client for client in asked if client not in out]
-        members = {k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted}
-        settled = settle_classes(
-            config.rule,
-            {k: self._rows_of(sent, k, [senders[place] for place in places]) for k, places in members.items()},
-            members,
-            self._state,
-            replies=len(senders),
-            classes=classes,
-            gamma=config.gamma,
-            alpha=config.alpha,
+        members: dict[int | None, list[int]] = {
+            k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted
+        }
+        rows = {k: self._rows_of(sent, k, [senders[place] for place in members[k]]) for k in wanted}
+        settled = settle_round(
+            config.rule, {**rows}, self._state, self.world.step, members=members, replies=len(senders)
         )
         self._state = settled.state
         result = RoundResult(
@@ -133,7 +132,7 @@ class ClassWise:
             heard.strength,
             abstained,
         )
-        return result, settled.direction
+        return result, settled.change
 
     def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int]) -> Rows | None:
         """Return what clients have sent for a class; None where there are none."""
@@ -212,18 +211,13 @@ class ClassWise:
     def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]) -> _Sent:
         """Return what every client sends."""
         config, learner = self.config, self._grouped.learner
-        attackers = config.attackers_in(server_round) if config.data_attack else ()
-        poisons = {
-            client: Poison.of(config, client, server_round, attackers.index(client), learner.scores)
-            for client in asked
-            if client in attackers
-        }
+        poisons = self.world.poisons(asked, server_round, lambda _, x: learner.scores(x))
         gradients = self._gradients(self._batches(server_round, asked, poisons), asked, shared)
         sent = {}
         for client in asked:
             momenta = self._momenta[client] = class_momenta(self._momenta[client], gradients[client], config.alpha)
             fresh = {k: momenta[k] for k in gradients[client]}
-            sent[client] = answers(fresh, wanted, claims(config, client, server_round))
+            sent[client] = answers(fresh, wanted, self.world.claims(client, server_round))
             if client in poisons:  # scaling a momentum takes no model
                 scaled = ((k, poisons[client].scaled([part], [part])) for k, part in sent[client].items())
                 sent[client] = {k: part for k, (part,) in scaled}
@@ -233,7 +227,13 @@ class ClassWise:
         self, server_round: int, asked: Sequence[int], poisons: dict[int, Poison]
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """Return inputs and labels by client and class."""
-        parts = {client: draw_class_batch(self.config, client, server_round, self._held[client]) for client in asked}
+        config = self.config
+        parts = {
+            client: draw_class_batch(
+                config.seed, client, server_round, self._held[client], config.batching, config.batch_size
+            )
+            for client in asked
+        }
         device = self._grouped.learner.device
         picked = torch.cat([part for drawn in parts.values() for part in drawn]).to(device)
         inputs = self.config.data_set.inputs(self._x.index_select(0, picked), device)

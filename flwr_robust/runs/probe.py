@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flwr_robust.diagnostics import Moments, disturbance, heterogeneity
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.runs.rounds import Poison
+from flwr_robust.runs.world import World
 from flwr_robust.seeds import torch_generator
 from flwr_robust.tasks import Learner
 
@@ -83,6 +83,7 @@ class Probe:
 
     def __init__(self, config: RunConfig, learner: Learner) -> None:
         self._config = config
+        self._world = World(config)
         self._learner = Learner(learner.model, 0.0, learner.device)  # the same model
         self._samples = []
         for client, held in enumerate(config.samples):
@@ -99,26 +100,27 @@ class Probe:
             The round; 0 before the first.
         """
         config = self._config
-        attackers = tuple(config.attackers_in(server_round + 1))
+        poisons = self._world.poisons(
+            range(config.clients),
+            server_round + 1,
+            lambda _, x: self._learner.scores(x),
+            ("diagnose-labels", server_round),
+        )
         gradients, variances = [], []
         for client in range(config.clients):
-            poison = None
-            if config.data_attack is not None and client in attackers:
-                draw = torch_generator(config.seed, "diagnose-labels", client, server_round)
-                rank = attackers.index(client)
-                poison = Poison(config.data_attack, config.data_set, config.message, rank, draw, self._learner.scores)
+            poison = poisons.get(client)
             moments = Moments()
             for x, y in self._parts(client):
                 batch = (x, y) if poison is None else poison.batch(x, y)
                 moments.add(torch.cat([layer.reshape(-1) for layer in self._learner.gradient(*batch)]), len(y))
             gradients.append(moments.mean)
             variances.append(moments.variance / config.batch_size)
+        attackers = tuple(config.attackers_in(server_round + 1))
         return Measured(torch.stack(gradients), attackers, config.data_attack is not None, tuple(variances))
 
     def _parts(self, client: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a client's samples in parts: of a batch's size, but at least two, where there are two samples."""
-        task, samples = self._config.data_set, self._samples[client]
+        samples = self._samples[client]
         size = max(1, min(self._config.batch_size, len(samples) // 2))
         for picked in torch.split(samples, size):
-            x = task.inputs(task.x_train.index_select(0, picked), self._learner.device)
-            yield x, task.y_train.index_select(0, picked).to(self._learner.device)
+            yield self._world.task.batch(picked, self._learner.device)

@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from matplotlib.artist import Artist
-from matplotlib.axes import Axes
+from flwr_robust.errors import extra
+
+with extra("studies"):
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
 
 __all__ = ["band", "named_lines"]
 

@@ -23,9 +23,9 @@ from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Rule
 from flwr_robust.diagnostics import Advice, advise, feature_bound, known_bounds, least_rho, rho
 from flwr_robust.errors import ConfigurationError
+from flwr_robust.protocol.rounds import settle
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.probe import Measured, Probe
-from flwr_robust.runs.rounds import settle
 from flwr_robust.studies.runner import run_fast_cell
 from flwr_robust.tasks import Learner
 

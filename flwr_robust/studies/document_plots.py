@@ -11,20 +11,21 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
 from flwr_robust.studies.showing import REPETITION, SHARES
+
+with extra("studies"):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 __all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
 

@@ -1,12 +1,12 @@
 """Run this project's Flower app by ``flwr run`` on the Ray engine, and leave nothing behind.
 
 ``flwr run`` starts a SuperLink process that outlives it and keeps its files under FLWR_HOME. Here both are private to
-one `FlowerRuns` and end with it.
+one `FlowerRuns` and end with it, or with this process, however that ends: see `flwr_robust.studies.keeper`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -18,22 +18,50 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
-from flwr_robust.errors import FlwrRobustError
+from flwr_robust import __version__
+from flwr_robust.errors import FlwrRobustError, MissingExtraError, extra
+from flwr_robust.flower._compat import private_environment
 from flwr_robust.runs.config import RunConfig
 
-__all__ = ["APP", "FlowerRunError", "FlowerRuns"]
+with extra("studies"):  # it needs psutil
+    from flwr_robust.studies import keeper
 
-APP = Path(__file__).resolve().parents[2]
-"""The folder that holds the Flower app."""
+__all__ = ["FlowerRunError", "FlowerRuns", "write_app"]
 
+# What `flwr run` is given: the modules of the installed package, which the app itself does not hold.
+_APP = """\
+[project]
+name = "flwr-robust-app"
+version = "{version}"
+license = "Apache-2.0"
 
-_PORTS = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+[tool.flwr.app]
+publisher = "flwr-robust"
+
+[tool.flwr.app.components]
+serverapp = "flwr_robust.app.server:app"
+clientapp = "flwr_robust.app.client:app"
+
+[tool.flwr.app.config]
+{config}
+"""
 
 
 class FlowerRunError(FlwrRobustError, RuntimeError):
     """A run on Flower's engine ended without a result; the message holds its last lines."""
+
+
+def write_app(folder: Path) -> None:
+    """Write a folder that ``flwr run`` takes for an app: the one of this package, with the default run config.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is written; made if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RunConfig().to_mapping().items())
+    (folder / "pyproject.toml").write_text(_APP.format(version=__version__, config=config))
 
 
 class FlowerRuns:
@@ -59,16 +87,23 @@ class FlowerRuns:
             "client-resources-num-gpus": float(clients_gpus),
             **(federation or {}),
         }
-        self._folder = tempfile.TemporaryDirectory(prefix="flwr-robust-")
-        self.home = Path(self._folder.name)
+        if importlib.util.find_spec("ray") is None:
+            raise MissingExtraError("ray", "sim")
+        self.home = Path(tempfile.mkdtemp(prefix="flwr-robust-"))
+        # A session of its own: what stops this process's group must not stop who cleans up after it.
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-P", keeper.__file__, str(self.home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._app = self.home / "app"
+        write_app(self._app)
         self._environment = {
             **os.environ,
-            "FLWR_HOME": str(self.home),
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_TELEMETRY_ENABLED": "0",
             # Ports of its own: the default ones may lead to somebody else's SuperLink.
-            **dict(zip(_PORTS, map(str, _free_ports(len(_PORTS))), strict=True)),
+            **private_environment(self.home, _free_ports()),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONWARNINGS": "ignore::FutureWarning",
         }
@@ -85,24 +120,8 @@ class FlowerRuns:
 
     def close(self) -> None:
         """Stop every process that belongs to this home, and remove its files."""
-        mine = [p for p in psutil.process_iter() if p.pid != os.getpid() and self._owns(p)]
-        family = {p.pid: p for parent in mine for p in [parent, *_children(parent)]}
-        for process in family.values():
-            try:
-                process.terminate()
-            except psutil.NoSuchProcess:
-                continue
-        _, alive = psutil.wait_procs(list(family.values()), timeout=5)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._folder.cleanup()
-
-    def _owns(self, process: psutil.Process) -> bool:
-        try:
-            return any(str(self.home) in part for part in process.cmdline())
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            return False
+        keeper.remove_home(self.home, spared=[self._keeper.pid])
+        self._keeper.communicate()
 
     def run(self, config: RunConfig) -> dict[str, Any]:
         """Run the app once by ``flwr run`` and return what its ServerApp wrote.
@@ -123,7 +142,7 @@ class FlowerRuns:
             settings.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
             federation = {"num-supernodes": config.clients, **self.federation}
             command = [
-                *("flwr", "run", str(APP), "--stream", "--run-config", str(settings)),
+                *("flwr", "run", str(self._app), "--stream", "--run-config", str(settings)),
                 *("--federation-config", " ".join(f"{key}={value}" for key, value in federation.items())),
             ]
             process = subprocess.run(
@@ -141,16 +160,8 @@ class FlowerRuns:
             return document
 
 
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as first, socket.socket() as second:
+        for probe in (first, second):
             probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+        return first.getsockname()[1], second.getsockname()[1]

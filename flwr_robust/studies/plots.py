@@ -7,17 +7,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
+from flwr_robust.errors import extra
 from flwr_robust.studies.bands import band, named_lines
 from flwr_robust.studies.document_plots import metric_curves, of_one_unit, winners_heatmap
 from flwr_robust.studies.groups import Group
 from flwr_robust.studies.study import Study
+
+with extra("studies"):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
 __all__ = ["as_png", "draw"]
 

@@ -8,25 +8,25 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flwr_robust.attacks.fault.base import Fault
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer, extra
 from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies.flower_run import FlowerRuns
 from flwr_robust.studies.study import Cell, Study
+from flwr_robust.studies.workers import side_by_side
 
 __all__ = [
     "ENGINES",
@@ -39,11 +39,7 @@ __all__ = [
     "run_fast_cells",
     "run_in_process_cell",
     "run_study",
-    "side_by_side",
 ]
-
-K = TypeVar("K")
-R = TypeVar("R")
 
 ENGINES = ("in-process", "fast", "ray")
 _ON_GPU = 16  # runs that advance together there
@@ -81,14 +77,14 @@ def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
         run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
         document: dict[str, Any] = json.loads(output.read_text())
     raised = not document["outcomes"]["OK"] and {entry["reason"] for entry in document["refused"]} == {"ERROR"}
-    if raised and not isinstance(RunConfig.from_mapping(values).attack_object, Fault):
+    if raised and not isinstance(RunConfig.from_mapping(values, warn=False).attack_object, Fault):
         raise FlwrRobustError("no client could train in any round; the log says what they raised")
     return document
 
 
 def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
     """Run one configuration by `simulate`; one that it does not batch in process, which the document then says."""
-    config = RunConfig.from_mapping(values)
+    config = RunConfig.from_mapping(values, warn=False)
     sentence = unbatched(config)
     if sentence is None:
         return simulate(config)
@@ -100,7 +96,7 @@ def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | 
 
     Returns, in the order of the configurations, what came of each, or what was raised.
     """
-    configs = [RunConfig.from_mapping(values) for values in cells]
+    configs = [RunConfig.from_mapping(values, warn=False) for values in cells]
     found: dict[int, dict[str, Any] | Exception] = {}
     together = [place for place, config in enumerate(configs) if unbatched(config) is None]
     for place, outcome in simulate_many([configs[place] for place in together], max(1, len(together))):
@@ -196,7 +192,7 @@ def run_study(
         runs = _in_batches(first, workers or os.cpu_count() or 1, most)
     else:
         runs = _in_processes(first, workers or os.cpu_count() or 1, run)
-    with progress_bar(console) as progress:
+    with closing(runs), progress_bar(console) as progress:
         bar = progress.add_task(
             f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
         )
@@ -241,39 +237,7 @@ def progress_bar(console: Console | None = None) -> Progress:
     )
 
 
-def side_by_side(
-    function: Callable[..., R], calls: Iterable[tuple[K, Sequence[Any]]], workers: int
-) -> Iterator[tuple[K, R | BaseException]]:
-    """Call a function in several processes.
-
-    Parameters
-    ----------
-    function : callable
-        A function of a module.
-    calls : iterable of (key, arguments)
-        What it is called with.
-    workers : int
-        Number of processes.
-
-    Yields
-    ------
-    (key, result or what was raised)
-        In the order in which they end.
-    """
-    waiting = list(calls)
-    if not waiting:
-        return
-    pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=get_context("spawn"))
-    try:
-        futures = {pool.submit(function, *arguments): key for key, arguments in waiting}
-        for future in as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-Runs = Iterator[tuple[Cell, dict[str, Any] | BaseException]]
+Runs = Generator[tuple[Cell, dict[str, Any] | BaseException]]
 Run = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -289,16 +253,19 @@ def _usual(cells: Sequence[Cell]) -> int:
 def _in_batches(cells: Sequence[Cell], workers: int, most: int) -> Runs:
     chosen = [[cells[place] for place in places] for places in batches([cell.config for cell in cells], most)]
     calls = [(number, [[cell.config.to_mapping() for cell in batch]]) for number, batch in enumerate(chosen)]
-    for number, outcomes in side_by_side(run_fast_cells, calls, workers):
-        batch = chosen[number]
-        yield from zip(batch, [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes, strict=True)
+    with closing(side_by_side(run_fast_cells, calls, workers)) as found:
+        for number, outcomes in found:
+            batch = chosen[number]
+            each = [outcomes] * len(batch) if isinstance(outcomes, BaseException) else outcomes
+            yield from zip(batch, each, strict=True)
 
 
 def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
     """Run cells as Ray tasks of one CPU each."""
     if not cells:
         return
-    import ray
+    with extra("sim"):
+        import ray
 
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -25,12 +25,13 @@ import itertools
 import json
 import re
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
-from flwr_robust.runs.config import PLACES, RunConfig
+from flwr_robust.runs.config import PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.studies.places import shipped
 from flwr_robust.studies.showing import REPETITION, Claim, Report, Reported, read_claims, read_report, read_reported
 
@@ -205,10 +206,14 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
             if place.items() <= labels.items():
                 values.update(keys)
         try:
-            cells.append(Cell(labels, RunConfig.from_mapping(values)))
+            cells.append(Cell(labels, RunConfig.from_mapping(values, warn=False)))
         except FlwrRobustError as error:
             where = ", ".join(f"{axis}={label}" for axis, label in labels.items())
             raise ConfigurationError(f"study {path.stem}, cell {where}: {error}") from None
+    for key in sorted(
+        set.intersection(*(set(cell.config.unread) for cell in cells))
+    ):  # of [config], others may read it
+        warnings.warn(f"study {path.stem}: no cell reads {key}: leave it out", UnreadKeyWarning, stacklevel=2)
     return Study(
         path.stem,
         str(document.get("title", path.stem)),

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError
+from flwr_robust.core.spec import entry_points
+from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError, extra
 
 __all__ = ["TASKS", "Task", "data_folder", "load_task"]
 
@@ -71,6 +72,11 @@ class Task:
             return scaled
         return (scaled.mul(self.scale) if scaled is x else scaled.mul_(self.scale)).add_(self.shift)
 
+    def batch(self, picked: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """Return the inputs and labels of training samples, given their indices."""
+        x = self.inputs(self.x_train.index_select(0, picked), device)
+        return x, self.y_train.index_select(0, picked).to(device)
+
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder data sets lie in: the option, else FLWR_ROBUST_DATA, else ./data."""
@@ -78,7 +84,8 @@ def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _digits(folder: Path) -> Task:
-    from sklearn.datasets import load_digits
+    with extra("studies"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     x = torch.from_numpy(bunch.images.astype(np.uint8))[:, None]
@@ -95,7 +102,8 @@ def _torchvision(name: str, class_name: str, **options: str) -> Callable[[Path],
         npz = folder / f"{name}.npz"
         if npz.is_file():
             return _from_npz(npz, name)
-        import torchvision
+        with extra("studies"):
+            import torchvision
 
         cls = partial(getattr(torchvision.datasets, class_name), **options)
         try:
@@ -195,6 +203,7 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes),
         ``fashion_mnist``, ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an
         ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and scaled to [-1, 1].
+        An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder and returns a `Task`.
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
 
@@ -222,6 +231,15 @@ def _load(name: str, folder: Path) -> Task:
                 f"task {name} is not a file; give the path of an .npz with {', '.join(_KEYS)}, or put it into {folder}"
             )
         return _from_npz(path, name)
-    if name not in TASKS:
-        raise UnknownNameError("task", name, [*TASKS, "<path>.npz"])
-    return TASKS[name](folder)
+    others = entry_points("flwr_robust.tasks")
+    if taken := others.keys() & TASKS.keys():
+        raise ConfigurationError(
+            f"task '{min(taken)}' is registered twice: by flwr_robust and by an entry point; rename one"
+        )
+    loaders = {**others, **TASKS}
+    if name not in loaders:
+        raise UnknownNameError("task", name, [*loaders, "<path>.npz"])
+    task = loaders[name](folder)
+    if not isinstance(task, Task):
+        raise ConfigurationError(f"task {name}: its loader must return a Task; got {type(task).__name__}")
+    return task

@@ -11,12 +11,14 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.spec import Component, Registry
-from flwr_robust.errors import ConfigurationError, check_flag, check_integer, check_number
+from flwr_robust.errors import ConfigurationError, check_integer
 from flwr_robust.seeds import numpy_generator
 
 __all__ = ["ByLabel", "Dirichlet", "Iid", "KClasses", "Partition", "Shards", "label_distances", "partitions"]
@@ -25,7 +27,7 @@ Indices = NDArray[np.int64]
 
 _REDRAWS = 20_000
 
-partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition")
+partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition", "flwr_robust.partitions")
 
 
 @dataclass(frozen=True)
@@ -118,15 +120,9 @@ class Dirichlet(Partition):
         Least samples per client; 10 when balanced, else 1.
     """
 
-    beta: float
-    balanced: bool = False
-    minimum: int | None = None
-
-    def __post_init__(self) -> None:
-        check_number("dirichlet", "beta", self.beta, above=0)
-        check_flag("dirichlet", "balanced", self.balanced)
-        if self.minimum is not None:
-            check_integer("dirichlet", "minimum", self.minimum, 0)
+    beta: Annotated[float, Number(above=0)]
+    balanced: Annotated[bool, Flag()] = False
+    minimum: Annotated[int | None, Integer(minimum=0)] = None
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Draw proportions until every client has enough, then cut the classes."""
@@ -194,12 +190,8 @@ class KClasses(Partition):
         How many clients hold samples of all classes, the last ones; 0 <= others < clients.
     """
 
-    k: int
-    others: int = 0
-
-    def __post_init__(self) -> None:
-        check_integer("k_classes", "k", self.k, 1)
-        check_integer("k_classes", "others", self.others, 0)
+    k: Annotated[int, Integer(minimum=1)]
+    others: Annotated[int, Integer(minimum=0)] = 0
 
     def drawn_from(self) -> tuple[object, ...]:
         """Return k, and others where there are some: without any the draw is that of ``k_classes(k=...)``."""
@@ -252,10 +244,7 @@ class Shards(Partition):
         Shards per client; >= 1.
     """
 
-    per_client: int = 2
-
-    def __post_init__(self) -> None:
-        check_integer("shards", "per_client", self.per_client, 1)
+    per_client: Annotated[int, Integer(minimum=1)] = 2
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Sort, cut and deal."""

@@ -61,7 +61,10 @@ def test_the_fast_engine_leaves_such_runs_to_flower(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"quarantine-after": -1}, "quarantine-after must be an integer >= 0; got quarantine-after=-1"),
+        (
+            {"quarantine-after": -1},
+            "quarantine-after must be an integer >= 1, or 0: never; got quarantine-after=-1",
+        ),
         ({"on-infeasible": "raise"}, "on-infeasible must be one of keep, stop; got on-infeasible='raise'"),
     ],
 )

@@ -20,7 +20,8 @@ from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.log import read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
 from flwr_robust.audit.run import log_file
-from flwr_robust.core.rule import aggregators, parse, preaggregators
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import aggregators, preaggregators
 from flwr_robust.errors import AuditError, UnknownNameError
 from flwr_robust.redteam.run import read_red_team
 from tests.audit_runs import CONFIG, LIAR, NODES, SILENT, make, rounds

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from flwr_robust.audit import read_log, verify
 from flwr_robust.audit.log import head_file
 from flwr_robust.audit.run import log_file
-from flwr_robust.cli.audit import app
+from flwr_robust.cli import app
 from tests.audit_runs import LIAR, NODES, SILENT, make
 
 KEY = b"a key of at least sixteen bytes"
@@ -153,7 +153,7 @@ def test_a_changed_checkpoint_is_found(run):
 
 def test_the_module_is_a_command_too(run):
     def module(*arguments):
-        command = [sys.executable, "-m", "flwr_robust.cli.audit", "audit", "verify", *arguments]
+        command = [sys.executable, "-m", "flwr_robust.cli", "audit", "verify", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     done = module(str(run))

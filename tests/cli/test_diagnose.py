@@ -1,9 +1,9 @@
-"""`python -m experiments diagnose`: measurements, tables, and advice that turns with the partition."""
+"""`flwr-robust diagnose`: measurements, tables, and advice that turns with the partition."""
 
 import pytest
 from typer.testing import CliRunner
 
-from flwr_robust.cli.studies import app
+from flwr_robust.cli import app
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.studies.diagnose import diagnose, diagnosis_notes, diagnosis_tables

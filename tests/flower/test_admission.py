@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError
 from flwr_robust.flower import InProcessGrid, Reason, Refusal
-from flwr_robust.flower.admission import SentModel, Terms, admit, rebuilt, short
+from flwr_robust.flower.admission import Terms, admit, rebuilt, short
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.metrics import levelled, robust_metrics, trimmed_metrics
 from tests.flower_helpers import FIRST, MALFORMED, content, header, npy, record
 
@@ -510,59 +511,7 @@ def test_rebuilt_replies_are_what_flowers_own_reader_reads():
     assert second["arrays"]["weight"].data is messages[1].content["arrays"]["weight"].data
 
 
-# -- the model that is sent --------------------------------------------------------------------------
-
-UNUSABLE = {
-    "complex": (np.zeros(2, np.complex64), "must hold float16/32/64"),
-    "longdouble": (np.zeros(2, np.longdouble), "must hold float16/32/64"),
-    "big-endian": (np.zeros(2, ">f4"), "must hold float16/32/64"),
-    "big-endian integers": (np.zeros(2, ">i8"), "must hold float16/32/64"),
-    "text": (np.array(["a", "b"]), "cannot be used"),
-}
-
-
-@pytest.mark.parametrize(("values", "sentence"), UNUSABLE.values(), ids=UNUSABLE)
-def test_a_model_of_other_numbers_cannot_be_sent(values, sentence):
-    with pytest.raises(ConfigurationError, match=f"'odd'.*{sentence}|{sentence}.*'odd'"):
-        SentModel(record({"fine": np.zeros(2, np.float32), "odd": values}))
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        {},
-        {"steps": np.zeros(3, np.int64)},
-        {"mask": np.zeros(3, bool), "steps": np.int32(1)},
-        {"empty": np.zeros((0, 3), np.float32)},
-    ],
-    ids=["empty", "integers", "integers and booleans", "float but no element"],
-)
-def test_a_model_without_floating_point_numbers_cannot_be_sent(model):
-    with pytest.raises(ConfigurationError, match="at least one floating-point array"):
-        SentModel(record(model))
-
-
-def test_a_model_that_cannot_be_read_cannot_be_sent():
-    broken = record(MODEL)
-    broken["bias"].data += b"\0"
-    with pytest.raises(ConfigurationError, match=r"'bias' cannot be used: it holds 9 bytes"):
-        SentModel(broken)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_a_model_of_ordinary_numbers_can_be_sent(dtype):
-    model = {"w": np.zeros((2, 2), dtype), "n": np.uint8(3), "m": np.zeros(2, bool), "e": np.zeros((0, 1), dtype)}
-    sent = SentModel(record(model))
-    assert list(sent.arrays) == list(model)
-    assert sent.arrays["w"].dtype == dtype
-
-
 def test_what_a_client_writes_does_not_command_a_terminal():
     text = "\x1b[2J\x1b[31mALL CLIENTS OK\u202e " + "x" * 5000
     assert short(text).startswith("?[2J?[31mALL CLIENTS OK? xxx")
     assert len(short(text)) == 200
-
-
-def test_a_model_that_is_not_finite_is_refused_before_it_is_sent():
-    with pytest.raises(ConfigurationError, match="'w' must be finite"):
-        SentModel(record({"w": np.array([1, np.nan], np.float32)}))

@@ -50,7 +50,7 @@ from flwr_robust.flower import (
     Median,
     MixTailor,
     RobustStrategy,
-    guard,
+    loop,
 )
 from flwr_robust.flower.memory import freeze, storable, thaw
 from flwr_robust.flower.saved import Fingerprint
@@ -609,7 +609,7 @@ def test_rounds_without_start_are_not_forgotten_silently(tmp_path):
 
 
 def test_without_observers_nothing_is_gathered(monkeypatch):
-    monkeypatch.setattr(guard, "Progress", None)
+    monkeypatch.setattr(loop, "Progress", None)
     run("Guarded(FedAdam)", 2)
     run("centered clipping", 2)
 

@@ -97,8 +97,8 @@ def events(folder, kind):
 
 def states_of(grid, strategy=None):
     """Collect the states of a grid whose nodes have all been asked."""
-    guard = (strategy or RobustStrategy("median()")).guard
-    states = ClientStates(grid, guard, 10)
+    nodes = (strategy or RobustStrategy("median()")).guard.nodes
+    states = ClientStates(grid, nodes, 10)
     states.meet(grid.get_node_ids())
     return states
 
@@ -122,7 +122,7 @@ def test_all_kinds_of_records_come_back_to_the_bit():
     tensors = {}
     written = freeze(states.memory(), tensors)
     assert storable(states.memory())
-    again = ClientStates(new, RobustStrategy("median()").guard, 10)
+    again = ClientStates(new, RobustStrategy("median()").guard.nodes, 10)
     again.recall(thaw(written, tensors))
     assert again.meet([]) == (new.get_node_ids(), {})
     assert {node: str(context.state) for node, context in new.contexts.items()} == {
@@ -367,7 +367,7 @@ def test_nodes_in_quarantine_and_those_never_asked_are_left_alone(tmp_path):
         quarantine_after=1,
         audit=Audit(tmp_path, client_states=True, sync=False),
     )
-    strategy.guard.refusals = {FIRST: 1}
+    strategy.guard.nodes.refusals = {FIRST: 1}
     drive(strategy, None, MODEL, N, rounds=1, grid=grid)
     trained_, asked = ({node for kind, node in grid.asked if kind == each} for each in ("train", STATE))
     assert asked == trained_

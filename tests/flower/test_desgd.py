@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from functools import partial
 
@@ -21,21 +20,24 @@ from flwr_robust.audit.history import clients as client_summaries
 from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.history import visits
 from flwr_robust.audit.run import log_file
-from flwr_robust.cli.audit import app as cli
+from flwr_robust.cli import app as cli
 from flwr_robust.errors import CheckpointError, UnknownNameError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, Observer, Reason, RobustStrategy, serve
 from flwr_robust.protocol.classes import (
     answer_names,
+    answers,
+    by_label,
     class_momenta,
     classes_of_round,
     compensated,
+    draw_class_batch,
     held_classes,
     part_sizes,
     updated_buffer,
 )
-from flwr_robust.runs.class_rounds import answers, by_label, check_senders, draw_class_batch, own_classes
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import simulate
+from flwr_robust.runs.world import World
 from flwr_robust.studies.flower_run import FlowerRuns
 from tests import apps
 from tests.flower_helpers import FIRST, client_app, content, drive, record, same_bits, values
@@ -328,14 +330,13 @@ def test_classes_that_nobody_could_aggregate_are_found_before_round_1(tmp_path):
     for start in (simulate, lambda config: apps.run(tmp_path, **config.to_mapping())):
         with pytest.raises(ConfigurationError, match=sentence):
             start(RunConfig.from_mapping({**keys, "defence": "trimmed_mean(f=2)"}))
-    check_senders(RunConfig.from_mapping({**keys, "defence": "trimmed_mean(f=1)"}))
-    check_senders(RunConfig.from_mapping({**keys, "defence": "trimmed_mean(f=2)", "message": "momentum"}))
+    World(RunConfig.from_mapping({**keys, "defence": "trimmed_mean(f=1)"})).check_senders()
+    World(RunConfig.from_mapping({**keys, "defence": "trimmed_mean(f=2)", "message": "momentum"})).check_senders()
     attacked = {"attack": "sign_flip()", "attackers": 2}  # they may claim every class
-    check_senders(RunConfig.from_mapping({**keys, **attacked, "defence": "trimmed_mean(f=1)"}))
+    World(RunConfig.from_mapping({**keys, **attacked, "defence": "trimmed_mean(f=1)"})).check_senders()
+    few = RunConfig.from_mapping({**keys, "partition": "by_label", "clients": 4, "task": str(odd(tmp_path))})
     with pytest.raises(ConfigurationError, match=r"class \d, and nobody holds it"):
-        check_senders(
-            RunConfig.from_mapping({**keys, "partition": "by_label", "clients": 4, "task": str(odd(tmp_path))})
-        )
+        World(few).check_senders()
 
 
 def odd(folder):
@@ -636,7 +637,7 @@ def test_a_clients_momenta_like_oracle(attack, client):
     momenta = {}
     for t in range(1, 5):
         model = {"1.weight": rng.normal(size=(10, 64)).astype(np.float32) / 5, "1.bias": np.zeros(10, np.float32)}
-        parts = draw_class_batch(config, client, t, own_classes(config, client))
+        parts = draw_class_batch(config.seed, client, t, World(config).classes_of(client), "random", 20)
         assert [len(part) for part in parts] == part_sizes(20, len(held))
         for k, part in zip(held, parts, strict=True):
             assert set(config.data_set.y_train[part].tolist()) == {k}
@@ -656,21 +657,18 @@ def test_a_clients_momenta_like_oracle(attack, client):
 
 
 def test_batches_are_drawn_per_class_round_and_client():
-    config = RunConfig.from_mapping(DIGITS)
-    held = own_classes(config, 23)
+    held = World(RunConfig.from_mapping(DIGITS)).classes_of(23)
 
-    def drawn(client=23, t=1, config=config):
-        return [part.tolist() for part in draw_class_batch(config, client, t, held)]
+    def drawn(client=23, t=1, seed=0, held=held, size=20):
+        return [part.tolist() for part in draw_class_batch(seed, client, t, held, "random", size)]
 
     assert drawn() == drawn()
     assert drawn() != drawn(t=2)
     assert drawn() != drawn(client=22)
-    assert drawn() != drawn(config=dataclasses.replace(config, seed=1))
+    assert drawn() != drawn(seed=1)
     fewer = {k: held[k] for k in list(held)[::2]}
-    again = [part.tolist() for part in draw_class_batch(dataclasses.replace(config, batch_size=10), 23, 1, fewer)]
-    assert again == drawn()[::2]  # a class's draw does not depend on the other classes
-    tiny = draw_class_batch(dataclasses.replace(config, batch_size=3), 23, 1, held)
-    assert [len(part) for part in tiny] == [1] * 10
+    assert drawn(held=fewer, size=10) == drawn()[::2]  # a class's draw does not depend on the other classes
+    assert [len(part) for part in drawn(size=3)] == [1] * 10
 
 
 def test_by_label_keeps_the_order():

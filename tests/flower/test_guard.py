@@ -148,10 +148,10 @@ def test_quarantine_does_not_starve_the_rule(minimum):
 def test_those_with_the_fewest_refusals_are_asked_first():
     strategy = Krum(f=1, quarantine_after=1, **SILENT)
     strategy.guard.refusals.update({FIRST: 5, FIRST + 1: 1, FIRST + 2: 3, FIRST + 3: 1})
-    assert strategy.guard.withheld(nodes(*range(7))) == nodes(2, 0)
-    assert strategy.guard.withheld(nodes(*range(9))) == nodes(1, 3, 2, 0)
-    assert strategy.guard.withheld(nodes(0, 1)) == ()
-    assert strategy.guard.withheld([]) == ()
+    assert strategy.guard.nodes.withheld(nodes(*range(7))) == nodes(2, 0)
+    assert strategy.guard.nodes.withheld(nodes(*range(9))) == nodes(1, 3, 2, 0)
+    assert strategy.guard.nodes.withheld(nodes(0, 1)) == ()
+    assert strategy.guard.nodes.withheld([]) == ()
 
 
 def test_a_sample_is_drawn_from_those_left():

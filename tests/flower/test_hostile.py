@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from flwr_robust import Outcome, flower
 from flwr_robust.audit import ReplyRefused, read_log, verify
 from flwr_robust.flower import Audit, Guarded, Observer
-from flwr_robust.flower.admission import SentModel, Terms, admit
+from flwr_robust.flower.admission import Terms, admit
+from flwr_robust.flower.expected import SentModel
 from tests.flower.test_wire import judge as judge_bytes
 from tests.flower_helpers import FIRST, content, header, npy, record, values
 from tests.hostile import (

@@ -93,7 +93,7 @@ def test_numpys_numbers_are_numbers():
     for name, value in expected.items():
         assert settings[name] == value
         assert type(settings[name]) is type(value)
-    assert (type(strategy.guard.seed), type(strategy.guard.quarantine_after)) == (int, int)
+    assert (type(strategy.guard.nodes.seed), type(strategy.guard.nodes.quarantine_after)) == (int, int)
     app = client_app(lambda i, model, config, context: {"w": model["w"] + np.float32(1)})
     found, _ = drive(strategy, app, {"w": np.zeros(2, np.float32)}, 6)
     assert found["w"].tolist() == [0.5, 0.5]

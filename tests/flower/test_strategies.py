@@ -98,8 +98,8 @@ def test_every_parameter_is_documented_and_reaches_the_rule(name):
 
 def test_a_seed_of_the_rule_is_not_the_samples():
     strategy = named.DnC(f=1, seed=5)
-    assert (strategy.rule.seed, strategy.guard.seed) == (5, 0)
-    assert Median(seed=5).guard.seed == 5
+    assert (strategy.rule.seed, strategy.guard.nodes.seed) == (5, 0)
+    assert Median(seed=5).guard.nodes.seed == 5
 
 
 # -- type checkers -----------------------------------------------------------------------------------

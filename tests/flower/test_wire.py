@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from flwr_robust.flower.wire import (
     decode_record,
     encode,
     encode_record,
-    fill,
     records_of,
 )
 from tests.flower_helpers import array_of, header, npy
@@ -84,29 +82,6 @@ def test_records_of_finds_one_kind_in_order():
     assert found[1] is second
     assert records_of(content, MetricRecord) == [metrics]
     assert records_of(content, ConfigRecord) == []
-
-
-def test_a_filled_record_is_one_that_was_set_item_by_item():
-    numbers, arrays = {"a": 1, "b": [1.0, 2.0]}, {"x": Array(np.ones(2)), "y": Array(np.zeros(3))}
-    for kind, items in ((MetricRecord, numbers), (ConfigRecord, numbers), (ArrayRecord, arrays)):
-        expected = kind()
-        for key, value in items.items():
-            expected[key] = value
-        record = kind()
-        assert fill(record, items) is record
-        assert record == expected
-        assert list(record) == list(items)
-        assert record.object_id == expected.object_id  # what Flower would send is the same
-    both = fill(RecordDict({"old": MetricRecord()}), {"new": ConfigRecord()})
-    assert list(both) == ["old", "new"]
-
-
-def test_fill_checks_the_items_where_flower_keeps_them_otherwise():
-    record = MetricRecord()
-    record.__dict__["_data"] = OrderedDict()
-    assert fill(record, {"a": 1}) == {"a": 1}
-    with pytest.raises(TypeError):
-        fill(record, {"b": "text"})
 
 
 def test_copied_content_is_equal_and_apart():

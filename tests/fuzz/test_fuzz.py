@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flwr_robust.flower import wire
 from tests.flower_helpers import header, npy
 from tests.fuzz import npy_header
 

@@ -143,7 +143,7 @@ def test_the_same_value_where_nothing_is_compiled(text, monkeypatch):
         return parse(text)(Rows.from_layers(layers, reference=reference))[0]
 
     compiled = run(), aggregate(x, text)
-    monkeypatch.setattr(lines_module, "available", False)
+    monkeypatch.setattr(lines_module, "usable", lambda: False)
     assert Lines.of([x[0]], 0, None) is None
     for one, other in zip(compiled, (run(), aggregate(x, text)), strict=True):
         np.testing.assert_allclose(one.value, other.value, rtol=1e-10, atol=1e-12)

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flwr_robust import Rows
-from flwr_robust.core.rule import parse
+from flwr_robust.core.pipeline import parse
 from flwr_robust.kernels import pool, steps
 from flwr_robust.protocol.momentum import momentum_step
+from flwr_robust.protocol.rounds import batch_generator, batch_seeds, draw_batch, moved
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.runs.rounds import batch_generator, batch_seeds, draw_batch, moved
 from flwr_robust.tasks import Grouped, load_task
 
-compiled = pytest.mark.skipif(not steps.available, reason="needs numba")
+compiled = pytest.mark.skipif(not steps.usable(), reason="needs numba")
 
 
 def generator(seed=0):
@@ -28,16 +28,15 @@ def generator(seed=0):
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**40), held=st.lists(st.integers(1, 70), min_size=1, max_size=5), size=st.integers(1, 90))
 def test_draws_are_those_of_each_client_alone(batching, seed, held, size):
-    config = RunConfig(seed=seed, batch_size=size, batching=batching, clients=len(held))
     counts, samples = np.array(held), generator().initial_seed() + np.arange(sum(held))[::-1].copy()
     first = np.cumsum(counts) - counts
-    seeds = batch_seeds(config, range(len(held)), 3)
+    seeds = batch_seeds(seed, range(len(held)), 3)
     found = steps.draw_samples(seeds, counts, first, samples, 9, size, consecutive=batching == "consecutive")
     assert found.shape == (9, len(held), size)
     for client, count in enumerate(held):
-        draw, own = batch_generator(config, client, 3), samples[first[client] :][:count]
+        draw, own = batch_generator(seed, client, 3), samples[first[client] :][:count]
         for step in range(9):  # of random batches, more than the generator's 624 words at times
-            assert found[step, client].tolist() == own[draw_batch(config, count, draw).numpy()].tolist()
+            assert found[step, client].tolist() == own[draw_batch(batching, size, count, draw).numpy()].tolist()
 
 
 @compiled
@@ -75,7 +74,7 @@ TYPES = {
 def test_samples_are_scaled_as_the_task_scales_them(monkeypatch, name, missing):
     stored, scale, shift = TYPES[name]
     if missing:
-        monkeypatch.setattr(steps, "available", False)
+        monkeypatch.setattr(steps, "usable", lambda: False)
     x, y = stored.view(128, 2, 2), torch.randperm(128, generator=generator(1))
     task = load_task("digits")
     task = type(task)("other", x, y, x, y, 128, scale, shift)
@@ -120,7 +119,7 @@ def test_a_run_without_numba_is_the_same_to_the_bit(monkeypatch, keys):
 
     config = RunConfig(rounds=4, evaluate_every=4, device="cpu", **keys)
     expected = simulate(config)["model_sha256"]
-    monkeypatch.setattr(steps, "available", False)
+    monkeypatch.setattr(steps, "usable", lambda: False)
     monkeypatch.setattr(steps, "_kernels", None)
     monkeypatch.setattr(steps, "_draws_as_torch", lambda: False)
     assert simulate(config)["model_sha256"] == expected
@@ -164,7 +163,7 @@ def test_what_cannot_be_pooled_so_is_left_to_torch(monkeypatch):
     images = torch.ones(2, 4, 4)
     assert pool.pool_squares(images.double()) is None
     assert pool.pool_squares(images.mT[:, ::2]) is None
-    monkeypatch.setattr(pool, "available", False)
+    monkeypatch.setattr(pool, "usable", lambda: False)
     assert pool.pool_squares(images) is None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +12,10 @@ from flwr_robust import ConfigurationError
 from flwr_robust.aggregators import Mean, TrimmedMean
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Outcome
-from flwr_robust.protocol.momentum import check_alpha, heavy_ball, momentum_step
+from flwr_robust.protocol.messages import message_kind
+from flwr_robust.protocol.momentum import HeavyBall, check_alpha, heavy_ball, momentum_step
+from flwr_robust.protocol.rounds import ServerStep, settle_round
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.runs.rounds import settle
 
 
 def test_the_first_step_is_the_gradient_and_a_copy():
@@ -98,18 +100,20 @@ def test_a_constant_aggregate_is_stepped_along_farther_and_farther():
     assert heavy_ball(None, aggregate, 0.9).data_ptr() != aggregate.data_ptr()
 
 
-def settled(state, momentum, value=1.0):
-    return settle(Mean(), Rows.from_layers([[torch.full((2,), value, dtype=torch.float64)]] * 3), state, momentum)
+def settled(state, momentum, value=1.0, rule=None):
+    rows = Rows.from_layers([[torch.full((2,), value, dtype=torch.float64)]] * 3)
+    step = ServerStep(message_kind("delta"), 1.0, HeavyBall(momentum))
+    return settle_round(rule or Mean(), {None: rows}, state, step)
 
 
 def test_the_velocity_lasts_from_round_to_round_and_without_momentum_there_is_none():
     first = settled(Mean().init(), 0.5)
     second = settled(first.state, 0.5, 4.0)
-    assert first.direction.tolist() == [1, 1]
-    assert second.direction.tolist() == [4.5, 4.5]
-    assert second.result.value.tolist() == [4, 4]
+    assert first.change.tolist() == [1, 1]
+    assert second.change.tolist() == [4.5, 4.5]
+    assert second.aggregate.value.tolist() == [4, 4]
     plain = settled(Mean().init(), 0.0)
-    assert (plain.direction.tolist(), plain.state) == ([1, 1], {})
+    assert (plain.change.tolist(), plain.state) == ([1, 1], {})
 
 
 def test_the_velocity_of_the_largest_rows_is_finite():
@@ -118,22 +122,25 @@ def test_the_velocity_of_the_largest_rows_is_finite():
         found = settled(state, 1 - 2**-53, largest)
         state = found.state
     assert found.outcome is Outcome.OK
-    assert found.direction.isfinite().all()
+    assert np.isfinite(found.change).all()
 
 
 def test_an_infeasible_round_keeps_the_velocity():
     first = settled(Mean().init(), 0.5)
-    found = settle(TrimmedMean(f=2), Rows.from_layers([[torch.ones(2)]] * 3), first.state, 0.5)
-    assert found.direction is None
+    found = settled(first.state, 0.5, rule=TrimmedMean(f=2))
+    assert found.change is None
     assert found.state is first.state
 
 
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        ({"server-momentum": 1.0}, r"server-momentum must be a finite number and >= 0 and < 1; got server-momentum=1"),
-        ({"server-momentum": -0.1}, r"server-momentum must be a finite number and >= 0 and < 1"),
-        ({"server-momentum": 0.5, "message": "class_momentum"}, "set server-momentum=0, or another message"),
+        ({"server-momentum": 1.0}, r"server-momentum must be a finite number >= 0 and < 1; got server-momentum=1"),
+        ({"server-momentum": -0.1}, r"server-momentum must be a finite number >= 0 and < 1"),
+        (
+            {"server-momentum": 0.5, "message": "class_momentum"},
+            "server-momentum=0.5 changes nothing .*leave server-momentum out",
+        ),
     ],
 )
 def test_a_wrong_server_momentum_is_refused(keys, words):

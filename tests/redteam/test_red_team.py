@@ -19,7 +19,8 @@ from flwr_robust.app.client import app as client_app
 from flwr_robust.attacks.data.base import data_attacks
 from flwr_robust.attacks.fault.base import faults
 from flwr_robust.attacks.message.base import message_attacks
-from flwr_robust.cli.studies import _stem, app
+from flwr_robust.cli import app
+from flwr_robust.cli.redteam import _stem
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.wire import decode_record, encode_record
@@ -452,19 +453,19 @@ def test_a_page_takes_the_tables_between_its_marks(tmp_path):
     page, file = tmp_path / "page.md", tmp_path / "it.json"
     small(path=file, real_f=[1])
     page.write_text("# Before\n\n<!-- begin: generated -->\nold\n<!-- end: generated -->\n\nafter\n")
-    done = CliRunner().invoke(app, ["red-compare", str(file), "--page", str(page)])
+    done = CliRunner().invoke(app, ["red-team", "compare", str(file), "--page", str(page)])
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert text.startswith("# Before\n\n<!-- begin: generated -->\n\nFinal test accuracy")
     assert text.endswith("<!-- end: generated -->\n\nafter\n")
     assert "outdated" not in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "| `sign_flip(c=10.0)` |" in CliRunner().invoke(app, ["red-compare", str(file)]).output
+    assert "| `sign_flip(c=10.0)` |" in CliRunner().invoke(app, ["red-team", "compare", str(file)]).output
     page.write_text("nothing")
-    done = CliRunner().invoke(app, ["red-compare", str(file), "--page", str(page)])
+    done = CliRunner().invoke(app, ["red-team", "compare", str(file), "--page", str(page)])
     assert done.exit_code == 2
     assert "must hold the lines <!-- begin: generated -->" in said(done)
-    done = CliRunner().invoke(app, ["red-compare", str(tmp_path / "gone.json")])
+    done = CliRunner().invoke(app, ["red-team", "compare", str(tmp_path / "gone.json")])
     assert (done.exit_code, "gone.json holds no result" in said(done)) == (2, True)
 
 

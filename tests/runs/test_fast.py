@@ -13,8 +13,9 @@ from torch import nn
 from flwr_robust import ConfigurationError, Rows
 from flwr_robust.attacks.fault.base import faults
 from flwr_robust.attacks.message.base import message_attacks
-from flwr_robust.core.rule import parse
-from flwr_robust.runs.config import MESSAGES, RunConfig
+from flwr_robust.core.pipeline import parse
+from flwr_robust.protocol.messages import MESSAGES
+from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies import runner
 from flwr_robust.studies.runner import Summary, read_results, run_fast_cell, run_study

@@ -85,7 +85,10 @@ def test_patterns_name_arrays(model, patterns, personal):
             {"personal": "head.*", "model": "softmax"},
             "personal must match some, but not all, of the model's arrays, 1.",
         ),
-        ({"message": "momentum"}, "personal='head.*' needs local steps, message='delta' or 'parameters'; got message="),
+        (
+            {"message": "momentum"},
+            "personal='head.*' changes nothing with message='momentum', only with 'delta' or 'parameters'",
+        ),
         ({"attack": "label_flip()", "attackers": 1, "redraw": True}, "needs attackers that stay"),
         ({"attack": "label_flip()", "attackers": 10}, "attackers must be below clients=10; got attackers=10"),
     ],

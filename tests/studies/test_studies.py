@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from flwr_robust.cli.studies import app
+from flwr_robust.cli import app
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 from flwr_robust.flower import serve
 from flwr_robust.studies import report
@@ -224,9 +224,7 @@ def test_the_sentence_follows_the_numbers(small):
 def test_report_is_one_file_with_the_numbers(small, tmp_path):
     study = load_study(small)
     documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
-    page = report.write_report(
-        report.render(study, documents[:-1], tmp_path), "python -m experiments run small"
-    ).read_text()
+    page = report.write_report(report.render(study, documents[:-1], tmp_path), "flwr-robust run small").read_text()
     assert "75.0" in page
     assert "7 of 8 cells" in page
     assert page.count("data:image/png;base64,") == 2
@@ -423,9 +421,9 @@ def test_run_and_report_by_command(small, tmp_path):
 
 
 def test_help_teaches():
-    assert "Run studies" in invoke("--help").output
+    assert "Federated learning with Flower" in invoke("--help").output
     assert "no result yet" in invoke("run", "--help").output
-    assert "demo" in invoke("list").output
+    assert "demo" in invoke("list", "studies").output
 
 
 def test_exceptions_change_the_cells_they_name(tmp_path):

@@ -24,12 +24,14 @@ Knows: own data, the span of the task's inputs, its rank among the attackers.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
-from flwr_robust.errors import ConfigurationError, check_choice, check_integer, check_number
+from flwr_robust.attacks.data.base import ClientView, DataAttack, DataCase, data_attacks
+from flwr_robust.core.fields import Choice, Integer, Number
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["Backdoor"]
 
@@ -64,20 +66,15 @@ class Backdoor(DataAttack):
     ([[0.0, 0.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 1.0]], [0])
     """
 
-    p: float = 0.5
-    target: int = field(kw_only=True)
-    size: int = 3
-    value: float = 1.0
-    position: str = "bottom_right"
-    parts: int = 1
+    p: Annotated[float, Number(minimum=0, maximum=1)] = 0.5
+    target: Annotated[int, Integer(minimum=0)] = field(kw_only=True)
+    size: Annotated[int, Integer(minimum=1)] = 3
+    value: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
+    position: Annotated[str, Choice(("bottom_right", "bottom_left", "top_right", "top_left"))] = "bottom_right"
+    parts: Annotated[int, Integer(minimum=1)] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer(self.name, "target", self.target, 0)
-        check_integer(self.name, "size", self.size, 1)
-        check_number(self.name, "value", self.value, minimum=0, maximum=1)
-        check_choice(self.name, "position", self.position, ("bottom_right", "bottom_left", "top_right", "top_left"))
-        check_integer(self.name, "parts", self.parts, 1)
         if self.parts > self.size**2:
             raise ConfigurationError(
                 f"{self.name}: parts must be at most the trigger's {self.size**2} pixels; got parts={self.parts}"
@@ -133,3 +130,33 @@ class Backdoor(DataAttack):
         """Stamp the whole trigger on the samples of the other classes."""
         other = labels != self.target
         return self.stamp(x[other], span), torch.full_like(labels[other], self.target)
+
+
+CASES = (
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2)",
+        (5,),
+        (0,),
+        source="four pixels at the bottom right",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((0, 0, 0), (0, 1, 1), (0, 1, 1)),),
+    ),
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2, value=0.5, position='top_left')",
+        (5,),
+        (0,),
+        source="the middle of the span",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((1, 1, 0), (1, 1, 0), (0, 0, 0)),),
+        span=(-1, 3),
+    ),
+    DataCase(
+        "backdoor(p=1.0, target=0, size=2, parts=2)",
+        (5,),
+        (0,),
+        source="the second part: the lower bar",
+        x=(((0, 0, 0),) * 3,),
+        shows=(((0, 0, 0), (0, 0, 0), (0, 1, 1)),),
+        rank=3,
+    ),
+)

@@ -7,19 +7,20 @@ does not persist into the next.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.spec import Component, Registry
-from flwr_robust.errors import check_choice, check_number
 from flwr_robust.seeds import numpy_generator
 
-__all__ = ["ClientView", "DataAttack", "LabelAttack", "data_attacks", "drawn_attackers"]
+__all__ = ["ClientView", "DataAttack", "DataCase", "LabelAttack", "data_attacks", "drawn_attackers"]
 
-data_attacks: Registry[DataAttack] = Registry("attack", "flwr_robust.attacks.data")
+data_attacks: Registry[DataAttack] = Registry("attack", "flwr_robust.attacks.data", "flwr_robust.attacks")
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,9 @@ class DataAttack(Component, ABC):
         it is sent, not where it is kept.
     """
 
-    p: float = 1.0
-    per: str = "label"
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number(self.name, "p", self.p, minimum=0, maximum=1)
-        check_choice(self.name, "per", self.per, ("label", "batch"))
-        check_number(self.name, "scale", self.scale, above=0)
+    p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
+    per: Annotated[str, Choice(("label", "batch"))] = "label"
+    scale: Annotated[float, Number(above=0)] = 1.0
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
         """Return None, or the sentence that says why a task of these classes and this shape of inputs does not fit."""
@@ -139,6 +135,41 @@ class LabelAttack(DataAttack):
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
         """Replace the labels only."""
         return x, self.wrong(labels, view)
+
+
+@dataclass(frozen=True)
+class DataCase:
+    """One attack solved by hand, for the conformance suite.
+
+    Attributes
+    ----------
+    attack : str
+        The attack's text.
+    labels, becomes : sequence of int
+        True labels, and what must be trained on instead.
+    source : str
+        Where the numbers come from.
+    x, shows : nested sequence of float
+        Inputs, and what must be trained on instead; the inputs themselves when not given.
+    scores : nested sequence of float
+        What the current model makes of the inputs.
+    classes, span, rank
+        As in `ClientView`.
+    slack : float
+        How far an input may lie from the one given: more than rounding only where the attack draws.
+    """
+
+    attack: str
+    labels: Sequence[int]
+    becomes: Sequence[int]
+    source: str
+    x: Sequence[Any] = ()
+    shows: Sequence[Any] = ()
+    scores: Sequence[Sequence[float]] = ()
+    classes: int = 10
+    span: tuple[float, float] = (0.0, 1.0)
+    rank: int = 0
+    slack: float = 1e-6
 
 
 def drawn_attackers(seed: int, server_round: int, clients: int, attackers: int) -> list[int]:

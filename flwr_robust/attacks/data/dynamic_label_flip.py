@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataCase, LabelAttack, data_attacks
 
 __all__ = ["DynamicLabelFlip"]
 
@@ -33,3 +33,15 @@ class DynamicLabelFlip(LabelAttack):
     def wrong(self, labels: Tensor, view: ClientView) -> Tensor:
         """Look for each sample's lowest score."""
         return view.scores().argmin(dim=1).to(labels.dtype)
+
+
+CASES = (
+    DataCase(
+        "dynamic_label_flip()",
+        (0, 2),
+        (1, 0),
+        source="the least score, of equal ones the lowest class",
+        scores=((0.3, -1, 0.7), (0, 0, 1)),
+        classes=3,
+    ),
+)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataCase, LabelAttack, data_attacks
 
 __all__ = ["LabelFlip"]
 
@@ -33,3 +33,9 @@ class LabelFlip(LabelAttack):
     def wrong(self, labels: Tensor, view: ClientView) -> Tensor:
         """Mirror the labels."""
         return view.classes - 1 - labels
+
+
+CASES = (
+    DataCase("label_flip()", (0, 1, 9), (9, 8, 0), source="the formula"),
+    DataCase("label_flip(p=0.0)", (0, 1, 9), (0, 1, 9), source="never"),
+)

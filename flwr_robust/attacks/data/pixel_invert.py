@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataAttack, DataCase, data_attacks
 
 __all__ = ["PixelInvert"]
 
@@ -38,3 +38,9 @@ class PixelInvert(DataAttack):
         """Mirror the inputs in their span."""
         smallest, largest = view.span
         return (smallest + largest) - x, labels
+
+
+CASES = (
+    DataCase("pixel_invert()", (5,), (5,), source="the formula", x=((0, 0.25, 1),), shows=((1, 0.75, 0),)),
+    DataCase("pixel_invert()", (5,), (5,), source="the formula", x=((-1, 0.5),), shows=((1, -0.5),), span=(-1, 1)),
+)

@@ -13,12 +13,13 @@ Knows: own data, the span of the task's inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, DataAttack, data_attacks
-from flwr_robust.errors import check_number
+from flwr_robust.attacks.data.base import ClientView, DataAttack, DataCase, data_attacks
+from flwr_robust.core.fields import Number
 
 __all__ = ["PixelNoise"]
 
@@ -42,14 +43,26 @@ class PixelNoise(DataAttack):
     (0.1, [5])
     """
 
-    sigma: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.name, "sigma", self.sigma, above=0)
+    sigma: Annotated[float, Number(above=0)] = 0.5
 
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
         """Draw the noise, whichever samples get it, and stay within the span."""
         smallest, largest = view.span
         noise = torch.randn(x.shape, generator=view.generator).to(x.device)
         return (x + self.sigma * (largest - smallest) * noise).clamp(smallest, largest), labels
+
+
+CASES = (
+    DataCase(
+        "pixel_noise(sigma=1e-9)", (5,), (5,), source="noise too small to see", x=((0, 0.25, 1),), shows=((0, 0.25, 1),)
+    ),
+    DataCase(
+        "pixel_noise(sigma=0.5)",
+        (5,),
+        (5,),
+        source="a span of no width has no noise",
+        x=((2, 2),),
+        shows=((2, 2),),
+        span=(2, 2),
+    ),
+)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
+from flwr_robust.attacks.data.base import ClientView, DataCase, LabelAttack, data_attacks
 
 __all__ = ["RandomLabel"]
 
@@ -41,3 +41,6 @@ class RandomLabel(LabelAttack):
         """Draw how many classes further each label lands."""
         steps = torch.randint(1, view.classes, labels.shape, generator=view.generator)
         return (labels + steps.to(labels.device)) % view.classes
+
+
+CASES = (DataCase("random_label()", (0, 1, 1), (1, 0, 0), source="of two classes the other one", classes=2),)

@@ -10,12 +10,14 @@ Knows: own data.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.data.base import ClientView, LabelAttack, data_attacks
-from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.attacks.data.base import ClientView, DataCase, LabelAttack, data_attacks
+from flwr_robust.core.fields import Integer
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["TargetedFlip"]
 
@@ -38,13 +40,11 @@ class TargetedFlip(LabelAttack):
     [7, 7, 5]
     """
 
-    source: int = field(kw_only=True)
-    target: int = field(kw_only=True)
+    source: Annotated[int, Integer(minimum=0)] = field(kw_only=True)
+    target: Annotated[int, Integer(minimum=0)] = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer(self.name, "source", self.source, 0)
-        check_integer(self.name, "target", self.target, 0)
         if self.source == self.target:
             raise ConfigurationError(f"{self.name}: source and target must differ; got {self.target} for both")
 
@@ -63,3 +63,6 @@ class TargetedFlip(LabelAttack):
         """Take the samples of the source, hoping for the target."""
         inputs = x[labels == self.source]
         return inputs, torch.full((len(inputs),), self.target, device=labels.device)
+
+
+CASES = (DataCase("targeted_flip(source=1, target=7)", (1, 7, 5), (7, 7, 5), source="the formula"),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +12,9 @@ from torch import Tensor
 from flwr_robust.core.rule import State
 from flwr_robust.core.spec import Component, Registry
 
-__all__ = ["Answer", "Fault", "faults"]
+__all__ = ["Answer", "Fault", "FaultCase", "faults"]
 
-faults: Registry[Fault] = Registry("fault", "flwr_robust.attacks.fault")
+faults: Registry[Fault] = Registry("fault", "flwr_robust.attacks.fault", "flwr_robust.attacks")
 
 Answer = Mapping[str, Tensor] | str | None
 """What a client answers: arrays by name, the reason of an error, or nothing."""
@@ -56,3 +56,27 @@ class Fault(Component, ABC):
         State
             To be given to its next call.
         """
+
+
+@dataclass(frozen=True)
+class FaultCase:
+    """One fault solved by hand, for the conformance suite.
+
+    In round t the client would answer the arrays a = (t) and b = (t, -t).
+
+    Attributes
+    ----------
+    fault : str
+        The fault's text.
+    asked : sequence of int
+        The rounds in which the client is asked.
+    answers : sequence
+        What it must answer in each: nothing, an error's text, or the round of each array by name.
+    source : str
+        Where they come from.
+    """
+
+    fault: str
+    asked: Sequence[int]
+    answers: Sequence[Mapping[str, int] | str | None]
+    source: str

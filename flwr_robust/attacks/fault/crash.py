@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
+from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_flag, check_number
 
 __all__ = ["Crash"]
 
@@ -31,12 +32,8 @@ class Crash(Fault):
         Answer with an error instead of not at all.
     """
 
-    p: float = 1.0
-    error: bool = False
-
-    def __post_init__(self) -> None:
-        check_number("crash", "p", self.p, minimum=0, maximum=1)
-        check_flag("crash", "error", self.error)
+    p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
+    error: Annotated[bool, Flag()] = False
 
     def answer(
         self,
@@ -49,3 +46,10 @@ class Crash(Fault):
         if float(torch.rand((), generator=rng)) >= self.p:
             return layers, state
         return "the client crashed" if self.error else None, state
+
+
+CASES = (
+    FaultCase("crash()", (1, 2), (None, None), source="always"),
+    FaultCase("crash(error=True)", (1,), ("the client crashed",), source="always"),
+    FaultCase("crash(p=0.0)", (1, 2), ({"a": 1, "b": 1}, {"a": 2, "b": 2}), source="never"),
+)

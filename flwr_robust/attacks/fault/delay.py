@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_integer
 
 __all__ = ["Delay"]
 
@@ -33,10 +34,7 @@ class Delay(Fault):
         By how many rounds; >= 1.
     """
 
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        check_integer("delay", "rounds", self.rounds, 1)
+    rounds: Annotated[int, Integer(minimum=1)] = 1
 
     def answer(
         self,
@@ -55,3 +53,12 @@ class Delay(Fault):
         kept = {due: named for due, named in waiting.items() if due > server_round}
         following = {f"{due}.{name}": tensor for due, named in kept.items() for name, tensor in named.items()}
         return None if ready is None else waiting[ready], following
+
+
+CASES = (
+    FaultCase("delay()", (1, 2, 3), (None, {"a": 1, "b": 1}, {"a": 2, "b": 2}), source="one round late"),
+    # In round 5 those of rounds 1 and 2 are due: the newest is sent, and the other never.
+    FaultCase(
+        "delay(rounds=2)", (1, 2, 5, 6, 7), (None, None, {"a": 2, "b": 2}, None, {"a": 5, "b": 5}), source="the text"
+    ),
+)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
+from flwr_robust.core.fields import Either, Integer, ListOf, Text
 from flwr_robust.core.rule import State
-from flwr_robust.errors import ConfigurationError, check_integer
 
 __all__ = ["DropLayers"]
 
@@ -32,15 +33,9 @@ class DropLayers(Fault):
         How many, drawn anew in every round, or their names; names that the answer does not have are ignored.
     """
 
-    layers: int | Sequence[str] = 1
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, list | tuple):
-            object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers or not all(isinstance(name, str) for name in self.layers):
-                raise ConfigurationError(f"drop_layers: layers must list names of arrays; got layers={self.layers!r}")
-        else:
-            check_integer("drop_layers", "layers (or names)", self.layers, 1)
+    layers: Annotated[
+        int | Sequence[str], Either(Integer(minimum=1), ListOf(Text("the name of an array", example="bias")))
+    ] = 1
 
     def answer(
         self,
@@ -57,3 +52,9 @@ class DropLayers(Fault):
         else:
             dropped = set(self.layers)
         return {name: tensor for name, tensor in layers.items() if name not in dropped}, state
+
+
+CASES = (
+    FaultCase("drop_layers(layers=('a', 'z'))", (1, 2), ({"b": 1}, {"b": 2}), source="the names"),
+    FaultCase("drop_layers(layers=2)", (1,), ({},), source="both of two"),
+)

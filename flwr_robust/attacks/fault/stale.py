@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.fault.base import Answer, Fault, faults
+from flwr_robust.attacks.fault.base import Answer, Fault, FaultCase, faults
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_integer
 
 __all__ = ["Stale"]
 
@@ -31,10 +32,7 @@ class Stale(Fault):
         For how many rounds an answer is repeated; >= 1.
     """
 
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        check_integer("stale", "rounds", self.rounds, 1)
+    rounds: Annotated[int, Integer(minimum=1)] = 1
 
     def answer(
         self,
@@ -48,3 +46,13 @@ class Stale(Fault):
         if made and server_round <= min(made) + self.rounds:
             return {key.partition(".")[2]: tensor for key, tensor in state.items()}, state
         return layers, {f"{server_round}.{name}": tensor for name, tensor in layers.items()}
+
+
+CASES = (
+    FaultCase(
+        "stale(rounds=2)",
+        (1, 2, 3, 4, 5),
+        ({"a": 1, "b": 1},) * 3 + ({"a": 4, "b": 4},) * 2,
+        source="each answer three times",
+    ),
+)

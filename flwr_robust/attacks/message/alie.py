@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import ConfigurationError, check_choice, check_number
 
 __all__ = ["ALIE", "edge"]
 
@@ -59,19 +59,11 @@ class ALIE(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    z: float | str = "auto"
-    sign: int = -1
-    ddof: int = 1
-    share: str = "honest"
+    z: Annotated[float | str, Number(words=("auto",))] = "auto"
+    sign: Annotated[int, Choice((-1, 1))] = -1
+    ddof: Annotated[int, Choice((0, 1))] = 1
+    share: Annotated[str, Choice(("honest", "clients"))] = "honest"
     parameter: ClassVar[str] = "z"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("alie", "z", self.z, words=("auto",))
-        for field, value, allowed in (("sign", self.sign, (-1, 1)), ("ddof", self.ddof, (0, 1))):
-            if isinstance(value, bool) or value not in allowed:
-                raise ConfigurationError(f"alie: {field} must be {allowed[0]} or {allowed[1]}; got {field}={value!r}")
-        check_choice("alie", "share", self.share, ("honest", "clients"))
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From the mean, along the standard deviations."""
@@ -85,3 +77,19 @@ class ALIE(InformedAttack, LineAttack):
     def strength(self, view: View, line: Line, rng: torch.Generator) -> float:
         """Return z."""
         return edge(view.n, len(view.attackers), self.share) if self.z == "auto" else float(self.z)
+
+
+CASES = (
+    MessageCase("alie(z=1.5)", [(3 - 1.5 * 2, 2 - 1.5 * 4)], source="the formula"),
+    MessageCase("alie(z=1.5, sign=1)", [(3 + 1.5 * 2, 2 + 1.5 * 4)], source="the formula, as ByzFL has it"),
+    MessageCase(
+        "alie(z=1.5, ddof=0)",
+        [(3 - 1.5 * (8 / 3) ** 0.5, 2 - 1.5 * (32 / 3) ** 0.5)],
+        source="squares about the mean: 8 and 32",
+    ),
+    MessageCase("alie(z=1.0, known=1)", [(1, 2)], source="one row has no spread"),
+    # An odd n: 5 clients, 2 attack, s = floor(5 / 2 + 1) - 2 = 1, not ceil; Phi^-1(2 / 3) from a table.
+    MessageCase("alie()", [(3 - 0.4307272993 * 2, 2 - 0.4307272993 * 4)], source="the formula, a table of Phi"),
+    # An even n: 6 clients, 2 attack, s = 4 - 2 = 2; Phi^-1(2 / 4) = 0.
+    MessageCase("alie()", [(3.5, 3)], source="the formula", honest=((1, 2), (3, -2), (5, 6), (5, 6))),
+)

@@ -10,26 +10,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.core.spec import Component, Registry
-from flwr_robust.errors import ConfigurationError, KnowledgeError, UnknownNameError, check_integer
+from flwr_robust.errors import ConfigurationError, KnowledgeError, UnknownNameError
 
 __all__ = [
     "InformedAttack",
     "Knowledge",
     "MessageAttack",
+    "MessageCase",
     "View",
     "check_grant",
     "check_honest_left",
     "message_attacks",
 ]
 
-message_attacks: Registry[MessageAttack] = Registry("message attack", "flwr_robust.attacks.message")
+message_attacks: Registry[MessageAttack] = Registry(
+    "message attack", "flwr_robust.attacks.message", "flwr_robust.attacks"
+)
 
 
 class Knowledge(IntEnum):
@@ -250,6 +255,35 @@ class MessageAttack(Component, ABC):
         """
 
 
+@dataclass(frozen=True)
+class MessageCase:
+    """One attack solved by hand, for the conformance suite.
+
+    Attributes
+    ----------
+    attack : str
+        The attack's text.
+    crafted : sequence of sequence of float
+        What each attacker must send; one row stands for all where they send the same.
+    source : str
+        Where the numbers come from.
+    honest, own : sequence of sequence of float
+        What the honest clients send, and what the attackers would have sent.
+    rule : str
+        The defence in use.
+    slack : float
+        How far a number may lie from the one given: more than rounding only where the attack draws.
+    """
+
+    attack: str
+    crafted: Sequence[Sequence[float]]
+    source: str
+    honest: Sequence[Sequence[float]] = ((1, 2), (3, -2), (5, 6))  # mean (3, 2), standard deviations (2, 4)
+    own: Sequence[Sequence[float]] = ((1, 0), (0, 2))
+    rule: str = "mean()"
+    slack: float = 1e-9
+
+
 def check_grant(
     owner: str, attack: MessageAttack | None, granted: Knowledge, known: int | None, rule: Rule | None
 ) -> None:
@@ -311,10 +345,7 @@ class InformedAttack(MessageAttack):
         clients would have sent.
     """
 
-    known: int | str = "all"
-
-    def __post_init__(self) -> None:
-        check_integer(self.name, "known", self.known, 1, words=("all", "own"))
+    known: Annotated[int | str, Integer(minimum=1, words=("all", "own"))] = "all"
 
     @property
     def knowledge(self) -> Knowledge:

@@ -13,15 +13,15 @@ Knows: nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["Constant", "same"]
 
@@ -42,11 +42,8 @@ class Constant(LineAttack):
         The number.
     """
 
-    c: float
+    c: Annotated[float, Number()]
     parameter: ClassVar[str] = "c"
-
-    def __post_init__(self) -> None:
-        check_number("constant", "c", self.c)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -57,3 +54,9 @@ class Constant(LineAttack):
         """From zero, along the diagonal."""
         step = torch.ones(len(view.attackers), 1, dtype=torch.float64)
         return Line(same(view, 1.0), torch.zeros_like(step), step, 0)
+
+
+CASES = (
+    MessageCase("constant(c=5.0)", [(5, 5)], source="the formula"),
+    MessageCase("constant(c=-0.5)", [(-0.5, -0.5)], source="the formula"),
+)

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
-from flwr_robust.core.rule import State, parse
-from flwr_robust.errors import check_number
+from flwr_robust.core.fields import Number
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import State
 
 __all__ = ["FangKrum"]
 
@@ -47,14 +48,9 @@ class FangKrum(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    size: float | str = "auto"
-    least: float = 1e-5
+    size: Annotated[float | str, Number(above=0, words=("auto",))] = "auto"
+    least: Annotated[float, Number(above=0)] = 1e-5
     parameter: ClassVar[str] = "size"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("fang_krum", "size", self.size, above=0, words=("auto",))
-        check_number("fang_krum", "least", self.least, above=0)
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From zero, against the signs of the mean."""
@@ -84,3 +80,11 @@ class FangKrum(InformedAttack, LineAttack):
                 break
             size /= 2
         return size
+
+
+CASES = (
+    MessageCase("fang_krum(size=0.5)", [(-0.5, -0.5)], source="the formula"),
+    MessageCase(
+        "fang_krum(size=0.5, known='own')", [(-0.5, 0.5)], source="the own mean is (1, -2) / 2", own=((1, 0), (0, -2))
+    ),
+)

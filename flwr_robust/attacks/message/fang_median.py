@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flwr_robust.attacks.message.base import message_attacks
+from flwr_robust.attacks.message.base import MessageCase, message_attacks
 from flwr_robust.attacks.message.fang_trimmed_mean import FangTrimmedMean
 
 __all__ = ["FangMedian"]
@@ -26,3 +26,16 @@ class FangMedian(FangTrimmedMean):
     b, known
         As for `FangTrimmedMean`.
     """
+
+
+CASES = (
+    MessageCase("fang_median(b=1.000001)", [(1, -2)], source="just beyond the least", slack=1e-5),
+    MessageCase(
+        "fang_median(b=1.000001)",
+        [(-1, 2)],
+        source="just beyond the largest",
+        honest=((-1, 2), (-3, -2), (-5, -6)),
+        slack=1e-5,
+    ),
+    MessageCase("fang_median(known=1)", [(1, 2)], source="one row has no spread"),
+)

@@ -19,14 +19,15 @@ Knows: omniscient; with ``known`` own or partial.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["FangTrimmedMean"]
 
@@ -44,11 +45,7 @@ class FangTrimmedMean(InformedAttack):
         As for `InformedAttack`; all but "all" is partial knowledge.
     """
 
-    b: float = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number(self.name, "b", self.b, above=1)
+    b: Annotated[float, Number(above=1)] = 2.0
 
     def craft(self, view: View, state: State, rng: torch.Generator) -> tuple[Rows, State]:
         """Draw every coordinate."""
@@ -70,3 +67,16 @@ class FangTrimmedMean(InformedAttack):
         edge = torch.where(side < 0, block.amin(0), block.amax(0))
         outward = edge * side > 0  # away from zero is out
         return edge, torch.where(outward, edge * self.b, edge / self.b)
+
+
+CASES = (
+    MessageCase("fang_trimmed_mean(b=1.000001)", [(1, -2)], source="just beyond the least", slack=1e-5),
+    MessageCase(
+        "fang_trimmed_mean(b=1.000001)",
+        [(-1, 2)],
+        source="just beyond the largest",
+        honest=((-1, 2), (-3, -2), (-5, -6)),
+        slack=1e-5,
+    ),
+    MessageCase("fang_trimmed_mean(known=1)", [(1, 2)], source="one row has no spread"),
+)

@@ -12,13 +12,14 @@ Knows: nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["Gaussian"]
 
@@ -36,12 +37,8 @@ class Gaussian(MessageAttack):
         Mean of a coordinate.
     """
 
-    sigma: float
-    mu: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_number("gaussian", "sigma", self.sigma, above=0)
-        check_number("gaussian", "mu", self.mu)
+    sigma: Annotated[float, Number(above=0)]
+    mu: Annotated[float, Number()] = 0.0
 
     @property
     def knowledge(self) -> Knowledge:
@@ -52,3 +49,6 @@ class Gaussian(MessageAttack):
         """Draw the rows."""
         noise = torch.randn(len(view.attackers), view.d, generator=rng)
         return Rows.from_tensor(noise.mul_(self.sigma).add_(self.mu)), state
+
+
+CASES = (MessageCase("gaussian(sigma=1e-9, mu=3.0)", [(3, 3)], source="noise too small to see", slack=1e-7),)

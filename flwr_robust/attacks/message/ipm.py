@@ -16,14 +16,14 @@ Knows: omniscient; with ``known`` own or partial.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["IPM", "against_the_mean"]
 
@@ -48,13 +48,16 @@ class IPM(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    epsilon: float
+    epsilon: Annotated[float, Number(above=0)]
     parameter: ClassVar[str] = "epsilon"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("ipm", "epsilon", self.epsilon, above=0)
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From zero, against the honest mean."""
         return against_the_mean(self, view)
+
+
+CASES = (
+    MessageCase("ipm(epsilon=0.1)", [(-0.3, -0.2)], source="the formula"),
+    MessageCase("ipm(epsilon=1.0, known=2)", [(-2, 0)], source="the mean of the first two"),
+    MessageCase("ipm(epsilon=1.0, known='own')", [(-0.5, -1)], source="the mean of the own"),
+)

@@ -20,16 +20,16 @@ Knows: omniscient; with ``known`` own or partial, those that are seen stand for 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
+from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_flag, check_number
 
 __all__ = ["MeanReversal"]
 
@@ -51,16 +51,10 @@ class MeanReversal(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    c: float = 1.0
-    weighted: bool = False
-    clamp: float = 2.0
+    c: Annotated[float, Number(above=0)] = 1.0
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
     parameter: ClassVar[str] = "c"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("mean_reversal", "c", self.c, above=0)
-        check_flag("mean_reversal", "weighted", self.weighted)
-        check_number("mean_reversal", "clamp", self.clamp, minimum=1)
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From where the mean of all is zero, against what it would have been."""
@@ -79,3 +73,9 @@ class MeanReversal(InformedAttack, LineAttack):
             most = self.clamp * float(torch.cat([seen.counts, own.counts]).quantile(0.5))
             shown, held = seen.counts.clamp(max=most), own.counts.clamp(max=most)
         return shown * (honest / seen.n), held
+
+
+CASES = (
+    MessageCase("mean_reversal()", [(-9.5, -7)], source="sums (9, 6) and (1, 2): -(9, 6) / 2 - (10, 8) / 2"),
+    MessageCase("mean_reversal(c=2.0)", [(-14.5, -11)], source="-(9, 6) / 2 - 2 (10, 8) / 2"),
+)

@@ -22,13 +22,14 @@ Knows: omniscient; with ``known`` own or partial.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
+from flwr_robust.core.fields import Integer
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_integer
 
 __all__ = ["Mimic"]
 
@@ -48,13 +49,8 @@ class Mimic(InformedAttack):
         As for `InformedAttack`.
     """
 
-    worker: int | str = "auto"
-    warmup: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("mimic", "worker", self.worker, 0, words=("auto",))
-        check_integer("mimic", "warmup", self.warmup, 1)
+    worker: Annotated[int | str, Integer(minimum=0, words=("auto",))] = "auto"
+    warmup: Annotated[int, Integer(minimum=1)] = 10
 
     def craft(self, view: View, state: State, rng: torch.Generator) -> tuple[Rows, State]:
         """Copy a row."""
@@ -99,3 +95,15 @@ def _inner(rows: Rows, direction: torch.Tensor) -> torch.Tensor:
     for start, block in rows.blocks():
         total += (block @ direction[start : start + block.shape[1]]).cpu()
     return total
+
+
+CASES = (
+    MessageCase("mimic(worker=1)", [(3, -2)], source="the formula"),
+    MessageCase("mimic(worker=7)", [(5, 6)], source="the last where there are fewer"),
+    MessageCase(
+        "mimic()",
+        [(5, 6)],
+        source="along (1, 1), the longest side, the rows lie at 3, 1 and 11",
+        honest=((1, 2), (0, 1), (5, 6)),
+    ),
+)

@@ -17,16 +17,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack, averaging
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_choice, check_number
 
 __all__ = ["DEVIATIONS", "MARGIN", "MinMax", "apart"]
 
@@ -50,14 +50,9 @@ class MinMax(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    deviation: str = "unit"
-    gamma: float | str = "auto"
+    deviation: Annotated[str, Choice(DEVIATIONS)] = "unit"
+    gamma: Annotated[float | str, Number(minimum=0, words=("auto",))] = "auto"
     parameter: ClassVar[str] = "gamma"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice(self.name, "deviation", self.deviation, DEVIATIONS)
-        check_number(self.name, "gamma", self.gamma, minimum=0, words=("auto",))
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
         """From the mean, along the deviation."""
@@ -124,3 +119,17 @@ def apart(inner: Tensor) -> Tensor:
     """Return squared distances (m, m) of rows, given their inner products about their mean."""
     lengths = inner.diagonal()
     return (lengths[:, None] + lengths - 2 * inner).clamp(min=0)
+
+
+CASES = (
+    MessageCase("min_max(gamma=2.0, deviation='sign')", [(1, 0)], source="the formula"),
+    MessageCase("min_max(gamma=2.0, deviation='std')", [(-1, -6)], source="the formula"),
+    MessageCase(
+        "min_max()",
+        [(0,)],
+        source="0, 1 and 5 lie 5 apart; 0 lies 5 from 5",
+        honest=((0,), (1,), (5,)),
+        own=((0,),),
+        slack=1e-6,
+    ),
+)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
-from flwr_robust.attacks.message.base import message_attacks
+from flwr_robust.attacks.message.base import MessageCase, message_attacks
 from flwr_robust.attacks.message.min_max import MARGIN, MinMax, apart
-from flwr_robust.errors import check_choice
+from flwr_robust.core.fields import Choice
 
 __all__ = ["MinSum"]
 
@@ -39,11 +40,7 @@ class MinSum(MinMax):
         "max" or "min" over the clients' sums.
     """
 
-    bound: str = "max"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("min_sum", "bound", self.bound, ("max", "min"))
+    bound: Annotated[str, Choice(("max", "min"))] = "max"
 
     def farthest(self, inner: Tensor, along: Tensor, squared: float, moved: float) -> float:
         """Return the largest gamma within the bound."""
@@ -53,3 +50,24 @@ class MinSum(MinMax):
         root = (1 - MARGIN) * math.sqrt(limit) - math.sqrt(len(inner)) * moved
         room = root**2 - float(inner.diagonal().sum())
         return math.sqrt(room / (len(inner) * squared)) if root > 0 and room > 0 else 0.0
+
+
+CASES = (
+    MessageCase("min_sum(gamma=2.0)", [(3 - 6 / 13**0.5, 2 - 4 / 13**0.5)], source="the formula"),
+    MessageCase(
+        "min_sum()",
+        [(2 - 3,)],
+        source="sums of squares 26, 17, 41; 14 about the mean; gamma = sqrt((41 - 14) / 3)",
+        honest=((0,), (1,), (5,)),
+        own=((0,),),
+        slack=1e-6,
+    ),
+    MessageCase(
+        "min_sum(bound='min')",
+        [(2 - 1,)],
+        source="as before; gamma = sqrt((17 - 14) / 3)",
+        honest=((0,), (1,), (5,)),
+        own=((0,),),
+        slack=1e-6,
+    ),
+)

@@ -18,16 +18,16 @@ Knows: omniscient, with ``known`` own or partial; "past": nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Line, LineAttack
+from flwr_robust.core.fields import Choice, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_choice, check_number
 
 __all__ = ["ModelBased"]
 
@@ -47,14 +47,9 @@ class ModelBased(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    size: float
-    movement: str = "round"
+    size: Annotated[float, Number(above=0)]
+    movement: Annotated[str, Choice(("past", "round"))] = "round"
     parameter: ClassVar[str] = "size"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_number("model_based", "size", self.size, above=0)
-        check_choice("model_based", "movement", self.movement, ("past", "round"))
 
     @property
     def knowledge(self) -> Knowledge:
@@ -80,3 +75,9 @@ class ModelBased(InformedAttack, LineAttack):
         if self.movement == "past" and "first" not in state:
             state = {**state, "first": view.model}
         return super().craft(view, state, rng)
+
+
+CASES = (
+    MessageCase("model_based(size=2.0)", [(-6, -4)], source="the formula"),
+    MessageCase("model_based(size=2.0, movement='past')", [(0, 0)], source="no past in the first round"),
+)

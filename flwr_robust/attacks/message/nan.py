@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
 
@@ -35,3 +35,6 @@ class NotANumber(MessageAttack):
         """Write NaN."""
         value = torch.tensor([[math.nan]], dtype=torch.float64)
         return Rows.from_tensor(value.expand(len(view.attackers), view.d)), state
+
+
+CASES = (MessageCase("nan()", [(math.nan, math.nan)], source="the formula"),)

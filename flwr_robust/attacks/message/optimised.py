@@ -15,14 +15,16 @@ Knows: the defence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Damage, LineAttack, strongest
+from flwr_robust.core.fields import Integer, Text
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import ConfigurationError, check_integer
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["Optimised"]
 
@@ -40,11 +42,11 @@ class Optimised(MessageAttack):
         How many strengths are tried.
     """
 
-    base: str = "alie()"
-    budget: int = 20
+    base: Annotated[str, Text("a message attack", example="sign_flip()")] = "alie()"
+    budget: Annotated[int, Integer(minimum=1)] = 20
 
     def __post_init__(self) -> None:
-        check_integer("optimised", "budget", self.budget, 1)
+        super().__post_init__()
         _ = self._attack
 
     @property
@@ -73,3 +75,10 @@ class Optimised(MessageAttack):
         damage = Damage(view, line, [(view.rule, view.rule_state)])
         strength = strongest(damage, damage.unit, self.budget, attack.strength(view, line, rng))
         return line.rows(strength), {**state, "strength": torch.tensor(strength, dtype=torch.float64)}
+
+
+CASES = (
+    MessageCase(
+        "optimised(base='constant(c=5.0)', budget=1)", [(5, 5)], source="the base's own strength is tried first"
+    ),
+)

@@ -19,15 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
-from flwr_robust.core.rule import Rule, State, parse
-from flwr_robust.errors import ConfigurationError, check_integer, check_number
+from flwr_robust.core.fields import Integer, ListOf, Number, Text
+from flwr_robust.core.pipeline import parse
+from flwr_robust.core.rule import Rule, State
+from flwr_robust.errors import ConfigurationError
 
 __all__ = ["Pool"]
 
@@ -53,23 +55,17 @@ class Pool(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    pool: Sequence[str]
-    similarity: float = 0.0
-    epsilon: float | str = "search"
-    budget: int = 20
+    pool: Annotated[Sequence[str], ListOf(Text("a defence string", example="median()"))]
+    similarity: Annotated[float, Number(minimum=0)] = 0.0
+    epsilon: Annotated[float | str, Number(above=0, words=("search",))] = "search"
+    budget: Annotated[int, Integer(minimum=1)] = 20
     parameter: ClassVar[str] = "epsilon"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.pool, list | tuple) or not self.pool:
-            raise ConfigurationError(f"pool: pool must list at least one defence string; got pool={self.pool!r}")
-        object.__setattr__(self, "pool", tuple(self.pool))
         for rule in self._rules:
             if rule.needs_trust:
                 raise ConfigurationError(f"pool: {rule} compares with an update of the server's own; leave it out")
-        check_number("pool", "similarity", self.similarity, minimum=0)
-        check_number("pool", "epsilon", self.epsilon, above=0, words=("search",))
-        check_integer("pool", "budget", self.budget, 1)
 
     @property
     def _rules(self) -> list[Rule]:
@@ -93,3 +89,6 @@ class Pool(InformedAttack, LineAttack):
             return float(self.epsilon)
         damage = Damage(view, line, [(rule, rule.init()) for rule in self._rules])
         return strongest(damage, damage.unit, self.budget)
+
+
+CASES = (MessageCase("pool(pool=('median()',), epsilon=2.0)", [(-6, -4)], source="the formula"),)

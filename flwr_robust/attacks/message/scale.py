@@ -13,14 +13,14 @@ Knows: own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["Scale"]
 
@@ -36,11 +36,8 @@ class Scale(LineAttack):
         How much of it; >= 0.
     """
 
-    c: float
+    c: Annotated[float, Number(minimum=0)]
     parameter: ClassVar[str] = "c"
-
-    def __post_init__(self) -> None:
-        check_number("scale", "c", self.c, minimum=0)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -51,3 +48,6 @@ class Scale(LineAttack):
         """From zero, along the own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), own, 0)
+
+
+CASES = (MessageCase("scale(c=10.0)", [(10, 0), (0, 20)], source="the formula"),)

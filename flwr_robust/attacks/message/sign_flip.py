@@ -12,14 +12,14 @@ Knows: own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.line import Line, LineAttack
+from flwr_robust.core.fields import Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_number
 
 __all__ = ["SignFlip"]
 
@@ -35,11 +35,8 @@ class SignFlip(LineAttack):
         How much of it; > 0.
     """
 
-    c: float = 1.0
+    c: Annotated[float, Number(above=0)] = 1.0
     parameter: ClassVar[str] = "c"
-
-    def __post_init__(self) -> None:
-        check_number("sign_flip", "c", self.c, above=0)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -50,3 +47,9 @@ class SignFlip(LineAttack):
         """From zero, against the own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), -own, 0)
+
+
+CASES = (
+    MessageCase("sign_flip()", [(-1, 0), (0, -2)], source="the formula"),
+    MessageCase("sign_flip(c=0.5)", [(-0.5, 0), (0, -1)], source="the formula"),
+)

@@ -15,13 +15,14 @@ Knows: what its base knows, and own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
+from flwr_robust.core.fields import Flag, Integer, Text
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
-from flwr_robust.errors import check_flag, check_integer
 
 __all__ = ["Sybil"]
 
@@ -41,13 +42,12 @@ class Sybil(MessageAttack):
         The message attack that makes the message.
     """
 
-    k: int
-    divide: bool = False
-    base: str = "scale(c=1)"
+    k: Annotated[int, Integer(minimum=1)]
+    divide: Annotated[bool, Flag()] = False
+    base: Annotated[str, Text("a message attack", example="sign_flip()")] = "scale(c=1)"
 
     def __post_init__(self) -> None:
-        check_integer("sybil", "k", self.k, 1)
-        check_flag("sybil", "divide", self.divide)
+        super().__post_init__()
         _ = self._attack
 
     @property
@@ -74,3 +74,16 @@ class Sybil(MessageAttack):
         first = torch.arange(rows.n) // self.k * self.k
         repeated = torch.eye(rows.n, dtype=torch.float64)[first] / (self.k if self.divide else 1)
         return rows.mixed(repeated), state
+
+
+CASES = (
+    MessageCase("sybil(k=2)", [(1, 0)], source="the formula"),
+    MessageCase("sybil(k=2, divide=True)", [(0.5, 0)], source="the formula"),
+    MessageCase("sybil(k=1, base='sign_flip()')", [(-1, 0), (0, -2)], source="the formula"),
+    MessageCase(
+        "sybil(k=2, divide=True)",
+        [(0.5, 0), (0.5, 0), (2, 2)],
+        source="the last group may be smaller",
+        own=((1, 0), (0, 2), (4, 4)),
+    ),
+)

@@ -16,15 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 
-from flwr_robust.attacks.message.base import InformedAttack, Knowledge, View, message_attacks
+from flwr_robust.attacks.message.base import InformedAttack, Knowledge, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.ipm import against_the_mean
 from flwr_robust.attacks.message.line import Damage, Line, LineAttack, strongest
+from flwr_robust.core.fields import Either, Integer, ListOf, Number
 from flwr_robust.core.rule import State
-from flwr_robust.errors import ConfigurationError, check_integer, check_number
 
 __all__ = ["Tailored"]
 
@@ -44,20 +44,11 @@ class Tailored(InformedAttack, LineAttack):
         As for `InformedAttack`.
     """
 
-    epsilon: float | Sequence[float] | str
-    budget: int = 20
+    epsilon: Annotated[
+        float | Sequence[float] | str, Either(Number(above=0, words=("search",)), ListOf(Number(above=0)))
+    ]
+    budget: Annotated[int, Integer(minimum=1)] = 20
     parameter: ClassVar[str] = "epsilon"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.epsilon, list):
-            object.__setattr__(self, "epsilon", tuple(self.epsilon))
-        if self.epsilon == ():
-            raise ConfigurationError("tailored: epsilon must hold at least one number; got epsilon=()")
-        if self.epsilon != "search":
-            for number in self.epsilon if isinstance(self.epsilon, tuple) else (self.epsilon,):
-                check_number("tailored", "epsilon (one, several, or 'search')", number, above=0)
-        check_integer("tailored", "budget", self.budget, 1)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -76,3 +67,9 @@ class Tailored(InformedAttack, LineAttack):
             return float(self.epsilon)
         damage = Damage(view, line, [(view.rule, view.rule_state)])
         return strongest(damage, damage.unit, self.budget)
+
+
+CASES = (
+    MessageCase("tailored(epsilon=10.0)", [(-30, -20)], source="the formula"),
+    MessageCase("tailored(epsilon=(0.5,))", [(-1.5, -1)], source="the formula"),
+)

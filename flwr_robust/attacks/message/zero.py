@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View, message_attacks
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack, MessageCase, View, message_attacks
 from flwr_robust.attacks.message.constant import same
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import State
@@ -34,3 +34,6 @@ class Zero(MessageAttack):
     def craft(self, view: View, state: State, rng: torch.Generator) -> tuple[Rows, State]:
         """Write zeros."""
         return same(view, 0.0).mixed(torch.ones(len(view.attackers), 1, dtype=torch.float64)), state
+
+
+CASES = (MessageCase("zero()", [(0, 0)], source="the formula"),)

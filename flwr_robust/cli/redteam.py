@@ -1,0 +1,173 @@
+"""The verb ``red-team``: attack a strategy with everything there is, and compare what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flwr_robust.cli.shared import Json, Plugins, console, print_json, told
+from flwr_robust.errors import check_number
+
+if TYPE_CHECKING:
+    from flwr_robust.redteam.run import RedTeam
+
+__all__ = ["compare_command", "red_team", "red_team_command"]
+
+red_team = typer.Typer(help="Attack a strategy with everything there is.", invoke_without_command=True)
+
+
+@red_team.callback()
+def red_team_command(
+    context: typer.Context,
+    strategy: Annotated[str, typer.Option(help="A Flower strategy, as package.module:Class.")] = "",
+    kwargs: Annotated[str, typer.Option(help="Its arguments, as a JSON object.")] = "{}",
+    defence: Annotated[str, typer.Option(help="A defence string, in place of a strategy.")] = "",
+    message: Annotated[str, typer.Option(help="With a defence: what clients send.")] = "parameters",
+    f: Annotated[int | None, typer.Option("--f", help="Declared f, where the rule does not say it.")] = None,
+    real_f: Annotated[list[int] | None, typer.Option(help="Number of attackers; 1 to f + 1 by default.")] = None,
+    clients: Annotated[int, typer.Option(help="n.")] = 12,
+    rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
+    partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "dirichlet(beta=1.0)",
+    model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "mlp",
+    seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated.")] = 1,
+    attacks: Annotated[list[str] | None, typer.Option(help="Families, names or texts; all by default.")] = None,
+    rule: Annotated[str, typer.Option(help="What attackers take a strategy for that is not ours.")] = "",
+    floor: Annotated[float | None, typer.Option(help="Least accuracy in percent; else exit with 1.")] = None,
+    name: Annotated[str, typer.Option(help="What tables call it.")] = "",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; all CPUs by default.")] = None,
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/red-team"),
+    plugins: Plugins = None,
+    as_json: Json = False,
+) -> None:
+    """Attack a strategy with everything there is, by 0 to f + 1 attackers. Options of several values are repeated.
+
+    Stop it at any time and call it again: runs that have ended are kept. `red-team compare` shows strategies side by
+    side.
+
+    Exit status: 0 no accuracy with at most f attackers is below the floor, or none is set; 1 one is; 2 wrong input.
+    JSON: name, subject, declared_f, real_f, seeds, without_attackers, worst (accuracy, attack, real_f), floor, held,
+    attacks (attack, family, real_f, accuracy, success, died), left_out, results. Accuracies are shares of one.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    with told(plugins, resumable=True):
+        from flwr_robust.files import write_atomically
+        from flwr_robust.redteam.battery import choose
+        from flwr_robust.redteam.report import conclude_red_team, footnotes, heatmap, red_tables
+        from flwr_robust.redteam.run import red_team
+        from flwr_robust.redteam.subject import maker
+        from flwr_robust.studies.runner import make_folder
+
+        if floor is not None:
+            check_number("red-team", "--floor", floor, minimum=0, maximum=100)
+        make, subject = maker(strategy, kwargs, defence, message)
+        make_folder(results)
+        options: dict[str, Any] = {
+            "name": name or defence or strategy.rpartition(":")[2],
+            "subject": subject,
+            "clients": clients,
+            "rounds": rounds,
+            "partition": partition,
+            "model": model,
+            "rule": rule,
+        }
+        stem = _stem({**options, "f": f, "message": message})
+        result = red_team(
+            make,
+            **options,
+            f=f,
+            real_f=real_f or (),
+            seeds=range(seeds),
+            attacks=choose(attacks or ()),
+            path=results / f"{stem}.json",
+            workers=workers or os.cpu_count() or 1,
+        )
+        picture = heatmap(result)
+        write_atomically(results / f"{stem}.png", lambda file: file.write(picture))
+    if as_json:
+        print_json({**_document(result, floor), "results": results / f"{stem}.json"})
+    else:
+        for table in red_tables(result):
+            console().print(table)
+        for note in footnotes(result):
+            console().print(note, markup=False)
+        console().print(f"results: {results / stem}.json and .png", soft_wrap=True)
+        console().print(conclude_red_team(result, floor), style="bold", markup=False)
+    if floor is not None and not result.holds(floor):
+        raise typer.Exit(1)
+
+
+def _document(result: RedTeam, floor: float | None) -> dict[str, Any]:
+    """Return what was found as `--json` prints it."""
+    accuracy, label, attackers = result.bottom
+    return {
+        "name": result.setting.name,
+        "subject": result.setting.subject,
+        "declared_f": result.setting.declared_f,
+        "real_f": result.real_f,
+        "seeds": result.seeds,
+        "without_attackers": result.alone,
+        "worst": {"accuracy": accuracy, "attack": label, "real_f": attackers},
+        "floor": floor,
+        "held": None if floor is None else result.holds(floor),
+        "attacks": [
+            {
+                "attack": attack,
+                "family": family,
+                "real_f": f,
+                "accuracy": result.accuracy(attack, f),
+                "success": result.success(attack, f),
+                "died": any(run.died for run in result.of(attack, f)),
+            }
+            for attack, family in result.families.items()
+            for f in result.real_f
+            if result.of(attack, f)
+        ],
+        "left_out": result.left_out,
+    }
+
+
+def _stem(options: Mapping[str, object]) -> str:
+    """Return the name of a red team's files, without suffix: another setting has another."""
+    from flwr_robust.redteam.run import Setting
+
+    defaults = {field.name: field.default for field in dataclasses.fields(Setting)}
+    fixed = {key: value for key, value in defaults.items() if value is not dataclasses.MISSING}
+    digest = hashlib.sha256(json.dumps({**fixed, **options}, sort_keys=True).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9.]+', '_', str(options['name'])).strip('_')[:60]}-{digest[:8]}"
+
+
+@red_team.command("compare")
+def compare_command(
+    files: Annotated[list[Path], typer.Argument(help="Results of red-team, one JSON file per strategy.")],
+    page: Annotated[Path | None, typer.Option(help="A Markdown file to write the tables into, a PNG beside.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show strategies side by side that were attacked alike, in Markdown.
+
+    JSON: strategies (each as `red-team --json` has it, without results).
+    """
+    with told():
+        from flwr_robust.files import write_atomically
+        from flwr_robust.redteam.report import compare, comparison_map, into_page
+        from flwr_robust.redteam.run import read_red_team
+
+        found = [read_red_team(path) for path in files]
+        text = compare(found)
+        if page is not None:
+            new = into_page(page, text).encode()
+            picture = comparison_map(found)
+            write_atomically(page, lambda file: file.write(new))
+            write_atomically(page.with_suffix(".png"), lambda file: file.write(picture))
+        if as_json:
+            print_json({"strategies": [_document(result, None) for result in found]})
+        elif page is None:
+            typer.echo(text)

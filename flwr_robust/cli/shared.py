@@ -1,0 +1,200 @@
+"""What all verbs share: options, how a command ends, and how it prints.
+
+A verb's module is imported for every ``--help``. So it imports nothing heavy at its top; functions do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, TamperedError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from rich.console import Console
+    from rich.text import Text
+
+__all__ = [
+    "Data",
+    "Json",
+    "Overrides",
+    "Plugins",
+    "Results",
+    "Workers",
+    "as_text",
+    "console",
+    "fail",
+    "keys_of",
+    "load_plugins",
+    "print_json",
+    "printable",
+    "told",
+]
+
+_WIDTH = 100
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A module, or a Python file, that registers components; may be repeated."),
+]
+Results = Annotated[Path, typer.Option(help="Folder that holds one folder of results per study.")]
+Data = Annotated[str, typer.Option(help="Folder of the data sets; else FLWR_ROBUST_DATA, else ./data.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run cells; one per CPU by default.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Replace a common key of the study, e.g. --set rounds=50.")
+]
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came, which stops a command as Ctrl-C does."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console: wide enough for a pipe, never wider than a hundred columns.
+
+    Parameters
+    ----------
+    stderr : bool
+        Whether it writes to standard error, as what is no result does.
+    """
+    from rich.console import Console
+
+    wide = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(width=min(_WIDTH, Console().width) if wide else _WIDTH, highlight=False, stderr=stderr)
+
+
+def print_json(document: object) -> None:
+    """Print a document as JSON; numbers that are not finite become null.
+
+    Parameters
+    ----------
+    document : object
+        Mappings, sequences, paths, texts, numbers, booleans and None.
+    """
+    typer.echo(json.dumps(_plain(document), indent=1))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Sequence | set | frozenset):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def printable(text: str) -> str:
+    """Return text in which a client may have had a hand so that a terminal does not obey it."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def as_text(text: object) -> Text:
+    """Return anything as a text for a table: without markup, safe for a terminal, folded where it is too long."""
+    from rich.text import Text
+
+    return Text(printable(str(text)), overflow="fold")
+
+
+def fail(error: FlwrRobustError) -> NoReturn:
+    """End the command with one sentence: status 1 for what was tampered with, else 2, for wrong input."""
+    typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+    raise typer.Exit(1 if isinstance(error, TamperedError) else 2) from None
+
+
+@contextmanager
+def told(plugins: Sequence[str] | None = None, *, resumable: bool = False) -> Iterator[None]:
+    """End what goes wrong inside in one sentence, and what is stopped in status 130 (SIGINT) or 143 (SIGTERM).
+
+    Parameters
+    ----------
+    plugins : sequence of str, optional
+        What registers components; loaded first.
+    resumable : bool
+        Whether the same command goes on where it was stopped.
+    """
+    with _sigterm_interrupts():
+        try:
+            load_plugins(plugins or ())
+            yield
+        except FlwrRobustError as error:
+            fail(error)
+        except KeyboardInterrupt as stop:
+            kept = "; what is finished is kept, and the same command goes on from there" if resumable else ""
+            typer.secho(f"stopped{kept}", err=True)
+            raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)) from None
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Make SIGTERM raise as SIGINT does. A second one changes nothing: what cleans up is not disturbed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def load_plugins(names: Sequence[str]) -> None:
+    """Load modules or files that register components.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of modules, or paths of Python files.
+
+    Raises
+    ------
+    FlwrRobustError
+        If one cannot be loaded.
+    """
+    if not names:
+        return
+    spec = importlib.import_module("flwr_robust.core.spec")
+    for name in names:
+        spec.load_plugin(name)
+
+
+def keys_of(data: str, overrides: Sequence[str] | None) -> dict[str, object]:
+    """Return the keys of the run config that options set.
+
+    Parameters
+    ----------
+    data : str
+        What --data names; empty: nothing.
+    overrides : sequence of str, optional
+        What --set says, as ``key=value``.
+    """
+    keys: dict[str, object] = {"data": data} if data else {}
+    for text in overrides or []:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigurationError(f"--set must be key=value; got '{text}'")
+        try:
+            keys[key] = json.loads(value)
+        except ValueError:
+            keys[key] = value
+    return keys

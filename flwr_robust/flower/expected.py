@@ -1,0 +1,90 @@
+"""What the replies to a round of training must hold, as an object that admission asks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower._compat import fill
+from flwr_robust.flower.wire import PayloadError, decode, is_finite
+
+__all__ = ["Expected", "SentModel", "learnt"]
+
+_STATISTICS = ("running_mean", "running_var")  # BatchNorm's
+
+
+class Expected(Protocol):
+    """What admission asks about a reply to training."""
+
+    @property
+    def may_abstain(self) -> bool:
+        """Whether a reply may hold no ArrayRecord at all: the node has nothing to say to what the round asks for."""
+
+    def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Return what a reply with arrays of these names must hold: for each name an array of its shape and type."""
+
+
+def learnt(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return the names of the arrays that are learnt: floating point, not empty, and no BatchNorm statistics."""
+    return [
+        name
+        for name, values in arrays.items()
+        if values.dtype.kind == "f" and values.size and name.rpartition(".")[2] not in _STATISTICS
+    ]
+
+
+class SentModel:
+    """The model that was sent, whose arrays every reply must hold.
+
+    Parameters
+    ----------
+    record : ArrayRecord
+        The model; floating-point, integer and boolean arrays.
+
+    Attributes
+    ----------
+    record : ArrayRecord
+        The model, in a record of its own, so that it stays what others do to theirs.
+    arrays : dict of str to array
+        The model's arrays by name, read-only.
+    learnt : tuple of int
+        Positions of the arrays that are learnt.
+
+    Raises
+    ------
+    ConfigurationError
+        If the model is empty, cannot be read, or holds other numbers.
+    """
+
+    def __init__(self, record: ArrayRecord) -> None:
+        self.record = fill(ArrayRecord(), dict(record))
+        self.arrays: dict[str, NDArray[Any]] = {}
+        for name, array in record.items():
+            try:
+                self.arrays[name] = decode(array)
+            except PayloadError as error:
+                raise ConfigurationError(f"model: array '{name}' cannot be used: {error}") from None
+            dtype = self.arrays[name].dtype
+            if dtype.kind not in "fiub" or dtype.itemsize > 8 or not dtype.isnative:
+                raise ConfigurationError(
+                    f"model: array '{name}' must hold float16/32/64, integers or booleans; got {dtype.str}"
+                )
+            if dtype.kind == "f" and not is_finite(self.arrays[name]):
+                raise ConfigurationError(f"model: array '{name}' must be finite; it holds NaN or Inf")
+        if not any(values.dtype.kind == "f" and values.size for values in self.arrays.values()):
+            raise ConfigurationError("model: it must hold at least one floating-point array; got none")
+        names = set(learnt(self.arrays))
+        self.learnt = tuple(index for index, name in enumerate(self.arrays) if name in names)
+
+    @property
+    def may_abstain(self) -> bool:
+        """Whether a reply may hold no ArrayRecord at all: never."""
+        return False
+
+    def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays of the model, whatever a reply holds."""
+        return self.arrays

@@ -1,0 +1,60 @@
+"""What the replies to a round of class-wise momenta must hold: see `DeSGD`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from flwr.app import ArrayRecord
+from numpy.typing import NDArray
+
+from flwr_robust.flower.expected import SentModel
+from flwr_robust.protocol.classes import answer_names, answered_classes
+
+__all__ = ["ClassesAsked"]
+
+
+class ClassesAsked(SentModel):
+    """The model that was sent to ask for classes: a reply holds its arrays for at least one of them, or abstains.
+
+    Parameters
+    ----------
+    record : ArrayRecord
+        The model; floating-point, integer and boolean arrays.
+    classes : sequence of int
+        The classes that the round asks for, ascending; at least one.
+
+    Attributes
+    ----------
+    classes : tuple of int
+        As given.
+
+    Examples
+    --------
+    >>> from flwr_robust.flower.wire import encode_record
+    >>> import numpy as np
+    >>> asked = ClassesAsked(encode_record({"w": np.zeros(2, np.float32)}), (3, 7))
+    >>> asked.answered(["7/w"]), list(asked.demanded(["7/w"]))
+    ((7,), ['7/w'])
+    """
+
+    def __init__(self, record: ArrayRecord, classes: Sequence[int]) -> None:
+        super().__init__(record)
+        self.classes = tuple(classes)
+
+    @property
+    def may_abstain(self) -> bool:
+        """Whether a reply may hold no ArrayRecord at all: where the node holds none of the classes."""
+        return True
+
+    def answered(self, names: Collection[str]) -> tuple[int, ...]:
+        """Return the classes, of those asked for, that a reply with arrays of these names answers for."""
+        return answered_classes(names, self.classes)
+
+    def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays of the model, under the names that they have for each class answered."""
+        if len(self.classes) < 2:
+            return self.arrays
+        answered = self.answered(names)
+        arrays = [*self.arrays.values()] * len(answered)
+        return dict(zip(answer_names(self.arrays, answered, self.classes), arrays, strict=True))

@@ -1,0 +1,330 @@
+"""Loop: a run of Flower's rounds under guard, put on record from its start to its end, and resumed where it stopped.
+
+Flower's own loop goes over the rounds. Meanwhile the four methods that it calls are the guarded strategy's, each with
+what the run has to know of it: the number of the round, counted from where a run goes on, and what came of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from flwr_robust.flower.admission import short
+from flwr_robust.flower.guard import Guard
+from flwr_robust.flower.quarantine import Identity
+from flwr_robust.flower.round_records import Opening, Progress, RoundRecord, Scalar
+
+__all__ = ["METHODS", "EvaluateFunction", "Guarding", "Loop", "Remembering", "replaced", "scalars"]
+
+log = logging.getLogger("flwr")
+
+EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
+
+METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
+"""What Flower's loop calls in every round."""
+
+_CONFIGS = ("train_config", "evaluate_config")
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """What keeps something from round to round that a run needs to go on: strategies, and grids that attack."""
+
+    def memory(self) -> Mapping[str, Any]:
+        """Return what is kept; all of it is `storable`."""
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Restore what `memory` returned."""
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Ends Flower's loop over the rounds, which knows no other way out."""
+
+
+class Loop:
+    """One run of a strategy, to its end, or until it is stopped.
+
+    Where an observer has something to go on from, the rounds up to there are left out, and Flower's log counts those
+    that follow from 1. A round that is to be the last is finished with its evaluations; then the result is what there
+    is so far.
+
+    Parameters
+    ----------
+    guarding : Guarding
+        The strategy with a guard.
+    looped : Strategy
+        The one whose methods Flower's loop calls.
+    start : callable
+        Its ``Strategy.start`` as Flower wrote it, bound.
+    evaluate_fn : callable, optional
+        The argument of that name.
+    arguments : mapping
+        The other arguments.
+    """
+
+    def __init__(
+        self,
+        guarding: Guarding,
+        looped: Strategy,
+        start: Callable[..., Result],
+        evaluate_fn: EvaluateFunction | None,
+        arguments: Mapping[str, Any],
+    ) -> None:
+        self._guarding, self._guard = guarding, guarding.guard
+        self._looped, self._start = looped, start
+        self._evaluate_fn, self._arguments = evaluate_fn, arguments
+        # Copies: what strategies write into them must not be taken for the caller's when a run is resumed.
+        self._configs = {name: ConfigRecord({**(arguments[name] or {})}) for name in _CONFIGS}
+        self._holders: dict[str, Remembering] = {"strategy": guarding}
+        if isinstance(grid := arguments["grid"], Remembering):
+            self._holders["grid"] = grid
+        self._result = Result()  # what the run has come to
+        self._result.arrays = arguments["initial_arrays"]
+        self._unfinished: int | None = 0  # a round of it whose evaluations may not be over
+
+    def run(self) -> Result:
+        """Return what Flower's loop does, once it is over."""
+        guard = self._guard
+        guard.stopped = ""
+        try:
+            done = self._begin()
+            left = {
+                "initial_arrays": self._result.arrays,
+                "num_rounds": max(self._arguments["num_rounds"] - done, 0),
+                "evaluate_fn": None if self._evaluate_fn is None else self._evaluated(self._evaluate_fn, done),
+            }
+            with replaced(self._looped, self._methods(done)):
+                found = self._start(**{**self._arguments, **self._configs, **left})
+            self._finish(last=True)
+        except _Stopped:
+            found = self._result
+            log.warning("The run ends after round %s: %s", guard.history[-1].round, guard.stopped)
+        except BaseException as error:
+            self._end("failed", short(f"{type(error).__name__}: {error}"))
+            raise
+        self._end("stopped" if guard.stopped else "finished", guard.stopped)
+        return self._result if done else found
+
+    # -- its beginning and its end ----------------------------------------------------------------
+
+    def _begin(self) -> int:
+        """Tell observers, restore what one of them has, and return the round to go on from."""
+        guard, guarding, arguments = self._guard, self._guarding, self._arguments
+        sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
+        told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
+        config = {"rounds": arguments["num_rounds"], **guard.settings(), **guarding.settings(), **told}
+        rule = str(getattr(guarding, "rule", ""))
+        opening = Opening(
+            guard.nodes, guarding.label, rule, config, self._result.arrays, arguments["grid"], arguments["timeout"]
+        )
+        found = [progress for each in guard.observers if (progress := each.run_started(opening)) is not None]
+        if not found:
+            self._finish()
+            return 0
+        self._restore(found[0])
+        return found[0].round
+
+    def _restore(self, progress: Progress) -> None:
+        for each in dataclasses.fields(self._result):
+            setattr(self._result, each.name, getattr(progress.result, each.name))
+        self._guard.history, self._guard.evaluations = list(progress.history), list(progress.evaluations)
+        self._guard.nodes.recall(progress.partitions, progress.refusals, progress.replaced)
+        for name, holder in self._holders.items():
+            if name in progress.memory:
+                holder.recall(progress.memory[name])
+        for name in _CONFIGS:
+            self._configs[name].update(progress.memory[name])
+        self._unfinished = None
+
+    def _end(self, outcome: str, sentence: str) -> None:
+        history = self._guard.history
+        for observer in self._guard.observers:
+            observer.run_ended(history[-1].round if history else 0, outcome, sentence)
+
+    # -- its rounds -------------------------------------------------------------------------------
+
+    def _finish(self, *, last: bool = False) -> None:
+        """Tell observers that a round is over, if one is."""
+        if self._unfinished is None:
+            return
+        guard, nodes = self._guard, self._guard.nodes
+        if guard.observers:
+            progress = Progress(
+                self._unfinished,
+                self._result,
+                guard.history,
+                guard.evaluations,
+                nodes.partitions,
+                nodes.refusals,
+                {
+                    **{name: each.memory() for name, each in self._holders.items()},
+                    **{name: dict(each) for name, each in self._configs.items()},
+                },
+                nodes.replaced,
+            )
+            for observer in guard.observers:
+                observer.round_finished(progress, last=last)
+        self._unfinished = None
+
+    def _methods(self, done: int) -> dict[str, Callable[..., Any]]:
+        """Return what Flower's loop is to call, rounds counted from where the run goes on."""
+        own = {name: getattr(self._guarding, name) for name in METHODS}
+
+        def configure_train(server_round: int, *arguments: Any) -> Iterable[Message]:
+            self._finish(last=bool(self._guard.stopped))
+            if self._guard.stopped:
+                raise _Stopped
+            messages: Iterable[Message] = own["configure_train"](server_round + done, *arguments)
+            return messages
+
+        def aggregate_train(server_round: int, *arguments: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
+            number, before = server_round + done, len(self._guard.history)
+            arrays, metrics = own["aggregate_train"](number, *arguments)
+            if arrays is not None:
+                self._result.arrays = arrays
+            if metrics is not None:
+                self._result.train_metrics_clientapp[number] = metrics
+            if arrays is not None or len(self._guard.history) > before:
+                self._unfinished = number
+            return arrays, metrics
+
+        def configure_evaluate(server_round: int, *arguments: Any) -> Iterable[Message]:
+            messages: Iterable[Message] = own["configure_evaluate"](server_round + done, *arguments)
+            return messages
+
+        def aggregate_evaluate(server_round: int, *arguments: Any) -> MetricRecord | None:
+            metrics: MetricRecord | None = own["aggregate_evaluate"](server_round + done, *arguments)
+            if metrics is not None:
+                self._result.evaluate_metrics_clientapp[server_round + done] = metrics
+            return metrics
+
+        methods = (configure_train, aggregate_train, configure_evaluate, aggregate_evaluate)
+        return {method.__name__: method for method in methods}
+
+    def _evaluated(self, evaluate_fn: EvaluateFunction, done: int) -> EvaluateFunction:
+        """Return the server's evaluation by the true number of the round, which goes on record."""
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if done and server_round == 0:
+                return None  # it was evaluated before
+            number = server_round + done
+            metrics = evaluate_fn(number, arrays)
+            if metrics is not None:
+                self._result.evaluate_metrics_serverapp[number] = metrics
+                for observer in self._guard.observers:
+                    observer.server_evaluated(number, metrics)
+            return metrics
+
+        return evaluate
+
+
+@contextmanager
+def replaced(strategy: Strategy, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+    """Put other methods into one strategy's place for those of its class, for a while."""
+    held = vars(strategy)
+    before = {name: held[name] for name in methods if name in held}
+    held.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            held.pop(name, None)
+        held.update(before)
+
+
+def scalars(strategy: object) -> dict[str, Scalar]:
+    """Return a strategy's public attributes that are scalars, named as in a run config; None may become anything."""
+    held = {name.replace("_", "-"): value for name, value in vars(strategy).items() if not name.startswith("_")}
+    return {name: value for name, value in held.items() if isinstance(value, Scalar) and value is not None}
+
+
+class Guarding:
+    """What strategies with a guard let their users see of it; ``guard`` is theirs to set."""
+
+    guard: Guard
+
+    @abstractmethod
+    def looped(self) -> tuple[Strategy, Callable[..., Result]]:
+        """Return the strategy whose methods Flower's loop calls, and the ``start`` that holds the loop."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFunction | None = None,
+    ) -> Result:
+        """Run Flower's rounds, as many as there are to be, under guard; see its ``Strategy.start``."""
+        arguments = {
+            "grid": grid,
+            "initial_arrays": initial_arrays,
+            "num_rounds": num_rounds,
+            "timeout": timeout,
+            "train_config": train_config,
+            "evaluate_config": evaluate_config,
+        }
+        return Loop(self, *self.looped(), evaluate_fn, arguments).run()
+
+    @property
+    def label(self) -> str:
+        """The name that records give to the strategy."""
+        return type(self).__name__
+
+    def settings(self) -> dict[str, Scalar]:
+        """Return what decides a run's result, as far as it is scalars."""
+        return scalars(self)
+
+    def memory(self) -> Mapping[str, Any]:
+        """Return what is kept from round to round; see `Progress`."""
+        return {}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Restore what `memory` returned."""
+
+    @property
+    def history(self) -> list[RoundRecord]:
+        """One record per round of training."""
+        return self.guard.history
+
+    @property
+    def evaluations(self) -> list[RoundRecord]:
+        """One record per round of evaluation by clients."""
+        return self.guard.evaluations
+
+    @property
+    def partitions(self) -> dict[int, int]:
+        """The partition of each node, as far as it is known.
+
+        Replies are aggregated, and clients sampled, in this order, so that runs repeat to the bit although Flower
+        draws new node ids. It is learnt from a node's first reply that holds the metric ``partition-id``, or set
+        beforehand; node ids serve where it is not known.
+        """
+        return self.guard.nodes.partitions
+
+    @partitions.setter
+    def partitions(self, partitions: dict[int, int]) -> None:
+        self.guard.nodes.partitions = partitions
+
+    def identify(self, identities: Mapping[int, Identity]) -> None:
+        """Set the nodes' partitions, as `discover` returns them, with which of them are the nodes' own word."""
+        self.guard.nodes.identify(identities)
+
+    @property
+    def quarantined(self) -> tuple[int, ...]:
+        """The nodes in quarantine."""
+        return self.guard.nodes.quarantined
+
+    def release(self, node: int) -> None:
+        """Let a node out of quarantine and forget its refusals."""
+        self.guard.release(node)

@@ -1,0 +1,39 @@
+"""Which releases of Flower this one is tested with; `.ci/flwr-versions` runs the tests with the first and the last."""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib import metadata
+
+__all__ = ["TESTED_FLWR", "untested"]
+
+log = logging.getLogger("flwr")
+
+TESTED_FLWR = ("1.32", "1.42")
+"""The lowest and the highest minor release."""
+
+
+def untested(version: str) -> str | None:
+    """Return the sentence that says that a version of Flower is not tested, or None.
+
+    Parameters
+    ----------
+    version : str
+        Such as ``1.42.0``.
+    """
+    lowest, highest = map(_minor, TESTED_FLWR)
+    if lowest <= _minor(version) <= highest:
+        return None
+    return (
+        f"flwr {version} is not tested with this release of flwr-robust, which knows {TESTED_FLWR[0]} to "
+        f"{TESTED_FLWR[1]}: if something fails, install one of these, or a newer flwr-robust"
+    )
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
+
+
+if (_sentence := untested(metadata.version("flwr"))) is not None:
+    log.warning(_sentence)

@@ -1,0 +1,177 @@
+"""The world of a run: its data, who holds which of them, the model, and its attackers, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache, partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from flwr_robust.attacks.adversary import Adversary
+from flwr_robust.attacks.fault.base import Fault
+from flwr_robust.attacks.message.base import Knowledge, MessageAttack
+from flwr_robust.attacks.poison import Poison
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.protocol.classes import ClassBuffer, held_classes
+from flwr_robust.protocol.messages import message_kind
+from flwr_robust.protocol.momentum import HeavyBall
+from flwr_robust.protocol.rounds import ServerStep
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.seeds import torch_generator
+from flwr_robust.tasks import Learner, Task
+
+__all__ = ["World", "world_of"]
+
+
+class World:
+    """What a configuration stands for.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+
+    Attributes
+    ----------
+    config : RunConfig
+        As given.
+    kind : MessageKind
+        What clients send.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.kind = message_kind(config.message)
+        self._held: dict[int, dict[int, Tensor]] = {}
+
+    # -- data and model ---------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        """The task's data, loaded at the first look."""
+        return self.config.data_set
+
+    @property
+    def samples(self) -> list[NDArray[np.int64]]:
+        """The indices of every client's training samples, ascending."""
+        return self.config.samples
+
+    def learner(self, device: torch.device | str = "cpu") -> Learner:
+        """Build the seeded model with its steps."""
+        return self.config.learner(device)
+
+    def classes_of(self, client: int) -> dict[int, Tensor]:
+        """Return a client's samples by their true class, both ascending."""
+        if client not in self._held:
+            self._held[client] = held_classes(self.task.y_train, torch.from_numpy(self.samples[client]))
+        return self._held[client]
+
+    # -- the server -------------------------------------------------------------------------------
+
+    @cached_property
+    def step(self) -> ServerStep:
+        """How the server steps."""
+        config = self.config
+        if self.kind.class_wise:
+            buffer = ClassBuffer(self.task.classes, config.gamma, config.alpha)
+            return ServerStep(self.kind, config.server_learning_rate, buffer)
+        return ServerStep(self.kind, config.server_learning_rate, HeavyBall(config.server_momentum))
+
+    def check_senders(self) -> None:
+        """Raise if a class has fewer senders than the rule needs: the model would never learn of it.
+
+        Attackers count for every class, whatever they hold: they may claim it, or flip their labels to it.
+
+        Raises
+        ------
+        ConfigurationError
+            The sentence names the class.
+        """
+        config = self.config
+        if not self.kind.class_wise:
+            return
+        senders = dict.fromkeys(range(self.task.classes), 0)
+        for client in range(config.clients):
+            for k in senders if config.attacks(client) else self.classes_of(client):
+                senders[k] += 1
+        for k, count in senders.items():
+            n = min(count, config.sampled)
+            sentence = "nobody holds it" if n == 0 else config.rule.check(n, asked=config.sampled)
+            if sentence:
+                raise ConfigurationError(
+                    f"configuration: message={config.message!r}: at most {n} clients send class {k}, and "
+                    f"{sentence.partition(':')[0]}: take a partition that gives each class to more clients, or a rule "
+                    f"that needs fewer"
+                )
+
+    # -- attackers --------------------------------------------------------------------------------
+
+    def claims(self, client: int, server_round: int) -> bool:
+        """Say whether a client answers for classes that it does not hold: an attacker on messages, while it attacks.
+
+        What it sends is rewritten by the attack anyway; without an answer there would be nothing to rewrite.
+        """
+        config = self.config
+        return isinstance(config.attack_object, MessageAttack) and client in config.attackers_in(server_round)
+
+    def poisons(
+        self,
+        clients: Iterable[int],
+        server_round: int,
+        scores: Callable[[int, Tensor], Tensor],
+        draws: tuple[str, int] | None = None,
+    ) -> dict[int, Poison]:
+        """Return what an attack on data does with those clients that attack in a round.
+
+        Parameters
+        ----------
+        clients : iterable of int
+            Who takes part.
+        server_round : int
+            The round, from 1.
+        scores : callable (client, Tensor) -> Tensor
+            The scores that the model sent to a client gives to inputs.
+        draws : (str, int), optional
+            Purpose and number of the attack's draws; those of training in the round when not given.
+        """
+        config, attack = self.config, self.config.data_attack
+        if attack is None:
+            return {}
+        attackers = config.attackers_in(server_round)
+        purpose, number = draws or ("labels", server_round)
+        return {
+            client: Poison(
+                attack,
+                self.task.classes,
+                self.task.span,
+                self.kind,
+                attackers.index(client),
+                torch_generator(config.seed, purpose, client, number),
+                partial(scores, client),
+            )
+            for client in clients
+            if client in attackers
+        }
+
+    def adversary(self) -> Adversary | None:
+        """Return who rewrites messages, or lets clients fail; None where nobody does."""
+        config, attack = self.config, self.config.attack_object
+        if not isinstance(attack, MessageAttack | Fault):
+            return None
+        return Adversary(
+            attack,
+            config.message,
+            knowledge=Knowledge.of(config.knowledge),
+            known=config.known or None,
+            rule=config.rule,
+            seed=config.seed,
+        )
+
+
+@lru_cache(maxsize=8)
+def world_of(config: RunConfig) -> World:
+    """Return the world of a configuration, one per process."""
+    return World(config)

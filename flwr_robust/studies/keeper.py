@@ -1,0 +1,76 @@
+"""Stop what belongs to a private Flower home: its SuperLink and all that this started, and remove its files.
+
+`FlowerRuns` starts this file as a process of its own. It waits until its standard input ends, which is when the process
+that started it closes it or dies, however that happens; then it cleans up. It imports little, so it costs little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import psutil
+
+__all__ = ["main", "remove_home"]
+
+_GRACE = 5.0  # seconds between asking a process to end and killing it
+_LOOKS = 3  # one that ends may just have started another
+
+
+def remove_home(home: Path, spared: Collection[int] = ()) -> None:
+    """Stop every process that names a Flower home in its command line, and their children; then remove its files.
+
+    Parameters
+    ----------
+    home : Path
+        The home; it may be missing.
+    spared : collection of int
+        Processes that go on, beside this one.
+    """
+    spared = {os.getpid(), *spared}
+    for _ in range(_LOOKS):
+        mine = [process for process in psutil.process_iter() if process.pid not in spared and _names(process, home)]
+        if not mine:
+            break
+        _stop([p for parent in mine for p in [parent, *_children(parent)] if p.pid not in spared])
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _stop(processes: Sequence[psutil.Process]) -> None:
+    family = {process.pid: process for process in processes}
+    for process in family.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(list(family.values()), timeout=_GRACE)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _names(process: psutil.Process, home: Path) -> bool:
+    try:
+        words = process.cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+        return False
+    return any(str(home) in word for word in words)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def main() -> None:
+    """Wait for the end of standard input, then remove the home that the command line names."""
+    sys.stdin.buffer.read()
+    remove_home(Path(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()
