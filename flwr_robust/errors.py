@@ -9,6 +9,9 @@ import difflib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
+from numbers import Integral, Real
+from typing import Any
 
 __all__ = [
     "AuditError",
@@ -195,7 +198,7 @@ def check_integer(owner: str, field: str, value: object, minimum: int, *, words:
     field : str
         The parameter's name.
     value : object
-        What was given; booleans are not integers here.
+        What was given; numpy's integers are integers, booleans are not.
     minimum : int
         The smallest value allowed.
     words : sequence of str
@@ -208,12 +211,12 @@ def check_integer(owner: str, field: str, value: object, minimum: int, *, words:
     """
     if isinstance(value, str) and value in words:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         wanted = " or ".join([*map(repr, words), f"an integer >= {minimum}"])
         raise ConfigurationError(f"{owner}: {field} must be {wanted}; got {field}={value!r}")
 
 
-def _finite(value: float) -> bool:
+def _finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond float64
@@ -260,14 +263,15 @@ def check_number(
         for sign, bound in ((">", above), (">=", minimum), ("<", below), ("<=", maximum))
         if bound is not None
     ]
+    given: Any = value
     inside = (
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and _finite(value)
-        and (above is None or value > above)
-        and (minimum is None or value >= minimum)
-        and (below is None or value < below)
-        and (maximum is None or value <= maximum)
+        isinstance(value, Real)  # numpy's numbers are among them, its booleans are not
+        and not isinstance(value, bool | Fraction)  # which tensors do not take
+        and _finite(given)
+        and (above is None or given > above)
+        and (minimum is None or given >= minimum)
+        and (below is None or given < below)
+        and (maximum is None or given <= maximum)
     )
     if not inside:
         wanted = " or ".join([*map(repr, words), " and ".join(["a finite number", *bounds])])

@@ -56,6 +56,13 @@ __all__ = ["Audit", "observing"]
 
 log = logging.getLogger("flwr")
 
+_NO_RUN = (
+    "audit: it records a run within the audited strategy's own start(), and this round is outside it: another strategy "
+    "around it (differential privacy, say), or a start() of your own, holds the loop over the rounds. Call the "
+    "strategy's start(), or super().start() in yours; else take audit= away from it, and write "
+    "Guarded(outermost_strategy, audit=...).start(...)"
+)
+
 
 class Audit(Observer):
     """An audit log and checkpoints of a run, in one folder; see ``docs/audit-log.md``.
@@ -253,7 +260,15 @@ class Audit(Observer):
     def round_configured(
         self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
     ) -> None:
-        """Put on record who is asked, before anybody is."""
+        """Put on record who is asked, before anybody is.
+
+        Raises
+        ------
+        ConfigurationError
+            If no run is under way, because another strategy or a `start` of its own holds the loop over the rounds.
+        """
+        if self._run is None:
+            raise ConfigurationError(_NO_RUN)
         self._round, self._resting = server_round, None
         self._waiting.append(
             RoundConfigured(server_round, kind, tuple(asked), None, tuple(quarantined), self._hash(model))

@@ -6,9 +6,8 @@ See `flwr_robust.protocol.classes` for the method and its conventions, and `serv
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Unpack
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar, Unpack
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
@@ -17,31 +16,17 @@ from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
-from flwr_robust.flower.audit import Audit
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.expected_classes import ClassesAsked
-from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.options import GuardOptions, plain
 from flwr_robust.flower.round_records import Round
-from flwr_robust.flower.strategy import FedAvgOptions, RobustStrategy
+from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.protocol.classes import ClassBuffer, check_desgd, classes_of_round
 from flwr_robust.protocol.messages import CLASS_MOMENTUM, message_kind
 from flwr_robust.protocol.momentum import check_alpha
 from flwr_robust.protocol.rounds import ServerStep, state_of_class
 
-__all__ = ["DeSGD", "DeSGDOptions"]
-
-
-class DeSGDOptions(FedAvgOptions, total=False):
-    """The options that `DeSGD` shares with `RobustStrategy`, which keep their meaning, then FedAvg's."""
-
-    train_metrics: tuple[str, ...] | None
-    evaluate_metrics: tuple[str, ...] | None
-    records: tuple[str, str] | None
-    max_examples: float
-    quarantine_after: int | None
-    on_infeasible: str
-    observers: Sequence[Observer]
-    audit: Audit | Path | str | None
+__all__ = ["DeSGD"]
 
 
 class DeSGD(RobustStrategy):
@@ -76,8 +61,9 @@ class DeSGD(RobustStrategy):
 
     Raises
     ------
-    ConfigurationError
-        If a parameter is outside its bounds, or the rule compares with an update of the server's own.
+    ConfigurationError, UnknownNameError
+        If a parameter is outside its bounds, an option is unknown, or the rule compares with an update of the
+        server's own.
 
     Notes
     -----
@@ -94,6 +80,8 @@ class DeSGD(RobustStrategy):
     [(0,), (1,), (0,)]
     """
 
+    _options: ClassVar[Collection[str]] = GuardOptions.__annotations__
+
     def __init__(
         self,
         rule: Rule | str,
@@ -105,12 +93,11 @@ class DeSGD(RobustStrategy):
         classes_per_round: int = 1,
         server_learning_rate: float = 0.1,
         seed: int = 0,
-        **options: Unpack[DeSGDOptions],
+        **options: Unpack[GuardOptions],
     ) -> None:
         owner = type(self).__name__
-        for name in options:
-            if name not in DeSGDOptions.__annotations__:
-                raise UnknownNameError(f"option of {owner}", name, DeSGDOptions.__annotations__)
+        if unknown := next((name for name in options if name not in GuardOptions.__annotations__), None):
+            raise UnknownNameError(f"option of {owner}", unknown, self._options)
         check_integer(owner, "classes", classes, 1)
         check_desgd(owner, gamma, schedule, classes_per_round, classes)
         check_alpha(alpha)
@@ -119,11 +106,11 @@ class DeSGD(RobustStrategy):
                 f"{owner}: {rule} compares replies with an update of the server's own, which knows no classes; choose "
                 f"another rule"
             )
-        self.classes = classes
-        self.gamma = gamma
-        self.alpha = alpha
+        self.classes = plain(classes)
+        self.gamma = plain(gamma)
+        self.alpha = plain(alpha)
         self.schedule = schedule
-        self.classes_per_round = classes_per_round
+        self.classes_per_round = plain(classes_per_round)
         super().__init__(rule, message="momentum", server_learning_rate=server_learning_rate, seed=seed, **options)
         self.state = {}
 

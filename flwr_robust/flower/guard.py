@@ -16,7 +16,8 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import check_choice, check_number
-from flwr_robust.flower.admission import Admitted, Refusal, Terms, admit, rebuilt, short
+from flwr_robust.flower.admission import Admitted, Refusal, Terms, admit, rebuilt
+from flwr_robust.flower.failures import failure
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.quarantine import Nodes
@@ -221,9 +222,13 @@ class Guard:
             return None
         contents, key = self.contents(judged), self.terms[judged.kind].weighted_by_key
         try:
-            return aggregate(contents, key)
+            found = aggregate(contents, key)
+            if not isinstance(found, MetricRecord | None):
+                raise TypeError(f"it returned a {type(found).__name__}; return a MetricRecord")
+            return found
         except Exception as error:
-            log.warning("metrics: %s; medians are shown instead", short(f"{type(error).__name__}: {error}"))
+            failed = failure(aggregate, error)
+            log.warning("metrics: medians are shown instead in round %s, for %s", judged.number, failed)
             return robust_metrics(self.contents(judged), key)
 
     def _record(self, judged: Round, outcome: Outcome, sentence: str = "", **fields: Any) -> RoundRecord:

@@ -30,11 +30,14 @@ from flwr_robust.flower._compat import fill
 from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.face import Face
+from flwr_robust.flower.failures import failure
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.loop import METHODS, Guarding, scalars
 from flwr_robust.flower.memory import storable
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.options import plain
 from flwr_robust.flower.replies import admitted_rows
 from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
@@ -45,7 +48,7 @@ __all__ = ["Guarded"]
 log = logging.getLogger("flwr")
 
 
-class Guarded(Guarding, Strategy):
+class Guarded(Face, Strategy):
     """A guard around a strategy.
 
     Parameters
@@ -99,12 +102,19 @@ class Guarded(Guarding, Strategy):
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
     ) -> None:
-        if not isinstance(strategy, Strategy) or isinstance(strategy, Guarding):
+        # One with a start of its own holds the loop itself, so that its own guard cannot record the run.
+        guarded = isinstance(strategy, Guarding) and not _has_own_start(type(strategy))
+        if not isinstance(strategy, Strategy) or guarded:
             what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
             found = f"the class {what}: call it" if isinstance(strategy, type) else what
-            found += ", which has a guard: take it as it is" if isinstance(strategy, Guarding) else ""
+            found += ", which has a guard: take it as it is" if guarded else ""
             raise ConfigurationError(
                 f"Guarded: strategy must be one of Flower's Message API that has no guard yet; got {found}"
+            )
+        if metrics_aggr_fn is not None and not callable(metrics_aggr_fn):
+            raise ConfigurationError(
+                "Guarded: metrics_aggr_fn must be a function (list of RecordDict, str) -> MetricRecord, or None for "
+                f"what the strategy makes of clients' metrics; got {metrics_aggr_fn!r:.100}"
             )
         self.strategy = strategy
         self.metrics_aggr_fn = metrics_aggr_fn
@@ -113,12 +123,12 @@ class Guarded(Guarding, Strategy):
         self._own = {name: getattr(strategy, name) for name in METHODS}
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self.guard = Guard(
-            Terms(key, max_examples, train_metrics, records),
-            Terms(key, max_examples, evaluate_metrics, records),
-            least=_least(strategy) if least is None else least,
-            quarantine_after=quarantine_after,
+            Terms(key, plain(max_examples), train_metrics, records),
+            Terms(key, plain(max_examples), evaluate_metrics, records),
+            least=_least(strategy) if least is None else plain(least),
+            quarantine_after=plain(quarantine_after),
             on_infeasible=on_infeasible,
-            clamp=clamp,
+            clamp=plain(clamp),
             observers=observing(observers, audit),
         )
 
@@ -205,7 +215,7 @@ class Guarded(Guarding, Strategy):
         ConfigurationError
             Before the first round: if the model cannot be used, or the strategy asks fewer than ``least``.
         """
-        if self.guard.over():
+        if self._ends_before(server_round):
             return []
         sent = SentModel(arrays)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
@@ -223,6 +233,8 @@ class Guarded(Guarding, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Let the strategy ask."""
+        if self._stopped_before(server_round):
+            return []
         messages = self._own["configure_evaluate"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.EVALUATE, server_round, messages)
         return [] if opened is None else self.guard.open(opened, arrays)
@@ -252,7 +264,7 @@ class Guarded(Guarding, Strategy):
             before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
-                    found, told = self._own["aggregate_train"](server_round, self._clean(judged))
+                    found, told = self._answer("aggregate_train", server_round, judged)
                     arrays, outcome, sentence = _mended(found, judged.model), Outcome.OK, ""
             except Exception as error:
                 sentence = short(f"{type(self.strategy).__name__}: {str(error) or type(error).__name__}")
@@ -272,11 +284,18 @@ class Guarded(Guarding, Strategy):
             before = Saved(self.strategy)
             try:
                 with np.errstate(all="ignore"):
-                    told = self._own["aggregate_evaluate"](server_round, self._clean(judged))
-            except Exception as error:
-                log.warning("aggregate_evaluate: %s", short(f"{type(self.strategy).__name__}: {error}"))
+                    told = self._answer("aggregate_evaluate", server_round, judged)
+            except Exception:
                 before.restore()
         return self.guard.close_evaluation(judged, self._metrics(judged, told))
+
+    def _answer(self, method: str, server_round: int, judged: Round) -> Any:
+        """Return what the strategy makes of the replies admitted; where it raises, the log shows what and where."""
+        try:
+            return self._own[method](server_round, self._clean(judged))
+        except Exception as error:
+            log.warning("%s: %s", method, failure(self._own[method], error))
+            raise
 
     def _metrics(self, judged: Round, told: MetricRecord | None) -> MetricRecord | None:
         """Return what the strategy reports, clients' metrics replaced by those that no minority steers."""
@@ -284,6 +303,12 @@ class Guarded(Guarding, Strategy):
             return told
         ours = self.guard.metrics(judged, self.metrics_aggr_fn)
         return ours if told is None or ours is None else fill(MetricRecord(), {**told, **ours})
+
+
+def _has_own_start(kind: type) -> bool:
+    """Say whether a strategy with a guard holds the loop over the rounds, or wraps what does."""
+    own: object = getattr(kind, "start", None)
+    return own is not Guarding.start
 
 
 def _least(strategy: Strategy) -> int:

@@ -1,14 +1,16 @@
-"""One strategy per rule: its parameters are the rule's hyperparameters, then those of RobustStrategy and of FedAvg."""
+"""One strategy per rule: its parameters are the rule's, then the options of every robust strategy.
+
+Each names its condition on n, the number of replies, and f, the declared number of faulty clients among them.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Literal, Unpack
 
 from flwr_robust import aggregators as rules
-from flwr_robust.core.rule import Rule
-from flwr_robust.flower.strategy import Options, RobustStrategy
+from flwr_robust.flower.options import Options, SeedlessOptions
+from flwr_robust.flower.strategy import RobustStrategy
 
 __all__ = [
     "CAF",
@@ -42,145 +44,839 @@ __all__ = [
     "TrimmedMean",
 ]
 
-
-class _Named(RobustStrategy):
-    """A strategy for one rule; a subclass names it."""
-
-    _rule: ClassVar[type[Rule]]
-
-    def __init_subclass__(cls, *, rule: type[Rule], **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._rule = rule
-        kind, empty = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.empty
-        own = [
-            inspect.Parameter(f.name, kind, default=empty if f.default is dataclasses.MISSING else f.default)
-            for f in dataclasses.fields(rule)
-        ]
-        shared = [inspect.Parameter(name, kind, default=None) for name in _shared(rule)]
-        cls.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-
-    def __init__(self, **options: Any) -> None:
-        fields = {f.name for f in dataclasses.fields(self._rule)} & set(options)
-        rule = self._rule(**{name: options.pop(name) for name in fields})
-        super().__init__(rule, **options)
-
-
-def _shared(rule: type[Rule]) -> list[str]:
-    """Return the names of the options that are not the rule's own; a rule's own field wins (dnc's seed, say)."""
-    return [name for name in Options.__annotations__ if name not in {f.name for f in dataclasses.fields(rule)}]
-
-
-class Mean(_Named, rule=rules.Mean):
-    """The plain mean; see `flwr_robust.aggregators.mean`."""
-
-
-class Median(_Named, rule=rules.Median):
-    """Coordinate-wise median; see `flwr_robust.aggregators.median`."""
-
-
-class TrimmedMean(_Named, rule=rules.TrimmedMean):
-    """Coordinate-wise trimmed mean; see `flwr_robust.aggregators.trimmed_mean`."""
-
-
-class Meamed(_Named, rule=rules.Meamed):
-    """Mean around the median; see `flwr_robust.aggregators.meamed`."""
-
-
-class Phocas(_Named, rule=rules.Phocas):
-    """Mean around the trimmed mean; see `flwr_robust.aggregators.phocas`."""
-
-
-class Krum(_Named, rule=rules.Krum):
-    """Krum; see `flwr_robust.aggregators.krum`."""
-
-
-class MultiKrum(_Named, rule=rules.MultiKrum):
-    """Multi-Krum; see `flwr_robust.aggregators.multi_krum`."""
-
-
-class GeneralisedKrum(_Named, rule=rules.GeneralisedKrum):
-    """Krum with l_p distances; see `flwr_robust.aggregators.generalised_krum`."""
-
-
-class Bulyan(_Named, rule=rules.Bulyan):
-    """Bulyan over any selection rule; see `flwr_robust.aggregators.bulyan`."""
-
-
-class GeometricMedian(_Named, rule=rules.GeometricMedian):
-    """Geometric median (RFA); see `flwr_robust.aggregators.geometric_median`."""
-
-
-class MinimumDiameter(_Named, rule=rules.MinimumDiameter):
-    """Minimum-diameter averaging (MDA); see `flwr_robust.aggregators.minimum_diameter`."""
-
-
-class MixTailor(_Named, rule=rules.MixTailor):
-    """A rule drawn from a pool, anew in every round; see `flwr_robust.aggregators.mixtailor`."""
-
-
-class Monna(_Named, rule=rules.Monna):
-    """Mean of the rows nearest to the server's own; give ``trusted_fn``; see `flwr_robust.aggregators.monna`."""
-
-
-class FABA(_Named, rule=rules.FABA):
-    """FABA; see `flwr_robust.aggregators.faba`."""
-
-
-class CenteredClipping(_Named, rule=rules.CenteredClipping):
-    """Centered clipping, its centre kept from round to round; see `flwr_robust.aggregators.centered_clipping`."""
-
-
-class ClipMean(_Named, rule=rules.ClipMean):
-    """Mean of rows clipped to the median norm; see `flwr_robust.aggregators.clip_mean`."""
-
-
-class NormBound(_Named, rule=rules.NormBound):
-    """Mean of rows clipped to a fixed norm; see `flwr_robust.aggregators.norm_bound`."""
-
-
-class DnC(_Named, rule=rules.DnC):
-    """Divide and conquer; see `flwr_robust.aggregators.dnc`."""
-
-
-class Clustering(_Named, rule=rules.Clustering):
-    """The larger of two clusters; see `flwr_robust.aggregators.clustering`."""
-
-
-class ClippedClustering(_Named, rule=rules.ClippedClustering):
-    """Clustering of clipped rows; see `flwr_robust.aggregators.clipped_clustering`."""
-
-
-class SignGuard(_Named, rule=rules.SignGuard):
-    """SignGuard; see `flwr_robust.aggregators.signguard`."""
-
-
-class LFighter(_Named, rule=rules.LFighter):
-    """LFighter; see `flwr_robust.aggregators.lfighter`."""
-
-
-class SMEA(_Named, rule=rules.SMEA):
-    """Smallest maximum eigenvalue averaging; see `flwr_robust.aggregators.smea`."""
-
-
-class CAF(_Named, rule=rules.CAF):
-    """Covariance-bound agnostic filter; see `flwr_robust.aggregators.caf`."""
-
-
-class CGE(_Named, rule=rules.CGE):
-    """Comparative gradient elimination; see `flwr_robust.aggregators.cge`."""
-
-
-class SignMajority(_Named, rule=rules.SignMajority):
-    """signSGD with majority vote; see `flwr_robust.aggregators.sign_majority`."""
-
-
-class FLTrust(_Named, rule=rules.FLTrust):
-    """FLTrust; give ``trusted_fn``; see `flwr_robust.aggregators.fltrust`."""
-
-
-class FoolsGold(_Named, rule=rules.FoolsGold):
-    """FoolsGold; see `flwr_robust.aggregators.foolsgold`."""
-
-
-class FLAME(_Named, rule=rules.FLAME):
-    """FLAME; see `flwr_robust.aggregators.flame`."""
+KrumVariant = Literal["paper", "byzfl", "byzantine_momentum"]
+Linkage = Literal["average", "complete", "single"]
+
+
+class Mean(RobustStrategy):
+    """The plain mean: not robust, and hard to beat where clients' data differ much.
+
+    It needs n >= 1. See `flwr_robust.aggregators.mean`.
+
+    Parameters
+    ----------
+    weighted : bool
+        Weigh replies by their clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Mean(weighted=True)
+    Mean(weighted=True)
+    """
+
+    def __init__(self, *, weighted: bool = False, clamp: float = 2.0, **options: Unpack[Options]) -> None:
+        super().__init__(rules.Mean(weighted=weighted, clamp=clamp), **options)
+
+
+class Median(RobustStrategy):
+    """The median of every coordinate.
+
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f. See `flwr_robust.aggregators.median`.
+
+    Parameters
+    ----------
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    weighted : bool
+        Weigh replies by their clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Median(f=2)
+    Median(f=2)
+    >>> Median(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(
+        self, *, f: int | None = None, weighted: bool = False, clamp: float = 2.0, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(rules.Median(f=f, weighted=weighted, clamp=clamp), **options)
+
+
+class TrimmedMean(RobustStrategy):
+    """The mean of every coordinate without its f smallest and its f largest values.
+
+    It needs n >= 2f + 1, and either ``f`` or ``fraction``. See `flwr_robust.aggregators.trimmed_mean`.
+
+    Parameters
+    ----------
+    f : int, optional
+        Values dropped at each side of every coordinate, the declared number of faulty clients.
+    fraction : float, optional
+        Fixes f as floor(fraction * clients asked); in [0, 0.5).
+    weighted : bool
+        Average the values left by the clients' clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> TrimmedMean(f=2)
+    TrimmedMean(f=2)
+    >>> TrimmedMean(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int | None = None,
+        fraction: float | None = None,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(rules.TrimmedMean(f=f, fraction=fraction, weighted=weighted, clamp=clamp), **options)
+
+
+class Meamed(RobustStrategy):
+    """The mean of the n - f values of every coordinate that are nearest to its median.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.meamed`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients; as many values of every coordinate are left out.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Meamed(f=2)
+    Meamed(f=2)
+    >>> Meamed(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.Meamed(f=f), **options)
+
+
+class Phocas(RobustStrategy):
+    """The mean of the n - f values of every coordinate that are nearest to its trimmed mean.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.phocas`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients; the trimmed mean drops f values per side.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Phocas(f=2)
+    Phocas(f=2)
+    >>> Phocas(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.Phocas(f=f), **options)
+
+
+class Krum(RobustStrategy):
+    """The one update that is closest to its nearest others.
+
+    It needs n >= 2f + 3. See `flwr_robust.aggregators.krum`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    variant : str
+        Which library's scores: "paper", "byzfl" or "byzantine_momentum".
+    strict : bool
+        Whether n >= 2f + 3 is demanded; else n >= f + 3.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Krum(f=2, message="delta")
+    Krum(f=2, message='delta')
+    >>> Krum(f=2, message="delta").min_train_nodes
+    7
+    """
+
+    def __init__(
+        self, *, f: int, variant: KrumVariant = "paper", strict: bool = True, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(rules.Krum(f=f, variant=variant, strict=strict), **options)
+
+
+class MultiKrum(RobustStrategy):
+    """The mean of the m updates that are closest to their nearest others.
+
+    It needs n >= 2f + 3 and n >= m. See `flwr_robust.aggregators.multi_krum`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    m : int, optional
+        How many updates are averaged; n - f when not given.
+    variant : str
+        Which library's scores, as for `Krum`.
+    strict : bool
+        As for `Krum`.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> MultiKrum(f=2, m=4)
+    MultiKrum(f=2, m=4)
+    >>> MultiKrum(f=2, m=4).min_train_nodes
+    7
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int,
+        m: int | None = None,
+        variant: KrumVariant = "paper",
+        strict: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(rules.MultiKrum(f=f, m=m, variant=variant, strict=strict), **options)
+
+
+class GeneralisedKrum(RobustStrategy):
+    """Krum with distances in the p-norm.
+
+    It needs n >= 2f + 3. See `flwr_robust.aggregators.generalised_krum`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    p : float or "inf"
+        Which norm: 1 <= p <= 100, or "inf" for the largest difference.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> GeneralisedKrum(f=2, p="inf")
+    GeneralisedKrum(f=2, p='inf')
+    >>> GeneralisedKrum(f=2, p="inf").min_train_nodes
+    7
+    """
+
+    def __init__(self, *, f: int, p: float | Literal["inf"] = 2, **options: Unpack[Options]) -> None:
+        super().__init__(rules.GeneralisedKrum(f=f, p=p), **options)
+
+
+class Bulyan(RobustStrategy):
+    """Bulyan: select n - 2f updates one by one, then average every coordinate around its median.
+
+    It needs n >= 4f + 3. See `flwr_robust.aggregators.bulyan`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    selection : str
+        The defence string whose value selects.
+    aggregation : str, optional
+        The defence string that aggregates the updates selected; the average around their median when not given.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Bulyan(f=2)
+    Bulyan(f=2)
+    >>> Bulyan(f=2).min_train_nodes
+    11
+    """
+
+    def __init__(
+        self, *, f: int, selection: str = "krum", aggregation: str | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(rules.Bulyan(f=f, selection=selection, aggregation=aggregation), **options)
+
+
+class GeometricMedian(RobustStrategy):
+    """The point whose summed distance to the updates is least (RFA).
+
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f. See `flwr_robust.aggregators.geometric_median`.
+
+    Parameters
+    ----------
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    tolerance : float
+        Stop when the gradient, whose length lies in [0, 1], is shorter; > 0.
+    nu : float
+        Smoothing, as a multiple of the radius of the updates; > 0.
+    iterations : int, optional
+        Do exactly this many steps instead.
+    maximum : int
+        Give up after this many steps, with the outcome NOT_CONVERGED.
+    weighted : bool
+        Weigh replies by their clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    start : str
+        Where the iteration starts: the ``mean`` of the updates, or ``zero``, the model that was sent.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> GeometricMedian(f=2, iterations=3)
+    GeometricMedian(f=2, iterations=3)
+    >>> GeometricMedian(f=2, iterations=3).min_train_nodes
+    5
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int | None = None,
+        tolerance: float = 1e-6,
+        nu: float = 1e-6,
+        iterations: int | None = None,
+        maximum: int = 1000,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        start: Literal["mean", "zero"] = "mean",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(
+            rules.GeometricMedian(
+                f=f,
+                tolerance=tolerance,
+                nu=nu,
+                iterations=iterations,
+                maximum=maximum,
+                weighted=weighted,
+                clamp=clamp,
+                start=start,
+            ),
+            **options,
+        )
+
+
+class MinimumDiameter(RobustStrategy):
+    """The mean of the n - f updates that lie closest together (MDA).
+
+    It needs n >= 2f + 1, and 2^f <= maximum_subsets. See `flwr_robust.aggregators.minimum_diameter`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients, and of updates left out.
+    maximum_subsets : int
+        Refuse where the search could look at more subsets than this per step.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> MinimumDiameter(f=2)
+    MinimumDiameter(f=2)
+    >>> MinimumDiameter(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, maximum_subsets: int = 2**20, **options: Unpack[Options]) -> None:
+        super().__init__(rules.MinimumDiameter(f=f, maximum_subsets=maximum_subsets), **options)
+
+
+class MixTailor(RobustStrategy):
+    """Every round another rule, drawn from a pool, so that no attack can be tailored to it.
+
+    It needs an n that fits one member of the pool at least. See `flwr_robust.aggregators.mixtailor`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients, also of every member whose text leaves it open.
+    pool : "paper" or sequence of str
+        The paper's pool, or the members' defence strings.
+    seed : int, optional
+        What the draws come from; the operating system's entropy when not given.
+    **options
+        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+
+    Examples
+    --------
+    >>> MixTailor(f=2, pool=["median", "krum"])
+    MixTailor(f=2, pool=['median', 'krum'])
+    >>> MixTailor(f=2, pool=["median", "krum"]).min_train_nodes
+    5
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int,
+        pool: Literal["paper"] | Sequence[str] = "paper",
+        seed: int | None = None,
+        **options: Unpack[SeedlessOptions],
+    ) -> None:
+        super().__init__(rules.MixTailor(f=f, pool=pool, seed=seed), **options)
+
+
+class Monna(RobustStrategy):
+    """The mean of the n - f updates nearest to the server's own (MoNNA).
+
+    It needs n >= 2f + 1, and a ``trusted_fn`` for the server's own update. See `flwr_robust.aggregators.monna`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients, and of updates left out.
+    **options
+        As for `RobustStrategy`; ``trusted_fn`` must be given.
+
+    Examples
+    --------
+    >>> def own(server_round, arrays):  # in earnest: train on the server's own data
+    ...     return arrays.to_numpy_ndarrays()
+    >>> Monna(f=2, trusted_fn=own)
+    Monna(f=2, trusted_fn=own)
+    >>> Monna(f=2, trusted_fn=own).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.Monna(f=f), **options)
+
+
+class FABA(RobustStrategy):
+    """The mean after f removals of the update farthest from the mean of those left.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.faba`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients, and of removals.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> FABA(f=2)
+    FABA(f=2)
+    >>> FABA(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.FABA(f=f), **options)
+
+
+class CenteredClipping(RobustStrategy):
+    """The last aggregate, moved by the clipped differences of the updates to it.
+
+    It needs n >= 2f + 1. Momentum messages suit it best. See `flwr_robust.aggregators.centered_clipping`.
+
+    Parameters
+    ----------
+    tau : float or "median"
+        Radius beyond which a difference is shortened; > 0, in the units of the updates. "median" takes the median
+        distance.
+    steps : int
+        Steps per round.
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> CenteredClipping(tau=0.1, f=2, message="momentum")
+    CenteredClipping(tau=0.1, f=2, message='momentum')
+    >>> CenteredClipping(tau=0.1, f=2, message="momentum").min_train_nodes
+    5
+    """
+
+    def __init__(
+        self, *, tau: float | Literal["median"], steps: int = 1, f: int | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(rules.CenteredClipping(tau=tau, steps=steps, f=f), **options)
+
+
+class ClipMean(RobustStrategy):
+    """The mean of the updates, none longer than the median one.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.clip_mean`.
+
+    Parameters
+    ----------
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> ClipMean(f=2)
+    ClipMean(f=2)
+    >>> ClipMean(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(rules.ClipMean(f=f), **options)
+
+
+class NormBound(RobustStrategy):
+    """The mean of the updates, none longer than c.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.norm_bound`.
+
+    Parameters
+    ----------
+    c : float
+        The largest norm, in the units of the updates; > 0.
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> NormBound(c=1.0, f=2)
+    NormBound(c=1.0, f=2)
+    >>> NormBound(c=1.0, f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, c: float, f: int | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(rules.NormBound(c=c, f=f), **options)
+
+
+class DnC(RobustStrategy):
+    """Divide and conquer: the mean of the updates that never stand out along the direction of greatest variance.
+
+    It needs n >= 2f + 1 and n > floor(c f). See `flwr_robust.aggregators.dnc`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    c : float
+        Updates left out per iteration, as a multiple of f; > 0.
+    iterations : int
+        How many times coordinates are drawn.
+    sub_dimension : int
+        How many coordinates are drawn each time.
+    seed : int
+        What the draws come from.
+    **options
+        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+
+    Examples
+    --------
+    >>> DnC(f=2, iterations=3)
+    DnC(f=2, iterations=3)
+    >>> DnC(f=2, iterations=3).min_train_nodes
+    5
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int,
+        c: float = 1.0,
+        iterations: int = 5,
+        sub_dimension: int = 10_000,
+        seed: int = 0,
+        **options: Unpack[SeedlessOptions],
+    ) -> None:
+        super().__init__(rules.DnC(f=f, c=c, iterations=iterations, sub_dimension=sub_dimension, seed=seed), **options)
+
+
+class Clustering(RobustStrategy):
+    """The mean of the larger of two clusters of update directions.
+
+    It needs n >= 3. There is no f: the rule keeps a majority. See `flwr_robust.aggregators.clustering`.
+
+    Parameters
+    ----------
+    linkage : str
+        Distance of two clusters: "average", "complete" or "single".
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> Clustering(linkage="single")
+    Clustering(linkage='single')
+    >>> Clustering(linkage="single").min_train_nodes
+    3
+    """
+
+    def __init__(self, *, linkage: Linkage = "average", **options: Unpack[Options]) -> None:
+        super().__init__(rules.Clustering(linkage=linkage), **options)
+
+
+class ClippedClustering(RobustStrategy):
+    """The larger of two clusters of directions, updates clipped to the median of all norms so far.
+
+    It needs n >= 3. There is no f: the rule keeps a majority. See `flwr_robust.aggregators.clipped_clustering`.
+
+    Parameters
+    ----------
+    linkage : str
+        Distance of two clusters: "average", "complete" or "single".
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> ClippedClustering(linkage="complete")
+    ClippedClustering(linkage='complete')
+    >>> ClippedClustering(linkage="complete").min_train_nodes
+    3
+    """
+
+    def __init__(self, *, linkage: Linkage = "average", **options: Unpack[Options]) -> None:
+        super().__init__(rules.ClippedClustering(linkage=linkage), **options)
+
+
+class SignGuard(RobustStrategy):
+    """The clipped mean of the updates of usual length whose signs are like most others'.
+
+    It needs n >= 1. There is no f: the rule keeps a majority at most. See `flwr_robust.aggregators.signguard`.
+
+    Parameters
+    ----------
+    lower : float
+        Updates shorter than this multiple of the median norm are left out; in [0, 1].
+    upper : float
+        Updates longer than this multiple of the median norm are left out; >= 1.
+    share : float
+        Share of the coordinates whose signs are counted; in (0, 1].
+    seed : int
+        Of the choice of coordinates.
+    **options
+        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+
+    Examples
+    --------
+    >>> SignGuard(share=0.5)
+    SignGuard(share=0.5)
+    """
+
+    def __init__(
+        self,
+        *,
+        lower: float = 0.1,
+        upper: float = 3.0,
+        share: float = 0.1,
+        seed: int = 0,
+        **options: Unpack[SeedlessOptions],
+    ) -> None:
+        super().__init__(rules.SignGuard(lower=lower, upper=upper, share=share, seed=seed), **options)
+
+
+class LFighter(RobustStrategy):
+    """The mean of the better of two clusters of classification heads, against flipped labels.
+
+    It needs n >= 2, and a model with a weight matrix for its last layer. See `flwr_robust.aggregators.lfighter`.
+
+    Parameters
+    ----------
+    head : str, optional
+        Name of the last layer's weight matrix (classes, features); the model's last matrix when not given.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> LFighter(head="head.weight")
+    LFighter(head='head.weight')
+    """
+
+    def __init__(self, *, head: str | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(rules.LFighter(head=head), **options)
+
+
+class SMEA(RobustStrategy):
+    """The mean of the n - f updates that spread least along any direction.
+
+    It needs n >= 2f + 1, and no more than ``maximum`` subsets. See `flwr_robust.aggregators.smea`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients.
+    maximum : int
+        Refuse to look at more subsets than this, binomial(n, f).
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> SMEA(f=2)
+    SMEA(f=2)
+    >>> SMEA(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, maximum: int = 100_000, **options: Unpack[Options]) -> None:
+        super().__init__(rules.SMEA(f=f, maximum=maximum), **options)
+
+
+class CAF(RobustStrategy):
+    """The mean after a filter that weighs updates down along the direction of largest variance.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.caf`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients; the filter may remove a weight of 2f.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> CAF(f=2)
+    CAF(f=2)
+    >>> CAF(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.CAF(f=f), **options)
+
+
+class CGE(RobustStrategy):
+    """The mean of the updates without the f longest.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.cge`.
+
+    Parameters
+    ----------
+    f : int
+        Declared number of faulty clients, and of updates left out.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> CGE(f=2)
+    CGE(f=2)
+    >>> CGE(f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
+        super().__init__(rules.CGE(f=f), **options)
+
+
+class SignMajority(RobustStrategy):
+    """Every coordinate moves by the same step, in the direction that most updates want (signSGD).
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.sign_majority`.
+
+    Parameters
+    ----------
+    scale : float
+        Size of every coordinate of the step, in the units of the updates; > 0.
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> SignMajority(scale=0.01, f=2)
+    SignMajority(scale=0.01, f=2)
+    >>> SignMajority(scale=0.01, f=2).min_train_nodes
+    5
+    """
+
+    def __init__(self, *, scale: float = 1.0, f: int | None = None, **options: Unpack[Options]) -> None:
+        super().__init__(rules.SignMajority(scale=scale, f=f), **options)
+
+
+class FLTrust(RobustStrategy):
+    """The mean of the updates, weighted by their cosine to the server's own, at that one's length.
+
+    It needs n >= 1, and a ``trusted_fn`` for the server's own update. There is no f. See
+    `flwr_robust.aggregators.fltrust`.
+
+    Parameters
+    ----------
+    **options
+        As for `RobustStrategy`; ``trusted_fn`` must be given.
+
+    Examples
+    --------
+    >>> def own(server_round, arrays):  # in earnest: train on the server's own data
+    ...     return arrays.to_numpy_ndarrays()
+    >>> FLTrust(trusted_fn=own)
+    FLTrust(trusted_fn=own)
+    """
+
+    def __init__(self, **options: Unpack[Options]) -> None:
+        super().__init__(rules.FLTrust(), **options)
+
+
+class FoolsGold(RobustStrategy):
+    """The mean in which updates count less the more they point the way of another, as sybils' do.
+
+    It needs n >= 1. There is no f. Momentum messages suit it best. See `flwr_robust.aggregators.foolsgold`.
+
+    Parameters
+    ----------
+    confidence : float
+        How steeply the weight falls with likeness; > 0.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> FoolsGold(message="momentum")
+    FoolsGold(message='momentum')
+    """
+
+    def __init__(self, *, confidence: float = 1.0, **options: Unpack[Options]) -> None:
+        super().__init__(rules.FoolsGold(confidence=confidence), **options)
+
+
+class FLAME(RobustStrategy):
+    """The clipped mean of the densest majority of directions, with optional noise.
+
+    It needs n >= 1. There is no f: the rule keeps a majority. See `flwr_robust.aggregators.flame`.
+
+    Parameters
+    ----------
+    noise : float
+        Standard deviation of the noise as a multiple of the median norm; >= 0.
+    seed : int
+        Of the noise.
+    **options
+        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+
+    Examples
+    --------
+    >>> FLAME(noise=0.001)
+    FLAME(noise=0.001)
+    """
+
+    def __init__(self, *, noise: float = 0.0, seed: int = 0, **options: Unpack[SeedlessOptions]) -> None:
+        super().__init__(rules.FLAME(noise=noise, seed=seed), **options)

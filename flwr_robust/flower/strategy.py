@@ -18,10 +18,10 @@ integers; it is never averaged, so the type stays) with "parameters"; the sent v
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -33,14 +33,15 @@ from numpy.typing import NDArray
 from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
-from flwr_robust.errors import ConfigurationError, check_choice, check_number
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.face import Face
 from flwr_robust.flower.guard import Guard
-from flwr_robust.flower.loop import Guarding
-from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
+from flwr_robust.flower.metrics import robust_metrics
 from flwr_robust.flower.observer import Observer
+from flwr_robust.flower.options import FedAvgOptions, Options, TrustedFunction, check_fedavg_options, plain
 from flwr_robust.flower.replies import admitted_rows, layout_of, learnt_of
 from flwr_robust.flower.round_records import NOBODY, Round, Scalar
 from flwr_robust.flower.wire import encode_record
@@ -48,48 +49,12 @@ from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.protocol.momentum import HeavyBall
 from flwr_robust.protocol.rounds import ServerStep, moved, settle_round
 
-__all__ = ["FedAvgOptions", "Options", "RobustStrategy"]
+__all__ = ["RobustStrategy"]
 
 log = logging.getLogger("flwr")
 
-TrustedFunction = Callable[[int, ArrayRecord], Sequence[NDArray[Any]]]
 
-
-class FedAvgOptions(TypedDict, total=False):
-    """The options of Flower's FedAvg; they keep their meaning."""
-
-    fraction_train: float
-    fraction_evaluate: float
-    min_train_nodes: int
-    min_evaluate_nodes: int
-    min_available_nodes: int
-    weighted_by_key: str
-    arrayrecord_key: str
-    configrecord_key: str
-    train_metrics_aggr_fn: MetricsFunction | None
-    evaluate_metrics_aggr_fn: MetricsFunction | None
-
-
-class Options(FedAvgOptions, total=False):
-    """The options of every robust strategy: its own, then FedAvg's."""
-
-    message: str
-    server_learning_rate: float
-    server_momentum: float
-    buffers: str
-    seed: int
-    trusted_fn: TrustedFunction | None
-    train_metrics: tuple[str, ...] | None
-    evaluate_metrics: tuple[str, ...] | None
-    records: tuple[str, str] | None
-    max_examples: float
-    quarantine_after: int | None
-    on_infeasible: str
-    observers: Sequence[Observer]
-    audit: Audit | Path | str | None
-
-
-class RobustStrategy(Guarding, FedAvg):
+class RobustStrategy(Face, FedAvg):
     """Flower's FedAvg with a robust rule in the place of the weighted mean.
 
     Parameters
@@ -143,15 +108,25 @@ class RobustStrategy(Guarding, FedAvg):
 
     Raises
     ------
-    ConfigurationError
-        If a parameter is outside its bounds.
+    ConfigurationError, UnknownNameError
+        If a parameter is outside its bounds, or an option is unknown.
+
+    Notes
+    -----
+    A subclass may have a constructor of its own, override the four methods of a round and call those of ``super()``,
+    and wrap ``super().start``. Where another strategy, or a `start` of its own, holds the loop over the rounds,
+    ``on_infeasible="stop"`` asks no node any more, and ``audit`` is refused before the first round.
 
     Examples
     --------
     >>> strategy = RobustStrategy("krum(f=2)", fraction_evaluate=0.5)
+    >>> strategy
+    RobustStrategy('krum(f=2)', fraction_evaluate=0.5)
     >>> str(strategy.rule), strategy.min_train_nodes
     ('krum(f=2)', 7)
     """
+
+    _options: ClassVar[Collection[str]] = Options.__annotations__
 
     def __init__(
         self,
@@ -174,10 +149,18 @@ class RobustStrategy(Guarding, FedAvg):
         **options: Unpack[FedAvgOptions],
     ) -> None:
         owner = "strategy"
+        if unknown := next((name for name in options if name not in FedAvgOptions.__annotations__), None):
+            raise UnknownNameError(f"option of {type(self).__name__}", unknown, self._options)
+        check_fedavg_options(owner, options)
         check_choice(owner, "message", message, MESSAGES)
         check_number(owner, "server_learning_rate", server_learning_rate, above=0)
         check_number(owner, "server_momentum", server_momentum, minimum=0, below=1)
         check_choice(owner, "buffers", buffers, ("median", "keep"))
+        if trusted_fn is not None and not callable(trusted_fn):
+            raise ConfigurationError(
+                f"{owner}: trusted_fn must be a function (round, ArrayRecord) -> list of arrays; "
+                f"got trusted_fn={trusted_fn!r:.100}"
+            )
         self.rule = as_rule(rule)
         least = max(2, _least(self.rule))
         options.setdefault("min_train_nodes", least)
@@ -186,10 +169,10 @@ class RobustStrategy(Guarding, FedAvg):
             options["train_metrics_aggr_fn"] = robust_metrics
         if options.get("evaluate_metrics_aggr_fn") is None:
             options["evaluate_metrics_aggr_fn"] = robust_metrics
-        super().__init__(**options)
+        super().__init__(**plain(options))
         self.message = message
-        self.server_learning_rate = server_learning_rate
-        self.server_momentum = server_momentum
+        self.server_learning_rate = plain(server_learning_rate)
+        self.server_momentum = plain(server_momentum)
         self.buffers = buffers
         self.trusted_fn = trusted_fn
         if self.rule.needs_trust and trusted_fn is None:
@@ -199,11 +182,11 @@ class RobustStrategy(Guarding, FedAvg):
         self.state: State = self.rule.init()
         key = self.weighted_by_key
         self.guard = Guard(
-            Terms(key, max_examples, train_metrics, records),
-            Terms(key, max_examples, evaluate_metrics, records),
-            seed=seed,
+            Terms(key, plain(max_examples), train_metrics, records),
+            Terms(key, plain(max_examples), evaluate_metrics, records),
+            seed=plain(seed),
             least=least,
-            quarantine_after=quarantine_after,
+            quarantine_after=plain(quarantine_after),
             on_infeasible=on_infeasible,
             observers=observing(observers, audit),
         )
@@ -266,7 +249,7 @@ class RobustStrategy(Guarding, FedAvg):
         ConfigurationError
             Before the first round: if the model cannot be used, or the sample does not fit the rule.
         """
-        if self.fraction_train == 0.0 or self.guard.over():
+        if self.fraction_train == 0.0 or self._ends_before(server_round):
             return []
         sent = self._sent(server_round, arrays)
         if not sent.learnt:
@@ -287,7 +270,7 @@ class RobustStrategy(Guarding, FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample nodes from the seed and send them the model to evaluate."""
-        if self.fraction_evaluate == 0.0:
+        if self.fraction_evaluate == 0.0 or self._stopped_before(server_round):
             return []
         return self.guard.open(self._ask(MessageType.EVALUATE, server_round, arrays, config, grid), arrays)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import Counter, deque
 
 import numpy as np
@@ -148,6 +149,25 @@ def test_a_strategy_that_goes_wrong_leaves_the_model(name):
     assert strategy.history[1].sentence.startswith("Broken: ")
     np.testing.assert_allclose(found["w"], [1.5, -1.5], rtol=1e-6)  # two steps, not three
     assert inner.memory == 2  # the failed round left nothing behind
+
+
+def test_the_log_shows_what_the_strategy_inside_raised_and_where(caplog):
+    class Broken(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            raise LookupError("my own mistake")
+
+        def aggregate_evaluate(self, server_round, replies):
+            raise OSError("another")
+
+    caplog.set_level("WARNING", logger="flwr")
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    strategy = Guarded(Broken(min_train_nodes=3, min_available_nodes=3))
+    drive(strategy, misbehaving(()), ONE, 3)
+    logging.getLogger("flwr").removeHandler(caplog.handler)
+    assert "Broken.aggregate_train raised LookupError: my own mistake" in caplog.text
+    assert 'raise LookupError("my own mistake")' in caplog.text
+    assert "Broken.aggregate_evaluate raised OSError: another" in caplog.text
+    assert strategy.history[0].sentence == "Broken: my own mistake"
 
 
 class InPlace(FedAvg):

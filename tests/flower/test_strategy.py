@@ -581,10 +581,17 @@ def test_the_strategys_own_parameters_are_checked():
 
 
 def test_an_unknown_option_is_an_error():
-    with pytest.raises(TypeError, match="fraction_fit"):
+    with pytest.raises(UnknownNameError, match="unknown option of Mean 'fraction_fit'"):
         Mean(fraction_fit=0.5)
-    with pytest.raises(TypeError):
+    with pytest.raises(UnknownNameError, match="unknown option of Krum 'num_malicious_nodes'"):
         Krum(num_malicious_nodes=1)
+
+    class Own(Krum):
+        def __init__(self, **options):
+            super().__init__(f=1, **options)
+
+    with pytest.raises(UnknownNameError, match="unknown option of Own 'fraction_fit'"):
+        Own(fraction_fit=0.5)
 
 
 def test_fedavgs_options_are_kept():
@@ -1120,17 +1127,59 @@ def test_a_value_that_is_not_finite_leaves_model_and_state(monkeypatch):
     assert strategy.state == {}
 
 
-def test_a_users_metrics_function_that_stumbles_gives_way_to_medians(caplog):
-    def odd(contents, key):
-        raise TypeError("'float' object is not \x1b[31miterable")
-
-    strategy = RobustStrategy("median", train_metrics_aggr_fn=odd, **SILENT)
+def logged(caplog, strategy, evaluate=None):
+    """Run a strategy and return what the log says."""
     caplog.set_level(logging.WARNING, logger="flwr")
     logging.getLogger("flwr").addHandler(caplog.handler)
-    drive(strategy, client_app(lambda i, held, config, context: held), {"w": f32(1)}, 3)
+    app = client_app(lambda i, held, config, context: held, evaluate)
+    _, result = drive(strategy, app, {"w": f32(1)}, 3)
     logging.getLogger("flwr").removeHandler(caplog.handler)
-    assert "medians are shown instead" in caplog.text
-    assert "\x1b" not in caplog.text
+    return caplog.text, result
+
+
+def test_a_users_metrics_function_that_stumbles_gives_way_to_medians(caplog):
+    def odd(contents, key):
+        try:
+            raise KeyError("lost")
+        except KeyError as error:
+            raise TypeError("'float' object is not \x1b[31miterable\nWARNING forged") from error
+
+    text, result = logged(caplog, RobustStrategy("median", train_metrics_aggr_fn=odd, **SILENT))
+    name = f"{__name__}.test_a_users_metrics_function_that_stumbles_gives_way_to_medians.<locals>.odd"
+    assert f"medians are shown instead in round 1, for {name} raised TypeError: 'float' object is not" in text
+    assert 'raise TypeError("' in text  # the line that raised it
+    assert "because of KeyError: 'lost'" in text
+    assert "\x1b" not in text
+    assert not any(line.startswith("WARNING forged") for line in text.splitlines())
+    assert dict(result.train_metrics_clientapp[1]) == {}
+
+
+def test_a_users_metrics_function_that_returns_something_else_gives_way_to_medians(caplog):
+    class Odd:
+        def __call__(self, contents, key):
+            return {"loss": 1.0}
+
+    def evaluate(i, held, config, context):
+        return content(None, loss=float(i))
+
+    for found, expected in ((Odd(), {"loss": 1.0}), (lambda contents, key: MetricRecord({"mine": 2.0}), {"mine": 2.0})):
+        strategy = RobustStrategy("median", evaluate_metrics_aggr_fn=found)
+        text, result = logged(caplog, strategy, evaluate)
+        assert type(result.evaluate_metrics_clientapp[1]) is MetricRecord
+        assert dict(result.evaluate_metrics_clientapp[1]) == expected
+        assert ("Odd raised TypeError: it returned a dict; return a MetricRecord" in text) == isinstance(found, Odd)
+        caplog.clear()
+
+
+def test_what_the_operators_trusted_fn_and_evaluate_fn_raise_ends_the_run_as_what_it_is():
+    def broken(*arguments):
+        raise LookupError("my own mistake")
+
+    app = client_app(lambda i, held, config, context: held)
+    for options, run in (({"trusted_fn": broken}, {}), ({"trusted_fn": trusted}, {"evaluate_fn": broken})):
+        with pytest.raises(LookupError, match=r"^my own mistake$") as told:
+            drive(flower.FLTrust(**options, **SILENT), app, {"w": f32(1)}, 3, **run)
+        assert told.traceback[-1].name == "broken"
 
 
 def test_rules_that_compare_with_the_servers_own_update_need_one():
