@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tomllib
 import venv
 import zipfile
@@ -48,7 +47,7 @@ def python(wheel, tmp_path_factory):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(own)
     # Folders that a .pth names come last, and their own .pth files, an editable installation's too, are not read.
-    (own / "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (own / "shared.pth").write_text("".join(f"{path}\n" for path in sys.path if path.endswith("-packages")))
     return folder / "bin" / "python"
 
 
