@@ -224,7 +224,7 @@ def _in_kind(result: Aggregate, numpy: bool, layers: Sequence[Tensor] | None) ->
         return result
     parts = [result.value]
     if layers is not None:
-        cut = result.value.split([layer.numel() for layer in layers])
+        cut = torch.split(result.value, [layer.numel() for layer in layers])
         parts = [part.view(layer.shape) for part, layer in zip(cut, layers, strict=True)]
     arrays = [part.numpy() for part in parts] if numpy else parts
     value: Any = arrays[0] if layers is None else arrays
