@@ -85,8 +85,7 @@ class Shard:
         """Answer a question of `Storage` about the rows ``kept`` (bool (n,)); a value that is formed stays here."""
         rows = self._storage if bool(kept.all()) else self._storage.subset(kept)
         if question == "mix":
-            (weights,) = arguments
-            self._value = rows.mix(weights, torch.float64)
+            self._value = rows.mix(arguments[0], torch.float64)
             return None
         if question == "window_mean":
             self._value, shares = rows.window_mean(*arguments)
