@@ -27,7 +27,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m experiments demo
+	$(BIN)/flwr-robust demo
 
 # What is quick runs on all cores; what starts engines of its own, or takes long, one after the other.
 test: $(READY)
@@ -68,7 +68,7 @@ bench: $(READY)
 
 pages: $(READY)
 	for paper in experiments/papers/*.toml; do \
-	  $(BIN)/python -m experiments reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
+	  $(BIN)/flwr-robust reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
 	done
 
 clean:

@@ -169,6 +169,12 @@ class Guard:
         """
         opened, self._open = self._open, None
         if opened is None or opened.kind != kind:
+            if unasked := sum(1 for _ in replies):
+                log.warning(
+                    "aggregate_%s: %s replies are dropped, because this strategy sent nothing: a configure_%s of your "
+                    "own must return what super().configure_%s returns",
+                    *(kind, unasked, kind, kind),
+                )
             return None
         admitted, refused = admit(replies, opened.messages, self.terms[kind], opened.model)
         for reply in admitted:

@@ -178,16 +178,18 @@ class Loop:
         """Return what Flower's loop is to call, rounds counted from where the run goes on."""
         own = {name: getattr(self._guarding, name) for name in METHODS}
 
-        def configure_train(server_round: int, *arguments: Any) -> Iterable[Message]:
+        def configure_train(server_round: int, *arguments: Any, **named: Any) -> Iterable[Message]:
             self._finish(last=bool(self._guard.stopped))
             if self._guard.stopped:
                 raise _Stopped
-            messages: Iterable[Message] = own["configure_train"](server_round + done, *arguments)
+            messages: Iterable[Message] = own["configure_train"](server_round + done, *arguments, **named)
             return messages
 
-        def aggregate_train(server_round: int, *arguments: Any) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        def aggregate_train(
+            server_round: int, *arguments: Any, **named: Any
+        ) -> tuple[ArrayRecord | None, MetricRecord | None]:
             number, before = server_round + done, len(self._guard.history)
-            arrays, metrics = own["aggregate_train"](number, *arguments)
+            arrays, metrics = own["aggregate_train"](number, *arguments, **named)
             if arrays is not None:
                 self._result.arrays = arrays
             if metrics is not None:
@@ -196,12 +198,12 @@ class Loop:
                 self._unfinished = number
             return arrays, metrics
 
-        def configure_evaluate(server_round: int, *arguments: Any) -> Iterable[Message]:
-            messages: Iterable[Message] = own["configure_evaluate"](server_round + done, *arguments)
+        def configure_evaluate(server_round: int, *arguments: Any, **named: Any) -> Iterable[Message]:
+            messages: Iterable[Message] = own["configure_evaluate"](server_round + done, *arguments, **named)
             return messages
 
-        def aggregate_evaluate(server_round: int, *arguments: Any) -> MetricRecord | None:
-            metrics: MetricRecord | None = own["aggregate_evaluate"](server_round + done, *arguments)
+        def aggregate_evaluate(server_round: int, *arguments: Any, **named: Any) -> MetricRecord | None:
+            metrics: MetricRecord | None = own["aggregate_evaluate"](server_round + done, *arguments, **named)
             if metrics is not None:
                 self._result.evaluate_metrics_clientapp[server_round + done] = metrics
             return metrics

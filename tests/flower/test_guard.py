@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
@@ -64,3 +66,23 @@ def test_stated_metrics_are_demanded_in_training_and_in_evaluation():
         assert strategy.evaluations[0].admitted == nodes(0, 1)
         assert [refusal.reason for refusal in strategy.history[0].refused] == [Reason.METRICS]
         assert dict(result.evaluate_metrics_clientapp[1]) == {"accuracy": 0.5}
+
+
+def test_replies_to_messages_that_the_strategy_did_not_send_are_dropped_with_a_word(caplog):
+    class Own(Mean):
+        def configure_train(self, server_round, arrays, config, grid):
+            asked = list(super().configure_train(server_round, arrays, config, grid))
+            if not self.whole:
+                self.guard.judge("train", [])  # as a round that nobody opened
+            return asked
+
+    caplog.set_level("WARNING", logger="flwr")
+    logging.getLogger("flwr").addHandler(caplog.handler)
+    for whole in (True, False):
+        caplog.clear()
+        strategy = Own(**SILENT)
+        strategy.whole = whole
+        drive(strategy, sends([content(ONE, 10)] * 3), ONE, 3)
+        assert ("3 replies are dropped" in caplog.text) is not whole
+        assert len(strategy.history) == whole
+    logging.getLogger("flwr").removeHandler(caplog.handler)
