@@ -13,7 +13,7 @@ import math
 import operator
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from pathlib import Path
@@ -90,8 +90,8 @@ class Key:
         The bounds of a number; the first and the third are exclusive.
     zero : str
         What 0 means, where it is allowed beside the bounds.
-    choices : tuple of str
-        The only values that a text may have; empty: any.
+    choices : collection of str
+        The only values that a text may have; empty: any. A registry of names is looked up at every check.
     messages : tuple of str
         The kinds of message with which a run reads the key.
     needs : str
@@ -116,7 +116,7 @@ class Key:
     below: float | None = None
     maximum: float | None = None
     zero: str = ""
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     messages: tuple[str, ...] = _ALL_MESSAGES
     needs: str = ""
     engines: tuple[str, ...] = ENGINES
@@ -237,7 +237,7 @@ class RunConfig:
         "digits", "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz."
     )
     data: str = _key("", "Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.", place=True)
-    model: str = _key("softmax", "``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.", choices=tuple(MODELS))
+    model: str = _key("softmax", "``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.", choices=MODELS)
     partition: str = _key("iid", "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.")
     clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
     defence: str = _key("mean()", "Defence string; the declared f stands in it.")

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from flwr_robust.cli import app
 from flwr_robust.cli.facts import KINDS, describe, registries
-from flwr_robust.core.rule import Pipeline, Rule, aggregators, parse
+from flwr_robust.core.pipeline import Pipeline, parse
+from flwr_robust.core.rule import Rule, aggregators
 from flwr_robust.runs.config import RunConfig
 
 COMPONENTS = [(kind, name, cls) for kind, registry in registries().items() for name, cls in registry.members().items()]

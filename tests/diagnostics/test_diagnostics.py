@@ -96,8 +96,8 @@ def test_what_is_not_finite_shows():
         (lambda: advise(-1.0, 1.0, 0.1, dimension=5, regular=9), "xi must be a finite number and >= 0"),
         (lambda: advise(1.0, math.nan, 0.1, dimension=5, regular=9), "disturbance must be a finite number"),
         (lambda: advise(1.0, 1.0, 0.1, dimension=5, regular=9, bounds={"x": 0.1}), "at least 0.125.* got x=0.1"),
-        (lambda: RunConfig(diagnose=1), r"diagnose must be 0 \(off\) or at least 2 samples; got diagnose=1"),
-        (lambda: RunConfig(diagnose=-5), "diagnose must be an integer >= 0; got diagnose=-5"),
+        (lambda: RunConfig(diagnose=1), "diagnose must be an integer >= 2, or 0: off; got diagnose=1"),
+        (lambda: RunConfig(diagnose=-5), "diagnose must be an integer >= 2, or 0: off; got diagnose=-5"),
     ],
 )
 def test_wrong_input_is_one_clear_sentence(call, words):

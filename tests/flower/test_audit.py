@@ -673,7 +673,7 @@ def test_the_model_and_the_rule_alone_would_not_do(name, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_needs_its_folder():
-    with pytest.raises(ConfigurationError, match="resume needs the run's folder"):
+    with pytest.raises(ConfigurationError, match="resume=True changes nothing with audit='': leave resume out"):
         RunConfig(resume=True)
 
 

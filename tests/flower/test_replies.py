@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from flwr_robust import ConfigurationError
-from flwr_robust.flower.admission import Admitted, SentModel
+from flwr_robust.flower.admission import Admitted
+from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.replies import admitted_rows, layout_of, learnt_of, rows_of
 from flwr_robust.flower.wire import encode_record
 from tests.house import ROOT

@@ -104,7 +104,7 @@ class Wrong(Mean):
 
     def __call__(self, rows, state):
         found = super().__call__(rows, state)[0]
-        return Aggregate(found.value + self.offset, found.weights, outcome=self.outcome), {"seen": True}
+        return Aggregate(found.value + self.offset, found.weights, outcome=self.outcome), {"seen": torch.ones(1)}
 
 
 @pytest.mark.parametrize(

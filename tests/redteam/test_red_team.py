@@ -84,7 +84,7 @@ def test_attacks_are_chosen_by_family_name_label_or_text():
     assert [a.label for a in choose(["alie(z=2.0)", "label_flip()"])] == ["label_flip()", "alie(z=2.0)"]
     assert choose(["backdoor(target=3)"])[0].data == "backdoor(target=3)"
     assert str(choose(["sybil(k={f})"])[0].on_messages(3)) == "sybil(k=3)"
-    with pytest.raises(UnknownNameError, match=r"unknown attack or family of attacks 'aile'; .*Did you mean 'alie'"):
+    with pytest.raises(UnknownNameError, match=r"unknown attack or family of attacks 'aile'\. Did you mean 'alie'\?"):
         choose(["aile"])
     with pytest.raises(ConfigurationError, match="epsilon must be given"):
         choose(["ipm()"])

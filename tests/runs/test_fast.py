@@ -174,7 +174,9 @@ def test_an_attack_on_messages_is_the_grids_to_the_bit(tmp_path, attack, message
     (slow, expected), (quick, found) = both(tmp_path, **keys)
     assert untimed(quick) == untimed(slow)
     assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
-    honest = simulate(RunConfig.from_mapping({**keys, "attack": "none", "attackers": 0, "device": "cpu"}))
+    honest = simulate(
+        RunConfig.from_mapping({**keys, "attack": "none", "attackers": 0, "knowledge": "omniscient", "device": "cpu"})
+    )
     assert (honest["model_sha256"] == quick["model_sha256"]) == (attack == "drop_layers(layers=['none'])")
 
 

@@ -63,7 +63,8 @@ def test_only_attackers_on_messages_claim_and_have_an_adversary():
 
 @pytest.mark.parametrize("message", ["momentum", "parameters", "class_momentum"])
 def test_the_server_steps_as_the_kind_of_message_says(message):
-    config = RunConfig(message=message, server_learning_rate=0.25, gamma=0.125, alpha=0.75)
+    own = {"momentum": {"alpha": 0.75}, "class_momentum": {"alpha": 0.75, "gamma": 0.125}}.get(message, {})
+    config = RunConfig(message=message, server_learning_rate=0.25, **own)
     step = World(config).step
     assert (step.kind.name, step.learning_rate) == (message, 0.25)
     buffered = ClassBuffer(10, 0.125, 0.75)
