@@ -167,8 +167,8 @@ class Rule(Component, ABC):
     def isometric(self) -> bool:
         """Say whether the rule sees rows through inner products alone.
 
-        When the rows, the trusted row and the `located` tensors of the state are turned about the origin, weights stay
-        and the value turns with them. Rules that look at single coordinates answer False.
+        Rotate the rows, the trusted row and the `located` tensors of the state about the origin. Then the weights stay
+        the same and the value rotates with the rows. Rules that look at single coordinates return False.
         """
         return True
 

@@ -176,8 +176,8 @@ def variance(gradients: Iterable[Tensor], samples: Sequence[float] | None = None
     """Return sigma^2 of one worker: the variance of its stochastic gradients, summed over the coordinates.
 
     E ||grad f_(w,i) - grad f_w||^2 over the worker's samples i, which Assumption 4 of Peng et al. bounds. Give
-    per-sample gradients, or per-batch gradients and the sizes of the batches; either way the result is **per sample**,
-    and that of the batches of b samples, drawn independently, that a worker sends is 1 / b of it.
+    per-sample gradients, or per-batch gradients and the sizes of the batches; either way the result is **per sample**.
+    A worker that sends the mean over b independent samples has 1 / b of this variance.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def variance(gradients: Iterable[Tensor], samples: Sequence[float] | None = None
     Raises
     ------
     ConfigurationError
-        If there are fewer than two gradients, or not as many sizes, or a size that is not positive.
+        If there are fewer than two gradients, the number of sizes differs from theirs, or a size is not positive.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """Window means of sorted columns, compiled: the rows are read where they lie, a cache-sized strip at a time.
 
-A strip of every row is copied into one small table, sorted by the pruned `network` (one vectorised minimum and maximum
-per comparator, on up to eight rows at a time), and the values kept of each column are averaged in float64. Nothing of
-the size of the data is made. Order statistics commute with the offset of a column, so rows relative to a reference are
-sorted as they are and the reference is subtracted from the result.
+A strip of every row is copied into one small table and sorted by the pruned `network`. Each comparator is one
+vectorised minimum and maximum, on up to eight rows at a time. The values kept of each column are averaged in float64.
+No array of the size of the data is made. An offset of a column does not change the order of its values. So rows
+relative to a reference are sorted as they are, and the reference is subtracted from the result.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Rows read where they lie: norms, inner products and weighted sums by compiled code.
 
-Rows may be float32 or float64, each its own, and some of them may be relative to a reference that is subtracted on the
-way. Nothing of the size of the data is made but the weighted sum. Columns are cut into chunks of a fixed size whose
-sums are added in their order, so that the result does not depend on the number of threads. numba compiles the kernels
+Each row may be float32 or float64. Some rows may be relative to a reference, which is subtracted on the way. The
+weighted sum is the only array of a row's size that is made. Columns are cut into chunks of a fixed size, and the sums
+of the chunks are added in order. So the result does not depend on the number of threads. numba compiles the kernels
 once and keeps them on disk; where it is not usable, or rows lie elsewhere than in the main memory, `Lines.of` returns
 None and callers take torch's operations instead.
 """

@@ -3,9 +3,9 @@
 The network (Batcher, "Sorting networks and their applications", 1968; Knuth, TAOCP vol. 3, 5.3.4) is a list of
 comparators (i, j): the smaller value goes to row i, the larger one to row j. Comparators whose results nobody asks for
 are left out. A comparator alone reads and writes two rows; a group of them on the same few rows reads and writes those
-once. The first three rounds sort eight neighbours; in every later merge of two sorted halves of z rows, the steps z,
-z / 2 and z / 4 stay within the eight rows that are z / 4 apart. Of what is left, three are joined where one comparator
-follows two.
+once. The first three rounds sort eight neighbours. Every later merge joins two sorted halves of z rows. Its steps z, z
+/ 2 and z / 4 stay within eight rows that are z / 4 apart. Of the comparators left, three are joined where one follows
+two.
 """
 
 from __future__ import annotations

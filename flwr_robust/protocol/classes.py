@@ -12,8 +12,8 @@ holds one vector per class:
     x <- x - eta ((1 - gamma) m^ + gamma m-)
 
 g^(c,i): gradient of worker i's mean loss over samples of class c; A: the rule; K: number of classes; eta: step size;
-gamma: weight of the buffer, the compensation for the classes that were not asked for. Whoever compares only what is
-said of one class compares like with like, however different the workers' classes are.
+gamma: weight of the buffer, the compensation for the classes that were not asked for. So the rule compares momenta of
+one class only, which are comparable however different the workers' classes are.
 
 Xu, Yan, Zheng, Huang, "Mitigating model poisoning attacks on distributed learning with heterogeneous data" (Byz-DeSGD).
 
@@ -196,7 +196,7 @@ def draw_class_batch(
 def by_label(x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
     """Return a batch's inputs and labels by label, ascending.
 
-    An attack on data may have changed the labels: whoever holds flipped ones takes part in the protocol with these.
+    An attack on data may have changed the labels: a worker with flipped labels uses them throughout the protocol.
     """
     return {k: (x[y == k], y[y == k]) for k in torch.unique(y).tolist()}
 

@@ -200,10 +200,11 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     Parameters
     ----------
     name : str
-        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes),
-        ``fashion_mnist``, ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an
-        ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and scaled to [-1, 1].
-        An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder and returns a `Task`.
+        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
+        or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and
+        scaled to [-1, 1]. An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder
+        and returns a `Task`.
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
 

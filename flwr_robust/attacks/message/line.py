@@ -5,9 +5,9 @@ Nearly every message attack is a line,
     crafted = start + strength * step,
 
 both ends of which are combinations of a few base rows: those that the attackers see, and one or two more (a column of
-deviations, say). So a strength is tried on small matrices of coefficients. Where the defence sees rows through inner
-products alone (`Rule.isometric`), it is run on a copy of the base in as many coordinates as there are rows, and a
-search over strengths reads the d-long rows once, whatever its budget.
+deviations, say). So a strength is tried on small matrices of coefficients. Some defences see rows through inner
+products alone (`Rule.isometric`). They run on a copy of the rows with as few coordinates as there are rows. So a search
+over strengths reads the rows of d coordinates once, for any budget.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def _counts(view: View, attacking: Tensor) -> Tensor | None:
 def strongest(damage: Callable[[float], float], unit: float, budget: int, first: float | None = None) -> float:
     """Search the strength of most damage; of equal ones, the least.
 
-    A ladder of strengths around the unit comes first. What is left of the budget halves the wider of the gaps on the
-    two sides of the best strength so far, or goes on outside where the best is the largest.
+    A ladder of strengths around the unit comes first. The rest of the budget halves the wider gap beside the best
+    strength so far. Where the best is the largest, it tries a larger one.
 
     Parameters
     ----------
