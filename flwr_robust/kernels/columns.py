@@ -21,7 +21,7 @@ __all__ = ["fits", "window_mean"]
 
 
 def fits(lines: Lines) -> bool:
-    """Say whether rows are of one type, and all or none of them relative to the reference."""
+    """Say whether all rows have one type, and all or none of them are relative to the reference."""
     return len(set(lines.wide.tolist())) == len(set(lines.relative.tolist())) == 1
 
 
@@ -44,7 +44,7 @@ def window_mean(
     array (w,), float64
         The averages.
     array (n,), float64
-        What each row has of the values kept, summed over columns; rows tied at an edge share equally. Sums to w.
+        Each row's share of the values kept, summed over columns; rows tied at an edge share equally. Sums to w.
     """
     n, width = len(lines.address), lines.width
     network = _network(n, low, high) if near is None else _network(n, 0, n)

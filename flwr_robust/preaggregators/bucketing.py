@@ -3,9 +3,9 @@
     pi = a random permutation of the rows;   the buckets are {pi_1 ... pi_s}, {pi_(s+1) ... pi_(2s)}, and so on
     x'_b = mean of the rows in bucket b
 
-s: size of a bucket. There are ceil(n / s) buckets; the last one holds what is left and may be smaller; its mean counts
-like any other. Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing" (ICLR 2022).
-Averaging lowers the variance that a rule mistakes for faults. "Resampling" with replacement is the same family.
+s: size of a bucket. There are ceil(n / s) buckets. The last one holds the remaining rows and may be smaller; its mean
+counts like any other. Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing" (ICLR
+2022). Averaging lowers the variance that a rule mistakes for faults. "Resampling" with replacement is the same family.
 
 Convention: the permutation is drawn from (seed, number of calls so far); the count is the step's state. Buckets are
 listed by their lowest row.

@@ -45,7 +45,7 @@ class MinMax(InformedAttack, LineAttack):
     deviation : str
         "unit", "std" or "sign": the direction.
     gamma : float or "auto"
-        How far; "auto" is as far as the bound allows, a number is taken as it is.
+        How far along the deviation; "auto" is as far as the bound allows, a number is used unchanged.
     known : "all", "own" or int
         As for `InformedAttack`.
     """
@@ -55,7 +55,7 @@ class MinMax(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "gamma"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From the mean, along the deviation."""
+        """Return the line from the mean, along the deviation."""
         seen = base = self.seen(view)
         if self.deviation == "unit":
             step = -averaging(seen.n, seen)
