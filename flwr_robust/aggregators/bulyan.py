@@ -5,13 +5,13 @@
 
 El Mhamdi, Guerraoui, Rouault, "The hidden vulnerability of distributed learning in Byzantium" (ICML 2018). For Krum the
 row nearest to the value is the value; all scores come from the one distance matrix of the n rows. ``aggregation`` names
-another rule for the rows in S, as the pool of `mixtailor` has it.
+another rule for the rows in S, as in the pool of `mixtailor`.
 
-Convention: the selection rule gets f, unless its text names one; so does the aggregation rule, for all f may be in S.
-When so few rows are left that the selection rule does not fit them (Krum: fewer than 2f + 3), its f is lowered until it
-does; with the formula's n' - f - 2 neighbours taken literally the last selections would look at f - 1 neighbours or
-none, and f - 1 accomplices decide them. "Nearest" is Euclidean, whatever norm the rules take. Ties go to the lowest
-index, in selection, and to the smaller value around the median. With f = 0 all rows are selected.
+Convention: the selection rule gets f, unless its text names one. So does the aggregation rule, since all f faulty rows
+may be in S. When the selection rule does not fit the few rows left (Krum: fewer than 2f + 3), its f is lowered until it
+fits. With the n' - f - 2 neighbours of the formula, the last selections would look at f - 1 neighbours or none. Then
+f - 1 accomplices would decide these selections. "Nearest" is Euclidean, whatever norm the rules take. Ties go to the
+lowest index, in selection, and to the smaller value around the median. With f = 0 all rows are selected.
 
 Condition: n >= 4f + 3.
 """
@@ -72,7 +72,7 @@ class Bulyan(Rule):
         return None if self.aggregation is None else parse(self.aggregation, f=self.f, kind="bulyan's aggregation")
 
     def starts_pairwise(self) -> bool:
-        """Say whether the selection rule does."""
+        """Say whether the selection rule begins with the distances between the rows."""
         return self.f > 0 and self._selector.starts_pairwise()
 
     @property
@@ -113,12 +113,12 @@ class Bulyan(Rule):
 
     @property
     def isometric(self) -> bool:
-        """Say whether both its rules are; the average around the median looks at single coordinates."""
+        """Say whether both rules are isometric; the average around the median looks at single coordinates."""
         return self._selector.isometric and self._aggregator is not None and self._aggregator.isometric
 
     @property
     def located(self) -> tuple[str, ...]:
-        """Those of its two rules, by their keys in the joined state."""
+        """Return those of the two rules, by their keys in the joined state."""
         second = self._aggregator.located if self._aggregator else ()
         return (*(f"0.{key}" for key in self._selector.located), *(f"1.{key}" for key in second))
 

@@ -7,8 +7,8 @@
     value = the mu of the smallest lambda seen, ties to the first
 
 Allouah, Guerraoui, Stephan, "Towards trustworthy federated learning with untrusted participants" (ICML 2025), algorithm
-2: the covariance-bound agnostic filter. A step takes at least as much weight from faulty rows as from honest ones while
-the faulty ones matter, so f of the 2f that may go are enough to be rid of them.
+2: the covariance-bound agnostic filter. While faulty rows matter, a step takes at least as much weight from them as
+from honest rows. So of a removed weight of 2f at least f comes from faulty rows, which is all that they have.
 
 Convention: eigenpairs are exact and deterministic: v is a combination of the x_i - mu, found by the n x n Gram matrix
 of the rows about mu, weighted; others take a few steps of the power method from a random start. Rows within 9 digits of
@@ -67,7 +67,7 @@ def top_projections(squared_distances: Tensor, weights: Tensor) -> tuple[float, 
 @aggregators.register("caf")
 @dataclass(frozen=True)
 class CAF(Rule):
-    """Weighted mean of least variance that the filter meets.
+    """The weighted mean of least variance among the steps of the filter.
 
     Attributes
     ----------

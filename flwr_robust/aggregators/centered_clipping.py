@@ -3,10 +3,10 @@
     repeat L times: v <- v + (1 / n) sum_i (x_i - v) min{1, tau / ||x_i - v||}
 
 v starts at the rule's last value, at 0 in the first round: it is the state, held by the caller. Karimireddy, He, Jaggi,
-"Learning from history for Byzantine robust optimization" (ICML 2021). Rows should be momentum messages: v then tracks
-them from round to round. Under label poisoning rho = sqrt(24 delta): Peng et al., JMLR 26 (2025), whose code takes
-tau 0.1 for iid data and 0.3 otherwise. Other libraries take 1, 5, 10 or 100, so there is no common default and tau has
-to be given; "median" takes the median of the distances ||x_i - v|| at every step.
+"Learning from history for Byzantine robust optimization" (ICML 2021). Use it with momentum messages (running means of a
+client's gradients): v then tracks them from round to round. Under label poisoning rho = sqrt(24 delta): Peng et al.,
+JMLR 26 (2025), whose code takes tau 0.1 for iid data and 0.3 otherwise. Other libraries take 1, 5, 10 or 100, so there
+is no common default and tau has to be given. "median" takes the median of the distances ||x_i - v|| at every step.
 
 Condition: n >= 2f + 1.
 """
@@ -48,7 +48,7 @@ class CenteredClipping(Rule):
 
     @property
     def located(self) -> tuple[str, ...]:
-        """The centre."""
+        """Return the key of the centre v."""
         return ("centre",)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

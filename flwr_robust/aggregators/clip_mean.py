@@ -7,8 +7,8 @@ The rule of that name in Xu, Yan, Zheng, Huang, "Mitigating model poisoning atta
 heterogeneous data" (Byz-DeSGD).
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent; the median of an even number
-is the mean of the two middle values. A clipped row still counts in full, so the rule bounds what it does but leaves
-nothing out.
+is the mean of the two middle values. A clipped row still counts in full: the rule bounds the effect of every row but
+leaves none out.
 
 Condition: n >= 2f + 1. The rule itself does not use f.
 """

@@ -6,8 +6,8 @@
 Li, Ngai, Voigt, "An experimental study of Byzantine-robust aggregation schemes in federated learning" (IEEE Trans. Big
 Data 2023). Clipping does not turn a row, so the clusters are those of the rows as they came.
 
-Convention: average linkage; tau includes this call's norms and, for an even number, is the mean of the two middle ones.
-The norms are the state, n more of them with every call.
+Convention: average linkage. tau includes this call's norms; for an even number it is the mean of the two middle ones.
+The state holds the norms and grows by n numbers with every call.
 
 Condition: n >= 3.
 """
@@ -41,7 +41,7 @@ class ClippedClustering(Rule):
     linkage: Annotated[str, Choice(LINKAGES)] = "average"
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 3."""
+        """Require n >= 3."""
         return 3, "n >= 3"
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

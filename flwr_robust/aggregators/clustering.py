@@ -5,11 +5,11 @@
 
 Sattler, Mueller, Wiegand, Samek, "On the Byzantine robustness of clustered federated learning" (ICASSP 2020).
 
-Convention: the distance of two clusters is the mean over their pairs ("average" linkage, as Li, Ngai, Voigt, IEEE
-Trans. Big Data 2023, have it); ``linkage`` may also be "complete" (the largest, as in the code of clustered federated
+Convention: the distance of two clusters is the mean over their pairs ("average" linkage, as in Li, Ngai, Voigt, IEEE
+Trans. Big Data 2023). ``linkage`` may also be "complete" (the largest distance, as in the code of clustered federated
 learning) or "single" (the least). Cosines are taken from the origin, that is, of updates relative to the model that was
-sent. A zero row has cosine 0 with every other. Of equally close clusters those of the lowest indices merge first; rows
-that are parallel up to rounding have distance 0.
+sent. A zero row has cosine 0 with every other. If several clusters are equally close, those of the lowest indices merge
+first. Rows that are parallel up to rounding have distance 0.
 
 Condition: n >= 3. There is no f: the rule keeps a majority, however small.
 """
@@ -89,7 +89,7 @@ class Clustering(Rule):
     linkage: Annotated[str, Choice(LINKAGES)] = "average"
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 3."""
+        """Require n >= 3."""
         return 3, "n >= 3"
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -10,10 +10,10 @@ Shejwalkar, Houmansadr, "Manipulating the Byzantine: optimizing model poisoning 
 learning" (NDSS 2021), Algorithm 2. With the top eigenvector u of the n x n matrix <y_i, y_j> and its eigenvalue lambda,
 score_i = lambda u_i^2 exactly, so v is never formed and nothing is iterated.
 
-Convention: coordinates are drawn without repetition; b at least d means all of them, and then there is no randomness
-and one iteration. The draw counts in the state, so every round takes others. Equal scores drop the highest index
-first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in every iteration,
-those that were kept most often are averaged, and the stats say so under ``fallback``.
+Convention: coordinates are drawn without repetition. If b is at least d, all are taken, without randomness and in one
+iteration. The state counts the draws, so every round draws anew. Equal scores drop the highest index first; entries of
+u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in every iteration, the rows that were
+kept most often are averaged. The stats then contain ``fallback``.
 
 Condition: n >= 2f + 1 and n > floor(c f).
 """
@@ -36,7 +36,7 @@ __all__ = ["DnC", "draw_coordinates"]
 
 
 def draw_coordinates(generator: torch.Generator, d: int, b: int) -> Tensor:
-    """Draw b of d coordinates without repetition, ascending; no more than a multiple of b is ever held."""
+    """Draw b of d coordinates without repetition, ascending; the memory used is a multiple of b."""
     if 4 * b >= d:
         return torch.randperm(d, generator=generator)[:b].sort().values
     drawn = torch.empty(0, dtype=torch.int64)
@@ -49,7 +49,7 @@ def draw_coordinates(generator: torch.Generator, d: int, b: int) -> Tensor:
 @aggregators.register("dnc")
 @dataclass(frozen=True)
 class DnC(Rule):
-    """Mean of the rows that never stand out along the top singular direction.
+    """The mean of the rows that never stand out along the top singular direction.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class DnC(Rule):
     sub_dimension : int
         b, the coordinates drawn each time.
     seed : int
-        What the draws come from.
+        Seed of the draws.
     """
 
     f: Annotated[int, Integer(minimum=0)]
@@ -76,13 +76,13 @@ class DnC(Rule):
         return math.floor(self.c * self.f + 1e-9)
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 1 and n > floor(c f)."""
+        """Require n >= 2f + 1 and n > floor(c f)."""
         smallest = 2 * self.f + 1
         return (self._dropped + 1, "n > c f") if self._dropped >= smallest else (smallest, "n >= 2f + 1")
 
     @property
     def isometric(self) -> bool:
-        """It draws coordinates."""
+        """Return False: the rule draws coordinates."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -8,11 +8,11 @@
 Nguyen et al., "FLAME: taming backdoors in federated learning" (USENIX Security 2022).
 
 Convention: K is the component with more than half of the rows in the graph of the pairs no farther apart than t, for
-the least t that has one. With min_cluster_size = floor(n / 2) + 1, min_samples = 1 and a single cluster allowed, as in
-the paper, HDBSCAN comes to the same: there cannot be two such clusters, so its tree is a trunk that rows fall off. No
-tie is left to break. S is taken over all rows, the mean of the middle two for even n. The noise (lambda in the paper,
-0.001 there for image data) is 0 here: it masks what is left of a backdoor, and costs accuracy. It is drawn from (seed,
-number of calls so far); the count is the state, and there is none without noise.
+the least t that has one. The paper uses HDBSCAN with min_cluster_size = floor(n / 2) + 1, min_samples = 1 and a single
+cluster allowed. The result is the same, because two such clusters cannot exist. So there are no ties to break. S is
+taken over all rows, the mean of the middle two for even n. The default noise is 0 here (lambda in the paper, 0.001
+there for image data). Noise masks what is left of a backdoor, and costs accuracy. It is drawn from (seed, number of
+calls so far); the count is the state, and there is none without noise.
 
 Condition: n >= 1. There is no f: the rule keeps a majority.
 """
@@ -67,7 +67,7 @@ class FLAME(Rule):
     noise : float
         Standard deviation of the noise as a multiple of the median norm; >= 0.
     seed : int
-        Of the noise.
+        Seed of the noise.
     """
 
     noise: Annotated[float, Number(minimum=0)] = 0.0
@@ -75,11 +75,11 @@ class FLAME(Rule):
 
     @property
     def isometric(self) -> bool:
-        """Noise does not turn with the rows."""
+        """Return False with noise, which does not rotate with the rows."""
         return self.noise == 0
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
-        """Filter, clip, average, and blur."""
+        """Filter, clip, average, and add noise."""
         norms = rows.squared_norms.sqrt()
         radius = norms.quantile(0.5)
         kept = densest_majority(cosine_distances(rows))

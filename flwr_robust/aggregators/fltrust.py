@@ -1,4 +1,4 @@
-"""FLTrust: trust a row as far as it points the way of the server's own update, and give it that update's length.
+"""FLTrust: weigh a row by how well its direction agrees with the server's own update, and rescale it to that length.
 
     s_i   = max{0, cos(x_i, x_0)}
     value = sum_i s_i (||x_0|| / ||x_i||) x_i / sum_i s_i
@@ -34,12 +34,12 @@ class FLTrust(Rule):
     """Mean weighted by the cosine to a trusted row, at its length."""
 
     def tolerated(self, n: int, asked: int) -> int:
-        """Any number of rows may be left out as long as one remains."""
+        """Return n - 1: one finite row is enough."""
         return n - 1
 
     @property
     def needs_trust(self) -> bool:
-        """It does."""
+        """Return True: the rule compares with a trusted row."""
         return True
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

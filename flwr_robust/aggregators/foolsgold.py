@@ -7,15 +7,14 @@
 
 kappa: confidence. Fung, Yoon, Beschastnikh, "The limitations of federated learning in sybil settings" (RAID 2020).
 
-Convention: the cosines are those of this round's rows. The paper takes the sum of all a client's updates so far, which
-is a second matrix of the size of the rows, and needs to know which row is whose; momentum messages carry such a history
-in themselves and are what this rule should be given. All coordinates count alike. The value is a weighted mean; the
-paper's is the sum, which differs by a factor that a learning rate absorbs. Where every row equals another's direction
-all weights are 0 and nothing is aggregated: the value is zero and the outcome INFEASIBLE. A zero row has cosine 0 with
-every other.
+Convention: the cosines are those of this round's rows. The paper takes the sum of all updates of a client so far. That
+needs a second matrix of the size of the rows, and the client of each row. Momentum messages already contain such a
+history: use this rule with them. All coordinates count alike. The value is a weighted mean; the paper's is the sum,
+which differs by a factor that a learning rate absorbs. Where every row equals another's direction all weights are 0 and
+nothing is aggregated: the value is zero and the outcome INFEASIBLE. A zero row has cosine 0 with every other.
 
-Condition: n >= 1. There is no f. Honest rows that agree look like sybils, too: the rule is for heterogeneous clients,
-and does nothing about a single attacker.
+Condition: n >= 1. There is no f. Honest rows that agree look like sybils, too. The rule is for heterogeneous clients,
+and does nothing against a single attacker.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def sybil_weights(distances: Tensor, confidence: float) -> Tensor:
 @aggregators.register("foolsgold")
 @dataclass(frozen=True)
 class FoolsGold(Rule):
-    """Mean in which rows count less the more they are like another.
+    """Mean in which a row counts less the more it resembles another row.
 
     Attributes
     ----------

@@ -79,12 +79,12 @@ class GeneralisedKrum(Rule):
     p: Annotated[float | str, Number(minimum=1, maximum=100, words=("inf",))] = 2
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 3."""
+        """Require n >= 2f + 3."""
         return 2 * self.f + 3, "n >= 2f + 3"
 
     @property
     def isometric(self) -> bool:
-        """Only the 2-norm comes from inner products."""
+        """Return True for p = 2 only: other norms do not come from inner products."""
         return self.p == 2
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

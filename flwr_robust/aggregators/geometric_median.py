@@ -3,19 +3,19 @@
     value = argmin_z sum_i alpha_i ||x_i - z||
     beta_i = alpha_i / max{||x_i - z||, nu},   z <- sum_i beta_i x_i / sum_i beta_i
 
-alpha_i: importance of row i, summing to one. nu: smoothing, which keeps a step defined where z meets a row. z starts
-at the (weighted) mean, or with ``start="zero"`` at the origin, which is the model that was sent. Pillutla, Kakade,
+alpha_i: importance of row i, summing to one. nu: smoothing, which keeps a step defined where z meets a row. z starts at
+the (weighted) mean, or with ``start="zero"`` at the origin, which is the model that was sent. Pillutla, Kakade,
 Harchaoui, "Robust aggregation for federated learning", IEEE TSP 70 (2022), stop after 3 to 5 steps; their one-step
 variant is ``iterations=1`` from zero, and ByzFL takes 3 from there. Here the iteration runs until the gradient of the
-smoothed objective, sum_i beta_i (z - x_i), is shorter than ``tolerance`` (a step's length would not do: it is tiny near
-every row); ``iterations`` fixes the count instead.
+smoothed objective, sum_i beta_i (z - x_i), is shorter than ``tolerance`` (the length of a step is no criterion: it is
+tiny near every row); ``iterations`` fixes the count instead.
 
-Convention: nu is relative to the radius, the least over rows of the median distance to the others,
-so that neither the scale of the updates nor a few huge rows matter; the paper's 1e-6 is a length. z is a combination of
-rows from the first step on, so a step costs n x n work.
+Convention: nu is a multiple of the radius, the least over rows of the median distance to the others. So neither the
+scale of the updates nor a few huge rows matter. The paper's 1e-6 is a length. z is a combination of rows from the first
+step on, so a step costs n x n work.
 
-Condition: n >= 2f + 1. Weighted, f clients that lie about their counts weigh up to clamp times an honest one each:
-n > (1 + clamp) f.
+Condition: n >= 2f + 1. With weights, each of f clients that lie about their counts may weigh clamp times as much as an
+honest client: n > (1 + clamp) f.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class GeometricMedian(Rule):
     nu : float
         Smoothing, as a multiple of the radius; > 0.
     iterations : int, optional
-        Do exactly this many steps instead.
+        Do exactly this many steps; ``tolerance`` and ``maximum`` then have no effect.
     maximum : int
         Give up after this many steps, with the outcome NOT_CONVERGED.
     weighted : bool
@@ -67,7 +67,7 @@ class GeometricMedian(Rule):
     clamp : float
         As for `Mean`.
     start : str
-        Where z starts: ``mean``, that of the rows with their alpha, or ``zero``.
+        Where z starts: ``mean``, the mean of the rows weighted by alpha, or ``zero``, the origin.
     """
 
     f: Annotated[int | None, Integer(minimum=0)] = None
@@ -81,7 +81,7 @@ class GeometricMedian(Rule):
     pairwise: ClassVar[bool] = True
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 1; weighted, n > (1 + clamp) f."""
+        """Require n >= 2f + 1; weighted, n > (1 + clamp) f."""
         if self.weighted and self.f:
             return weighted_needs(self.f, self.clamp)
         return super().needs(asked)

@@ -4,15 +4,16 @@
     value   = x_k with the lowest score, ties to the lowest index
 
 Blanchard, El Mhamdi, Guerraoui, Stainer, "Machine learning with adversaries: Byzantine tolerant gradient descent"
-(NeurIPS 2017). Libraries differ in the neighbours and the power, and pick another client for it:
+(NeurIPS 2017). Libraries differ in the number of neighbours and the power of the distances, and so choose different
+clients:
 
     variant                neighbours   distances   who
     paper                  n - f - 2    squared     the paper; ours
     byzfl                  n - f - 1    squared     ByzFL, ByzPy, FLPoison
     byzantine_momentum     n - f - 1    plain       ByzantineMomentum
 
-Condition: n >= 2f + 3. Without it the theorem says nothing; ``strict=False`` computes the scores nevertheless, as
-studies do that let Krum choose among few, down to n = f + 3, one neighbour.
+Condition: n >= 2f + 3. Without it the theorem does not hold. ``strict=False`` computes the scores anyway, down to
+n = f + 3, which is one neighbour; some studies let Krum choose among so few clients.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Krum(Rule):
     variant : str
         Which library's definition: "paper", "byzfl" or "byzantine_momentum".
     strict: bool
-        Whether n >= 2f + 3 is demanded; else n >= f + 3.
+        Whether n >= 2f + 3 is required. If False, n >= f + 3 is enough.
     """
 
     f: Annotated[int, Integer(minimum=0)]
@@ -85,7 +86,7 @@ class Krum(Rule):
     pairwise: ClassVar[bool] = True
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 3, or f + 3."""
+        """Require n >= 2f + 3, or n >= f + 3 if not strict."""
         return krum_needs(self.f, self.strict)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

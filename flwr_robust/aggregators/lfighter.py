@@ -10,8 +10,8 @@ Jebreel, Domingo-Ferrer, Sanchez, Blanco-Justicia, "LFighter: defending against 
 learning", Neural Networks 170 (2024): messages poisoned alike are more alike than honest ones. The score's form, and
 the bias left out, are those of the code behind Peng et al., JMLR 26 (2025).
 
-Convention: 2-means starts from the two rows farthest apart and is iterated to its fixed point (the published code draws
-the start from a fixed seed); "the first" is the cluster that holds row 0. So the rule has no randomness.
+Convention: 2-means starts from the two rows farthest apart and is iterated to its fixed point, so the rule has no
+randomness. The published code draws the start from a fixed seed. "The first" is the cluster that holds row 0.
 
 Condition: n >= 2; the layout of the rows must be known.
 """
@@ -73,12 +73,12 @@ class LFighter(Rule):
     head: Annotated[str | None, Text("the name of an array", example="head.weight")] = None
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2."""
+        """Require n >= 2."""
         return 2, "n >= 2"
 
     @property
     def isometric(self) -> bool:
-        """It looks at one layer."""
+        """Return False: the rule looks at one layer."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -44,7 +44,7 @@ class Meamed(Rule):
 
     @property
     def isometric(self) -> bool:
-        """It looks at single coordinates."""
+        """Return False: the rule looks at single coordinates."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -1,4 +1,4 @@
-"""Mean: the plain average, robust to nothing by itself and order-optimal when data are very heterogeneous.
+"""Mean: the plain average. It resists no attack by itself, but is order-optimal when data are very heterogeneous.
 
     value = sum_i w_i x_i,   w_i = 1 / n,   or w_i proportional to min(c_i, clamp * median of c) when weighted
 
@@ -64,7 +64,7 @@ class Mean(Rule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
 
     def tolerated(self, n: int, asked: int) -> int:
-        """Any number of rows may be left out as long as one remains."""
+        """Return n - 1: one finite row is enough."""
         return n - 1
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -3,15 +3,15 @@
     value_j = median of x_1j, ..., x_nj
     weighted: with the values in ascending order, the one at which their cumulative weight passes 1/2
 
-Convention: for even n the mean of the two middle values (torch.median and ByzPy take the lower one); likewise, with
-weights, the mean of two values where the cumulative weight hits 1/2 exactly, so that equal weights change nothing. The
+Convention: for even n the median is the mean of the two middle values (torch.median and ByzPy take the lower one). With
+weights it is the mean of two values where the cumulative weight is exactly 1/2. So equal weights change nothing. The
 weights are those of `mean(weighted=True)`: a client can lie about its number of examples, but gains no more than
 ``clamp`` times the median client's. Yin, Chen, Kannan, Bartlett, "Byzantine-robust distributed learning: towards
 optimal statistical rates" (ICML 2018).
 
-Condition: n >= 2f + 1; weighted, n > (1 + clamp) f, so that f liars hold less than half of the weight where honest
-clients have equal numbers of examples. The rule itself does not use f; declared or not, it bears floor((n - 1) / 2)
-faulty rows if none lies about its number.
+Condition: n >= 2f + 1; weighted, n > (1 + clamp) f. Then f clients that lie hold less than half of the weight, if
+honest clients have equal numbers of examples. The rule itself does not use f: it tolerates floor((n - 1) / 2) faulty
+rows if none lies about its number.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Median(Rule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 1; weighted, n > (1 + clamp) f."""
+        """Require n >= 2f + 1; weighted, n > (1 + clamp) f."""
         if self.weighted and self.f:
             return weighted_needs(self.f, self.clamp)
         return super().needs(asked)
 
     @property
     def isometric(self) -> bool:
-        """It looks at single coordinates."""
+        """Return False: the rule looks at single coordinates."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -7,8 +7,9 @@ El Mhamdi, Guerraoui, Guirguis, Hoang, Rouault, "Genuinely distributed Byzantine
 goes back to Rousseeuw, "Multivariate estimation with high breakdown point" (1985).
 
 The search is exact. A subset of diameter at most t is what remains when f rows are left out so that no pair farther
-apart than t remains: a vertex cover of the far pairs with f rows. It branches on the row with the most far partners,
-which goes, or else all its partners go. The least t is found by bisection over the distances that occur.
+apart than t remains: a vertex cover of the far pairs with f rows. The search branches on the row with the most far
+partners: either this row is left out, or all its partners are. The least t is found by bisection over the distances
+that occur.
 
 Convention: "lowest indices" means the subset that comes first in lexicographic order. Several subsets may share their
 diameter, so the order of the rows can matter.

@@ -6,8 +6,8 @@
 Ramezani-Kebrya, Tabrizian, Faghri, Popovski, "MixTailor: mixed gradient aggregation for robust learning against
 tailored attacks" (TMLR 2022). The attacker may know the pool and every message, but not the draw: it comes from the
 operating system's entropy, and only the stats of a finished round name it. A ``seed`` makes the draws repeat, for
-experiments; who knows the seed knows them all. The expected value holds up as long as the attack breaks few enough of
-the members; the paper bounds their share.
+experiments; an attacker who knows the seed knows all draws. The expected value stays close to the honest one if the
+attack breaks few of the members; the paper bounds their share.
 
 The paper's pool holds 64 rules: four classes (coordinate median, generalised Krum, geometric median, Bulyan with Krum,
 the mean, the geometric median or the coordinate median in its phases), 16 norms l_p each, p = 1, ..., 16. How a norm
@@ -24,11 +24,12 @@ enters each class, and which phases meet, is our reading:
 Members that are the same count as often as they are listed: where all fit, each class is drawn one time in four.
 
 Convention: a member gets this rule's f, unless its text names one. Each row that is not finite lowers the f of them
-all. A member with a state finds it as it left it when it was last drawn. When clients' data differ, the paper resamples
-first: ``resampling(s=2) | mixtailor(f=2)``.
+all. A member's state stays unchanged until it is drawn again. When clients' data differ, the paper resamples first:
+``resampling(s=2) | mixtailor(f=2)``.
 
-Condition: that of one member at least. Members that do not fit (Bulyan with n < 4f + 3, say; the paper asks it for
-n > 4f + 3) leave the pool: `MixTailor.leaving` says which and why, and a strategy says so before its first round.
+Condition: at least one member fits. Members that do not fit leave the pool. So Bulyan leaves if n < 4f + 3; the paper
+asks for n > 4f + 3. `MixTailor.leaving` says which ones leave and why, and a strategy reports it before its first
+round.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class MixTailor(Rule):
     pool : "paper" or sequence of str
         The paper's pool, or the members' defence strings.
     seed : int, optional
-        What the draws come from; the operating system's entropy when not given.
+        Seed of the draws; the operating system's entropy when not given.
     """
 
     f: Annotated[int, Integer(minimum=0)]
@@ -92,7 +93,7 @@ class MixTailor(Rule):
 
     @cached_property
     def members(self) -> tuple[Rule, ...]:
-        """The rules of the pool."""
+        """Return the rules of the pool."""
         texts = paper_pool() if self.pool == "paper" else self.pool
         return tuple(parse(text, f=self.f, kind="mixtailor's pool") for text in texts)
 
@@ -151,12 +152,12 @@ class MixTailor(Rule):
 
     @property
     def isometric(self) -> bool:
-        """Say whether all members are."""
+        """Say whether all members are isometric."""
         return all(member.isometric for member in self.members)
 
     @property
     def located(self) -> tuple[str, ...]:
-        """Those of the members, by their keys in the joined state."""
+        """Return those of the members, by their keys in the joined state."""
         return tuple(f"{index}.{key}" for index, member in enumerate(self.members) for key in member.located)
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:

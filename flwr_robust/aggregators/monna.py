@@ -43,7 +43,7 @@ class Monna(Rule):
 
     @property
     def needs_trust(self) -> bool:
-        """It does."""
+        """Return True: the rule compares with a trusted row."""
         return True
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -2,8 +2,8 @@
 
     value = mean of the m rows of lowest score,   score_i as in `krum`,   m = n - f
 
-Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017). Scores are computed once. m differs between libraries:
-n - f here, n - f - 2 in ByzantineMomentum, the user's in Flower; give ``m`` to port theirs.
+Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017). Scores are computed once. m differs between libraries: n - f
+here, n - f - 2 in ByzantineMomentum, the user's choice in Flower. Give ``m`` to reproduce theirs.
 
 Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`.
 """
@@ -47,7 +47,7 @@ class MultiKrum(Rule):
     pairwise: ClassVar[bool] = True
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """N >= 2f + 3, or f + 3, and n >= m."""
+        """Require n >= 2f + 3, or n >= f + 3 if not strict, and n >= m."""
         smallest, condition = krum_needs(self.f, self.strict)
         if self.m is not None and self.m > smallest:
             return self.m, f"n >= m = {self.m}"

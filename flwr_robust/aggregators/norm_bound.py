@@ -2,8 +2,8 @@
 
     value = (1 / n) sum_i x_i min{1, c / ||x_i||}
 
-Sun, Kairouz, Suresh, McMahan, "Can you really backdoor federated learning?" (arXiv 1911.07963, 2019), who add noise on
-top; here there is none. The same as ``clip(c=...) | mean``.
+Sun, Kairouz, Suresh, McMahan, "Can you really backdoor federated learning?" (arXiv 1911.07963, 2019). They also add
+noise; this rule does not. The same as ``clip(c=...) | mean``.
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent.
 

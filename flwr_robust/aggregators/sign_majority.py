@@ -6,8 +6,8 @@ Bernstein, Zhao, Azizzadenesheli, Anandkumar, "signSGD with majority vote is com
 (ICLR 2019).
 
 Convention: sign(0) = 0, so a zero abstains, and a tied vote gives 0. The paper's messages are one bit and cannot
-abstain; of an odd number of rows without zeros none ties. The weight of a row is its share of the coordinates, each
-shared equally by the rows whose sign is the result's; where the vote is tied, by all rows.
+abstain; an odd number of rows without zeros never ties. Each coordinate is shared equally by the rows whose sign is the
+result's, or by all rows where the vote is tied. The weight of a row is its share of the coordinates.
 
 Condition: n >= 2f + 1. The rule itself does not use f.
 """
@@ -44,7 +44,7 @@ class SignMajority(Rule):
 
     @property
     def isometric(self) -> bool:
-        """It looks at signs."""
+        """Return False: the rule looks at signs."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

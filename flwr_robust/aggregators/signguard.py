@@ -6,9 +6,9 @@
           counted on a random share of the coordinates
     value = mean over S_1 and S_2 of x_i min{1, M / ||x_i||}
 
-Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious gradient filtering"
-(ICDCS 2022), who take lower 0.1, upper 3 and a tenth of the coordinates. This is their plain form; the variants with
-cosine or distance features are not offered.
+Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious gradient filtering" (ICDCS
+2022). They take lower 0.1, upper 3 and a tenth of the coordinates. This is their plain form; the variants with cosine
+or distance features are not offered.
 
 Convention: the points are clustered by `lfighter`'s 2-means, which starts from the two points farthest apart and has no
 randomness (the paper takes MeanShift); a tie in size goes to the cluster of row 0. Coordinates, max{1, floor(share d)}
@@ -57,7 +57,7 @@ class SignGuard(Rule):
     share : float
         Share of the coordinates whose signs are counted; in (0, 1].
     seed : int
-        Of the choice of coordinates.
+        Seed of the choice of coordinates.
     """
 
     lower: Annotated[float, Number(minimum=0, maximum=1)] = 0.1
@@ -67,7 +67,7 @@ class SignGuard(Rule):
 
     @property
     def isometric(self) -> bool:
-        """It looks at signs."""
+        """Return False: the rule looks at signs."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

@@ -7,11 +7,11 @@ lambda_max: largest eigenvalue. Allouah, Guerraoui, Gupta, Pinot, Rizk, "Robust 
 and breakdown point under data heterogeneity" (NeurIPS 2023): smallest maximum eigenvalue averaging, with the best error
 that is possible under heterogeneity.
 
-Convention: every subset is looked at, and the eigenvalue is exact: the covariance of m rows has the non-zero
-eigenvalues of their centred m x m Gram matrix, which their distances give. Other libraries take one step of the power
-method from a random start. Eigenvalues that agree to 9 digits are tied; a tie goes to the subset whose indices come
-first in dictionary order. A pair at distance D alone makes lambda_max >= D^2 / (2 |S|), so most subsets need no
-eigenvalue.
+Convention: every subset is examined, and the eigenvalue is exact. The covariance of m rows has the non-zero eigenvalues
+of their centred m x m Gram matrix (of their inner products), which their distances give. Other libraries take one step
+of the power method from a random start. Eigenvalues that agree to 9 digits are tied; a tie goes to the subset whose
+indices come first in dictionary order. A pair at distance D alone makes lambda_max >= D^2 / (2 |S|), so most subsets
+need no eigenvalue.
 
 Condition: n >= 2f + 1, and at most ``maximum`` subsets, binomial(n, f). `caf` has no such limit.
 """
@@ -63,7 +63,7 @@ class SMEA(Rule):
     pairwise: ClassVar[bool] = True
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:
-        """Need n >= 2f + 1 and no more subsets than allowed."""
+        """Require n >= 2f + 1 and no more subsets than allowed."""
         if sentence := super().check(n, asked=asked):
             return sentence
         subsets = math.comb(n, self.f)

@@ -2,12 +2,12 @@
 
     value_j = mean of the n - 2f values of x_1j, ..., x_nj left after dropping the f smallest and the f largest
 
-Convention: exactly f per side. The values left are summed; "sum of all minus the extremes" is the same on paper and
-loses every digit to one row at 1e8. With ``fraction`` f = floor(fraction * clients asked), so that clients which stay
-silent do not shrink the trim; Flower's FedTrimmedAvg takes the fraction of the replies. With ``weighted`` the values
-left are averaged by the weights of `mean(weighted=True)`; which values are dropped does not depend on weights, and of
-equal values at the edge those of the lowest rows count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under
-label poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
+Convention: exactly f per side. The values left are summed. "Sum of all minus the extremes" is equal in exact
+arithmetic, but one row at 1e8 destroys all its digits. With ``fraction`` f = floor(fraction * clients asked), so that
+silent clients do not reduce f. Flower's FedTrimmedAvg takes the fraction of the replies. With ``weighted`` the values
+left are averaged by the weights of `mean(weighted=True)`. The weights do not decide which values are dropped. Of equal
+values at the edge those of the lowest rows count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label
+poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
 
 Condition: n >= 2f + 1.
 """
@@ -80,7 +80,7 @@ class TrimmedMean(Rule):
             )
 
     def declared(self, asked: int) -> int:
-        """Return f, or the f that the fraction of the clients asked comes to."""
+        """Return f, or floor(fraction * clients asked)."""
         if self.f is not None:
             return self.f
         assert self.fraction is not None
@@ -96,7 +96,7 @@ class TrimmedMean(Rule):
 
     @property
     def isometric(self) -> bool:
-        """It looks at single coordinates."""
+        """Return False: the rule looks at single coordinates."""
         return False
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:

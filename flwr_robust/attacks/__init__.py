@@ -1,1 +1,1 @@
-"""Attacks, one per file: ``data`` poison what a client trains on, ``message`` what it sends; ``fault`` just fail."""
+"""Attacks, one per file: ``data`` changes a client's data, ``message`` its messages; ``fault`` makes a client fail."""

@@ -1,8 +1,8 @@
 """What compromised clients do with their replies in a round, whichever engine runs it.
 
-An `Adversary` holds what an attack on messages, or a fault, needs from round to round. `AdversarialGrid` gives it the
-replies that it finds in Flower's messages, `simulation` the lines of its tensor, and both write back what it returns:
-so one attack, seed and round is one set of replies to the bit.
+An `Adversary` holds what an attack on messages, or a fault, needs from round to round. `AdversarialGrid` passes it the
+replies in Flower's messages, the fast engine passes the rows of its tensor. Both write back what it returns. So one
+attack, seed and round always give the same replies, to the bit.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Adversary:
         return None if chosen is None else float(chosen)
 
     def usable(self, own: int, honest: int) -> bool:
-        """Say whether a round with so many readable replies of attackers and of others can be attacked."""
+        """Say whether a round can be attacked, given the numbers of readable replies of attackers and of others."""
         assert isinstance(self.attack, MessageAttack)
         return own > 0 and (honest > 0 or self.attack.knowledge < Knowledge.PARTIAL)
 
@@ -112,7 +112,7 @@ class Adversary:
         rule_state : State, optional
             That of the defence in use, before this round.
         kind : int, optional
-            Where a round asks for several classes: the one that all these rows are of, which has draws of its own.
+            The class of all these rows, where a round asks for several classes; each class has its own draws.
         """
         assert isinstance(self.attack, MessageAttack)
         view = View(

@@ -36,7 +36,7 @@ class Poison:
     rank : int
         The client's place among the attackers of the round.
     generator : torch.Generator
-        The attack's draws in the round; the batches are the honest client's.
+        The attack's draws in the round; batches are drawn as an honest client draws them.
     scores : callable (Tensor) -> Tensor
         The scores that the model sent gives to inputs.
     """

@@ -1,7 +1,8 @@
 """The one-call form: arrays in, arrays of the same kind out.
 
-Rows come as one array or tensor (n, d), as a list of rows, or as a list of each client's layers. What comes back is
-numpy for numpy and torch for torch, and layers for layers.
+A row is one client's update as a vector; layers are the arrays of its model. Rows come as one array or tensor (n, d),
+as a list of rows, or as a list of each client's layers. The result has the kind of the input: numpy or torch, a vector
+or layers.
 """
 
 from __future__ import annotations
@@ -151,17 +152,17 @@ def aggregate(
     rule : str or Rule
         A defence string such as ``"clip(c=2.0) | trimmed_mean(f=2)"``, or the rule object.
     state : State, optional
-        For rules with a memory (centered clipping): None the first time, then what the last call returned. Giving it
-        makes the call return ``(aggregate, state)``.
+        For rules with a memory (centered clipping): None the first time, then what the last call returned. With this
+        argument, even None, the call returns ``(aggregate, state)``.
     layout : sequence of (name, shape), optional
-        The arrays that the columns belong to, for rules that look at one of them (lfighter). Clients' layers have one
-        already, with their positions for names.
+        The arrays that the columns belong to, for rules that look at one of them (lfighter). Clients' layers need none:
+        their positions are the names.
     counts : sequence, array or tensor (n,), optional
         Examples behind each row, for weighted rules.
     asked : int, optional
         Number of clients asked, when fewer answered; n when not given.
     trusted : array or tensor (d,), or sequence of layers, optional
-        An update of the server's own, for rules that compare with one (monna, fltrust).
+        The server's own update, for rules that compare with one (monna, fltrust).
 
     Returns
     -------
@@ -172,7 +173,7 @@ def aggregate(
     Raises
     ------
     ConfigurationError
-        If the rule's text or the rows are not what they must be.
+        If the rule's text or the rows are invalid.
     InfeasibleError
         If n and f do not fit the rule.
 
@@ -219,7 +220,7 @@ def aggregate(
 
 
 def _in_kind(result: Aggregate, numpy: bool, layers: Sequence[Tensor] | None) -> Any:
-    """Return a result with its value cut into layers like those given, and in numpy's arrays where those are asked."""
+    """Return a result with its value cut into layers like the given ones, in numpy's arrays where asked."""
     if not numpy and layers is None:
         return result
     parts = [result.value]
@@ -274,7 +275,7 @@ def _pieces(x: Any) -> tuple[list[list[Tensor]], bool]:
 
 
 def _tensor(x: Tensor | _Array, what: str) -> Tensor:
-    """Return an array as a tensor, of the same memory where torch can read it; refuse what cannot hold rows."""
+    """Return an array as a tensor that shares its memory if torch can read it; refuse what cannot hold rows."""
     if isinstance(x, Tensor):
         if why := unfit(x):
             raise ConfigurationError(f"aggregate: {what} must be a floating-point tensor; got {why}")

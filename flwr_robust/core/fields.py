@@ -5,7 +5,7 @@ A component writes the constraint of a field beside its type:
     f: Annotated[int, Integer(minimum=0)]
     tau: Annotated[float | str, Number(above=0, words=("median",))] = "median"
 
-From there come the check when a component is made, the sentence that describes the field, and the values that the
+The constraint gives the check when a component is made, the sentence that describes the field, and the values that the
 generated tests try. A field whose type allows None may also be None.
 """
 
@@ -98,7 +98,7 @@ class Flag(Constraint):
     """
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse all but the two."""
+        """Refuse all but True and False."""
         check_flag(owner, name, value)
 
     def describe(self) -> str:
@@ -106,17 +106,17 @@ class Flag(Constraint):
         return "True or False"
 
     def valid(self) -> tuple[Any, ...]:
-        """Return both."""
+        """Return True and False."""
         return True, False
 
     def invalid(self) -> tuple[Any, ...]:
-        """Return what other languages take for them."""
+        """Return values that stand for True and False in other languages."""
         return 0, 1, "True", None
 
 
 @dataclass(frozen=True)
 class Integer(Constraint):
-    """An integer of at least ``minimum``, or one of some words; booleans are no integers.
+    """An integer of at least ``minimum``, or one of some words; booleans are not integers.
 
     Examples
     --------
@@ -146,7 +146,7 @@ class Integer(Constraint):
 
 @dataclass(frozen=True)
 class Number(Constraint):
-    """A finite number within bounds, or one of some words; booleans are no numbers.
+    """A finite number within bounds, or one of some words; booleans are not numbers.
 
     Attributes
     ----------
@@ -225,19 +225,19 @@ class Choice(Constraint):
         object.__setattr__(self, "allowed", tuple(sorted(self.allowed)))
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse all others; 1.0 and True are other than 1."""
+        """Refuse all others; 1.0 and True are not 1."""
         if texts := [each for each in self.allowed if isinstance(each, str)]:
             check_choice(owner, name, value, texts)
         elif isinstance(value, bool) or not isinstance(value, int) or value not in self.allowed:
             self._refuse(owner, name, value)
 
     def describe(self) -> str:
-        """List them."""
+        """List the allowed values."""
         texts = [str(each) for each in self.allowed]
         return f"one of {', '.join(texts)}" if len(texts) > 1 else repr(texts[0])
 
     def valid(self) -> tuple[Any, ...]:
-        """Return all."""
+        """Return all allowed values."""
         return tuple(self.allowed)
 
     def invalid(self) -> tuple[Any, ...]:
@@ -255,21 +255,21 @@ class Text(Constraint):
     Attributes
     ----------
     what : str
-        What it is, with its article: "the name of an array".
+        The description, with its article: "the name of an array".
     example : str
-        One that is allowed.
+        An allowed text.
     """
 
     what: str
     example: str
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse what is no text."""
+        """Refuse anything but text."""
         if not isinstance(value, str):
             self._refuse(owner, name, value)
 
     def describe(self) -> str:
-        """Return what it is."""
+        """Return the description of the text."""
         return self.what
 
     def valid(self) -> tuple[Any, ...]:
@@ -294,7 +294,7 @@ class ListOf(Constraint):
     item: Constraint
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse what is no list or tuple, an empty one, and each item that is refused."""
+        """Refuse anything but a list or tuple, an empty one, and each item that is not allowed."""
         if not isinstance(value, list | tuple) or not value or not all(map(self.item.admits, value)):
             self._refuse(owner, name, value)
 
@@ -303,12 +303,12 @@ class ListOf(Constraint):
         return f"a list, not empty, of: {self.item.describe()}"
 
     def valid(self) -> tuple[Any, ...]:
-        """Return one of all items that are allowed, and one of a single item."""
+        """Return a list of all allowed items, and a list of a single item."""
         items = self.item.valid()
         return tuple(items), [items[0]]
 
     def invalid(self) -> tuple[Any, ...]:
-        """Return an empty one, what is none, and one with each item that is refused."""
+        """Return an empty list, values that are no list, and lists with one refused item."""
         good = self.item.valid()[0]
         return (), [], None, {good: good}, *((good, bad) for bad in self.item.invalid())
 
@@ -321,20 +321,20 @@ class Either(Constraint):
     second: Constraint
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse what both refuse."""
+        """Refuse what both constraints refuse."""
         if not (self.first.admits(value) or self.second.admits(value)):
             self._refuse(owner, name, value)
 
     def describe(self) -> str:
-        """Join the two."""
+        """Join both descriptions."""
         return f"{self.first.describe()}, or {self.second.describe()}"
 
     def valid(self) -> tuple[Any, ...]:
-        """Return what each of them allows."""
+        """Return what each constraint allows."""
         return *self.first.valid(), *self.second.valid()
 
     def invalid(self) -> tuple[Any, ...]:
-        """Return what one of them refuses, and the other does, too."""
+        """Return what both constraints refuse."""
         return tuple(value for value in (*self.first.invalid(), *self.second.invalid()) if not self.admits(value))
 
 
@@ -345,7 +345,7 @@ class OrNone(Constraint):
     other: Constraint
 
     def check(self, owner: str, name: str, value: object) -> None:
-        """Refuse what the constraint refuses, but for None."""
+        """Refuse what the constraint refuses, except None."""
         if value is not None:
             self.other.check(owner, name, value)
 
@@ -354,11 +354,11 @@ class OrNone(Constraint):
         return f"{self.other.describe()}, or None"
 
     def valid(self) -> tuple[Any, ...]:
-        """Return None, too."""
+        """Return None and what the constraint allows."""
         return *self.other.valid(), None
 
     def invalid(self) -> tuple[Any, ...]:
-        """Return all but None."""
+        """Return what the constraint refuses, except None."""
         return tuple(value for value in self.other.invalid() if value is not None)
 
 

@@ -1,4 +1,4 @@
-"""Pipelines: pre-aggregators and then a rule, which together are a rule, and the text that names them."""
+"""Pipelines: pre-aggregators followed by a rule, together again a rule, and the text that names them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pipeline(Rule):
     stages : tuple of PreAggregator
         Applied first to last.
     rule : Rule
-        Aggregates what comes out of them.
+        Aggregates the rows that come out of the stages.
     """
 
     stages: tuple[PreAggregator, ...]
@@ -67,7 +67,7 @@ class Pipeline(Rule):
 
     @property
     def located(self) -> tuple[str, ...]:
-        """The final rule's, by their keys in the joined state."""
+        """Return those of the final rule, by their keys in the joined state."""
         return tuple(f"{len(self.stages)}.{key}" for key in self.rule.located)
 
     def check_layout(self, layout: Sequence[Layer]) -> str | None:
@@ -75,7 +75,7 @@ class Pipeline(Rule):
         return self.rule.check_layout(layout)
 
     def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
-        """Say what the final rule has to say of the rows that come out of the stages."""
+        """Return the final rule's remark on the rows that come out of the stages."""
         asked = n if asked is None else asked
         for stage in self.stages:
             n, asked = stage.rows_out(n), stage.rows_out(asked)
@@ -120,7 +120,7 @@ class Pipeline(Rule):
 
 
 def _completed(component: type[Component], given: dict[str, Any], f: int | None) -> dict[str, Any]:
-    """Return a component's fields with f where it takes one and they leave it open."""
+    """Return a component's fields, with f added if it takes one and they do not set it."""
     takes = any(field.name == "f" for field in dataclasses.fields(component))
     return {"f": f, **given} if takes and f is not None and "fraction" not in given else given
 
@@ -133,7 +133,7 @@ def parse(text: str, *, f: int | None = None, kind: str = "defence") -> Rule:
     text : str
         Pre-aggregators and then one aggregator, joined by ``|``; fields are literals and are named.
     f : int, optional
-        The declared number of faulty rows of every part whose text leaves it open.
+        The declared number of faulty rows (f), for every part whose text does not set it.
     kind : str
         What error messages call the text.
 
@@ -175,7 +175,7 @@ def as_rule(rule: Rule | str) -> Rule:
     Raises
     ------
     ConfigurationError
-        If it is neither, or the text cannot be read.
+        If it is neither a rule nor text, or the text cannot be read.
     """
     if isinstance(rule, str):
         return parse(rule)

@@ -1,8 +1,9 @@
-"""Rows: n client updates of d coordinates, the one thing that every rule sees.
+"""Rows: n client updates of d coordinates, the input of every rule. A row is one client's update as a vector.
 
-A rule never reads the rows as one array, for they may lie anywhere: a `Storage` answers for them. Everything a Gram
-rule asks for is computed from one (n + 1) x (n + 1) matrix: the centred Gram matrix of the rows and the origin. Mixing
-rows (clipping, neighbour means, buckets) multiplies that small matrix and leaves the data alone.
+A rule never reads the rows as one array, because they may lie anywhere: a `Storage` answers its questions. The Gram
+matrix holds the inner products of all pairs of rows. Rules on distances, norms or angles need only the centred Gram
+matrix of the rows and the origin, (n + 1) x (n + 1). Mixing rows (clipping, neighbour means, buckets) multiplies that
+small matrix and does not touch the data.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Layer:
 
 
 def unfit(x: Tensor) -> str | None:
-    """Say in a few words what a tensor is that cannot hold rows, and what to do; return None if it can."""
+    """Return in a few words why a tensor cannot hold rows, and what to do; None if it can."""
     if x.is_nested:
         return "a nested tensor: pass a list of rows of one length"
     if x.is_quantized:
@@ -88,7 +89,7 @@ def _checked_counts(counts: Counts, n: int) -> Tensor:
 class Rows:
     """n rows of d coordinates, with what every rule needs to know about them.
 
-    Make them with `from_tensor`, `from_layers` or `from_stacks`, or of a `Storage`.
+    Make them with `from_tensor`, `from_layers` or `from_stacks`, or from a `Storage`.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class Rows:
     Attributes
     ----------
     storage : Storage
-        Where the rows lie that these are, or are mixed from.
+        The rows in memory: these rows, or those from which they are mixed.
     n : int
         Number of rows.
     d : int
@@ -118,7 +119,7 @@ class Rows:
     asked : int
         How many clients were asked; at least n.
     trusted : Tensor (d,) or None
-        An update of the server's own, for rules that compare with one.
+        The server's own update, for rules that compare with one.
     """
 
     def __init__(
@@ -260,12 +261,12 @@ class Rows:
         asked: int | None = None,
         trusted: Tensor | None = None,
     ) -> Rows:
-        """Read rows whose layers are stacked; what is computed is that of `from_layers`, to the bit.
+        """Read rows whose layers are stacked; all results equal those of `from_layers`, to the bit.
 
         Parameters
         ----------
         stacks : sequence of Tensor (n, w)
-            One per layer, all clients' in the same order; neither copied nor changed.
+            One per layer, with the clients in the same order; neither copied nor changed.
         reference : sequence of Tensor (w,), optional
             As for `from_layers`.
         dtype, layout, counts, asked, trusted
@@ -287,7 +288,7 @@ class Rows:
         return cls(storage, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted)
 
     def renewed(self, counts: Counts | None = None) -> Rows:
-        """Return these rows, unmixed, for when their memory has been written anew; what was computed is forgotten."""
+        """Return these rows, unmixed, after their memory was overwritten; all computed results are dropped."""
         return self._derived(self.storage.renewed(), counts, self.asked)
 
     # -- reading ----------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class Rows:
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield (first column, Tensor (n, b) float64) over all columns.
 
-        Neither write into a block nor keep it: the next one may take its memory.
+        Neither write into a block nor keep it: the next block may reuse its memory.
         """
         return self.storage.mixed_blocks(self._mixing)
 
@@ -313,7 +314,7 @@ class Rows:
         low, high : int
             0 <= low < high <= n; rank 0 is the smallest value.
         near : int, optional
-            When given, the ``near`` values nearest to the average of the ranks are averaged; ties to the smaller.
+            If given, average the ``near`` values nearest to the average of the ranks; ties to the smaller.
 
         Returns
         -------
@@ -355,20 +356,20 @@ class Rows:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether these rows are sums of others: only their inner products are at hand without reading those."""
+        """Whether these rows are sums of others, so that only inner products are known without reading the data."""
         return self._mixing is not None
 
     @property
     def gram_and_origin(self) -> Tensor:
-        """What `gram` is, (n + 1, n + 1), with the origin as one more row, the last."""
+        """Return `gram` with the origin as one more row, the last: (n + 1, n + 1)."""
         return self._points
 
     @property
     def gram(self) -> Tensor:
         """Inner products (n, n), float64, of the rows about one point of their affine hull.
 
-        Which point it is is not stated: use it only in ways that do not depend on it, such as distances between
-        affine combinations, ||w^T X - v^T X||^2 = (w - v)^T G (w - v) for weights of equal sum.
+        The point is not specified. Use only what does not depend on it, such as distances between affine combinations,
+        ||w^T X - v^T X||^2 = (w - v)^T G (w - v) for weights of equal sum.
         """
         return self._points[: self.n, : self.n]
 
@@ -440,7 +441,7 @@ class Rows:
         Parameters
         ----------
         matrix : Tensor (m, n), float64
-            A row of it need not sum to one: what is missing goes to the origin.
+            Its rows need not sum to one: the missing weight goes to the origin.
         """
         counts = self.counts if matrix.shape[0] == self.n else None
         mixing = matrix if self._mixing is None else matrix @ self._mixing
@@ -457,9 +458,9 @@ class Rows:
     def embedded(self) -> Rows:
         """Return a copy of the rows in few coordinates, with the same inner products, norms and distances.
 
-        At most n + 1 coordinates, float64: the rows are turned about the origin into the space they span. The trusted
-        row turns with them; there is no layout. Whatever depends on rows through inner products alone may be computed
-        on the copy, at no cost in d.
+        The copy has at most n + 1 coordinates, float64: the rows are rotated about the origin into the space they span.
+        The trusted row is rotated, too; there is no layout. A computation that uses inner products alone may run on the
+        copy, at no cost in d.
         """
         points = self if self.trusted is None else self.with_row(self.trusted)
         gram = points.gram_and_origin
@@ -483,7 +484,7 @@ class Rows:
         Raises
         ------
         ConfigurationError
-            If it has another shape.
+            If the row has another shape.
         """
         if not isinstance(row, Tensor) or row.shape != (self.d,):
             found = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__

@@ -1,11 +1,12 @@
-"""What a rule is: a frozen dataclass that turns rows into one value and says how it came about.
+"""What a rule is: a frozen dataclass that turns rows into one value and reports how.
 
-A rule is called with rows and its state and returns an `Aggregate` and the next state. Nothing hides on the rule.
-A *pre-aggregator* turns rows into other rows by a matrix; `flwr_robust.core.pipeline` puts it before a rule.
+A rule is called with rows (one client's update each) and its state. It returns an `Aggregate` and the next state, and
+stores nothing on itself. A *pre-aggregator* turns rows into other rows by a matrix; `flwr_robust.core.pipeline` puts it
+before a rule.
 
-Rows that are not finite are known to be faulty. Each of them uses up one of the f rows the rule tolerates: k such rows
-are left out and the rule runs with n - k rows and f - k. For every rule that keeps its n - f best rows this is the
-same as a row at infinity. More than f of them is an error.
+The declared f is the largest number of faulty rows, out of n, that the rule must tolerate. Rows that are not finite are
+certainly faulty. k such rows are left out, and the rule runs with n - k rows and f - k. For every rule that keeps its
+n - f best rows the result is that for rows at infinity. More than f such rows are an error.
 """
 
 from __future__ import annotations
@@ -67,8 +68,7 @@ class Outcome(Enum):
 class Aggregate(Generic[Value, Weights]):
     """The result of one aggregation.
 
-    Rules make it of tensors; `flwr_robust.aggregate` gives it back in numpy's arrays, or in layers, where it was
-    given such.
+    Rules return tensors; `flwr_robust.aggregate` returns numpy's arrays, or layers, if its input was of that kind.
 
     Attributes
     ----------
@@ -76,10 +76,10 @@ class Aggregate(Generic[Value, Weights]):
         The aggregated update, in the rows' type.
     weights : Tensor (n,), float64
         For rules whose value is a combination of rows: its coefficients. For coordinate rules: the share of the
-        coordinates for which each row was kept, summing to one. Behind a pre-aggregator both are multiplied by its
-        matrix, so that a row that was shortened has less.
+        coordinates for which each row was kept, summing to one. After a pre-aggregator both are multiplied by its
+        matrix, so that a shortened row has less weight.
     outcome : Outcome
-        How it ended.
+        How the aggregation ended.
     stats : mapping
         Rule-specific diagnostics: scores, iterations, radii.
     """
@@ -113,7 +113,7 @@ def _shown(value: object) -> str:
 
 
 def _breach(found: object, rows: Rows) -> str | None:
-    """Say in a few words what a rule returned that it must not, or return None."""
+    """Return in a few words what is invalid in a rule's result, or None."""
     if not isinstance(found, tuple) or len(found) != 2:
         return f"{type(found).__name__}" + (f" of {len(found)}" if isinstance(found, tuple) else "")
     result, state = found
@@ -149,32 +149,33 @@ class Rule(Component, ABC):
     Attributes
     ----------
     pairwise : bool
-        Of the class: the rule begins with the distances between the rows. They tell faulty rows by the way.
+        Of the class: whether the rule begins with the distances between the rows. These also show which rows are not
+        finite.
     """
 
     pairwise: ClassVar[bool] = False
 
     def starts_pairwise(self) -> bool:
-        """Say whether the distances between the rows that come in are asked for first."""
+        """Say whether the rule first asks for the distances between its rows."""
         return self.pairwise
 
     @property
     def needs_trust(self) -> bool:
-        """Say whether the rule compares with a row of the server's own (`Rows.trusted`)."""
+        """Say whether the rule compares with the server's own row (`Rows.trusted`)."""
         return False
 
     @property
     def isometric(self) -> bool:
         """Say whether the rule sees rows through inner products alone.
 
-        When the rows, the trusted row and the `located` tensors of the state are turned about the origin, weights stay
-        and the value turns with them. Rules that look at single coordinates answer False.
+        Rotate the rows, the trusted row and the `located` tensors of the state about the origin. Then the weights stay
+        the same and the value rotates with the rows. Rules that look at single coordinates return False.
         """
         return True
 
     @property
     def located(self) -> tuple[str, ...]:
-        """The keys of the state whose tensors (d,) are points among the rows."""
+        """Return the keys of the state whose tensors (d,) are points in the space of the rows."""
         return ()
 
     def check(self, n: int, *, asked: int | None = None) -> str | None:
@@ -217,7 +218,7 @@ class Rule(Component, ABC):
         return getattr(self, "f", None)
 
     def tolerated(self, n: int, asked: int) -> int:
-        """Return how many rows may turn out not finite: the declared f, else fewer than half."""
+        """Return how many rows may be not finite: the declared f, or fewer than half if none is declared."""
         f = self.declared(asked)
         return (n - 1) // 2 if f is None else f
 
@@ -242,7 +243,7 @@ class Rule(Component, ABC):
         """Aggregate finite rows that fit the rule."""
 
     def combined(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
-        """Return what `combine` does; raise ConfigurationError where that is not what a rule returns."""
+        """Return the result of `combine`; raise ConfigurationError if it is not of the form that a rule returns."""
         found = self.combine(rows, state)
         if wrong := _breach(found, rows):
             raise ConfigurationError(
@@ -267,7 +268,7 @@ class Rule(Component, ABC):
         Aggregate
             Value, weights, outcome, stats.
         State
-            To be given to the next call.
+            The argument of the next call.
 
         Raises
         ------
@@ -333,7 +334,7 @@ class PreAggregator(Component, ABC):
         return {}
 
     def checked_matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
-        """Return what `matrix` does; raise ConfigurationError where that is not what a step returns."""
+        """Return the result of `matrix`; raise ConfigurationError if it is not of the form that a step returns."""
         found = self.matrix(rows, state)
         shape, got = (self.rows_out(rows.n), rows.n), f"{type(found).__name__}"
         if isinstance(found, tuple) and len(found) == 3:
@@ -369,11 +370,11 @@ def next_draw(state: State, seed: int, *keys: int | str) -> tuple[torch.Generato
     Parameters
     ----------
     state : State
-        Holds the number of draws so far under ``draws``.
+        Its key ``draws`` holds the number of draws so far.
     seed : int
         The component's seed.
     *keys
-        What the draw is for.
+        The purpose of the draw.
     """
     draws = int(state.get("draws", torch.zeros((), dtype=torch.int64)))
     return torch_generator(seed, *keys, draws), {**state, "draws": torch.tensor(draws + 1)}
@@ -390,9 +391,9 @@ class Case:
     n : int
         How many rows to try it on.
     lacks : mapping of str to str
-        Properties of the suite that it is known not to have, each with the reason.
+        Properties of the suite that the rule does not have, each with the reason.
     layout : tuple of (str, shape)
-        The arrays its columns stand for, where it needs to know.
+        The arrays of the columns, if the rule needs them.
     """
 
     rule: str

@@ -1,7 +1,7 @@
 """Segments: where rows lie in the memory of this process.
 
-The rows never need to be one array. They are segments (a model's layers, say); each segment holds one piece of every
-row where it lies, and blocks are cut from it on demand, in float64. Compiled code reads the pieces in place where it
+The rows never need to be one array. They are segments, such as the layers of a model. Each segment holds one piece of
+every row where it lies; blocks are cut from it on demand, in float64. Compiled code reads the pieces in place if it
 can.
 """
 
@@ -113,7 +113,7 @@ class Segments(Storage):
 
     @property
     def _columns(self) -> list[Lines] | None:
-        """The same in as few parts as they lie in, for what goes column by column; sums would depend on the parts."""
+        """Return the same in as few parts as possible, for work column by column; sums would depend on the parts."""
         lines = None if self.joint is None else self.joint.lines
         return self._lines if lines is None else [lines]
 
@@ -126,7 +126,7 @@ class Segments(Storage):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def renewed(self) -> Segments:
-        """Return the storage for when its memory has been written anew; where rows lie stays known."""
+        """Return the storage after its memory was overwritten; the places of the rows stay known."""
         return Segments(self.parts, self.n, self.joint)
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
@@ -191,7 +191,7 @@ class Segments(Storage):
         return torch.stack([lines.squared_norms() for lines in self._lines]).sum(0)
 
     def sums_are_finite(self) -> bool:
-        """Say whether sums show that no row is faulty: a tenth of what norms take."""
+        """Say whether sums show that no row is faulty, in a tenth of the time of norms."""
         parts = self.parts if self.joint is None else [self.joint]
         pieces = [p for part in parts for p in ([part.pieces] if isinstance(part.pieces, Tensor) else part.pieces)]
         narrow = all(part.extra is None for part in self.parts) and all(p.element_size() <= 4 for p in pieces)
@@ -242,7 +242,7 @@ class Segments(Storage):
 
 
 def _joint(segments: Sequence[Segment]) -> Segment | None:
-    """Return stacks as one where they are parts of one tensor, side by side; so must be what they are relative to."""
+    """Return stacks as one if they are parts of one tensor, side by side, and their references are, too."""
     stacks, starts = [], []
     for segment in segments:
         if not isinstance(segment.pieces, Tensor):
@@ -273,7 +273,7 @@ def _side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
 
 
 def _column_wise(held: Sequence[Lines], dtype: torch.dtype, write: Callable[[Lines, Tensor], None]) -> Tensor:
-    """Return what is written for each segment's columns, one number per column, side by side."""
+    """Return one number per column, written segment by segment, side by side."""
     value, at = torch.empty(sum(lines.width for lines in held), dtype=dtype), 0
     for lines in held:
         write(lines, value[at : at + lines.width])

@@ -29,17 +29,17 @@ __all__ = ["Shard", "aggregate_sharded"]
 
 
 class Shard:
-    """One worker's columns of all rows.
+    """The columns of all rows that one worker holds.
 
     Parameters
     ----------
     rows : Tensor (n, w) or Rows
-        The slice of every row, in the order that all shards share; as they came, not mixed.
+        The slice of every row, in the same order in all shards, not mixed.
 
     Raises
     ------
     ConfigurationError
-        If ``rows`` is neither, or the rows are mixed ones.
+        If ``rows`` is neither a tensor nor Rows, or the rows are mixed.
 
     Examples
     --------
@@ -94,7 +94,7 @@ class Shard:
 
 
 class _Spread(Storage):
-    """Rows whose columns lie with shards; this side holds no number of them."""
+    """Rows whose columns lie with the shards; this process holds none of their numbers."""
 
     def __init__(self, shards: Sequence[Any], widths: Sequence[int], kept: Tensor, formed: list[Tensor]) -> None:
         super().__init__(int(kept.sum()), sum(widths))
@@ -143,7 +143,7 @@ class _Spread(Storage):
         return torch.cat(parts, dim=1)
 
     def _elsewhere(self) -> Tensor:
-        """Return a tensor of the value's shape without its numbers: the shards hold them."""
+        """Return a tensor of the value's shape without numbers, which the shards hold."""
         self.formed[:] = [torch.empty(self.d, dtype=torch.float64, device="meta")]
         return self.formed[0]
 

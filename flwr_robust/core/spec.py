@@ -1,13 +1,12 @@
 """Components (rules, pre-aggregators, attacks, ...) by name, and their one-string form.
 
 A component is a frozen dataclass of hyperparameters that one file registers under a name. Its text is
-``name(field=literal, ...)``; a chain of them is joined by ``|``. Python's own parser reads the text, so the
-literals are Python's, and nothing in it is ever evaluated.
+``name(field=literal, ...)``; a chain of them is joined by ``|``. Python's own parser reads the text, so the literals
+are Python's. Nothing in the text is ever executed.
 
-Components of other people come from two places, which the first look-up of a name reads. A distribution that is
-installed names its modules as entry points of a group such as ``flwr_robust.rules``. A module or file of one's own is a
-plugin: `load_plugin` imports it, and the environment variable FLWR_ROBUST_PLUGINS names it to processes that start
-later.
+Components from outside this package come from two places, which the first look-up of a name reads. An installed
+distribution names its modules as entry points of a group such as ``flwr_robust.rules``. Your own module or file is a
+plugin: `load_plugin` imports it. The environment variable FLWR_ROBUST_PLUGINS names it to processes that start later.
 """
 
 from __future__ import annotations
@@ -150,7 +149,7 @@ class Registry(Generic[C]):
         return members[name]
 
     def build(self, name: str, fields: dict[str, Any]) -> C:
-        """Make the component ``name`` from its fields, wording every mistake."""
+        """Make the component ``name`` from its fields; every mistake gets its own error message."""
         cls = self.get(name)
         known = {field.name: field for field in dataclasses.fields(cls)}
         for field in fields:
@@ -195,10 +194,10 @@ class JoinedRegistry(Registry[C]):
 
 
 def entry_points(group: str) -> dict[str, Any]:
-    """Return what the entry points of a group stand for, by their names, and import the plugins.
+    """Return the loaded objects of a group's entry points by their names, and import the plugins.
 
-    An entry point that cannot be loaded is left out with a warning, so that a broken distribution harms
-    nobody who does not use it.
+    An entry point that cannot be loaded is left out with a warning. So a broken distribution does no harm to users who
+    do not need it.
 
     Parameters
     ----------
@@ -243,7 +242,7 @@ def _loaded(group: str) -> dict[str, Any]:
 
 
 def load_plugin(plugin: str) -> None:
-    """Import a module or a file whose components then have names like any other.
+    """Import a module or a file, and so make its components known by their names.
 
     Processes that start later know the plugin, too: the environment variable FLWR_ROBUST_PLUGINS names it. The
     folder of a file comes last in the module search path, for components that are sent to other processes.
@@ -268,7 +267,7 @@ def _named_plugins() -> list[str]:
 
 
 def _import(plugin: str) -> str:
-    """Import a plugin and return by what other processes know it: a module's name, or a file's full path."""
+    """Import a plugin and return its name for other processes: a module's name, or a file's full path."""
     if not plugin.endswith(".py"):
         _import_module(plugin, plugin)
         return plugin
@@ -322,7 +321,7 @@ def parse_chain(text: str, kind: str) -> Sequence[tuple[str, dict[str, Any]]]:
     Raises
     ------
     ConfigurationError
-        If the text is no such chain.
+        If the text is not of this form.
     """
     if not isinstance(text, str) or not text.strip():
         raise ConfigurationError(f"{kind}: expected text such as 'name(field=1)'; got {text!r}")

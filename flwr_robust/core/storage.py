@@ -1,10 +1,10 @@
-"""Storage: what `Rows` asks of rows as they came, wherever they lie.
+"""Storage: what `Rows` asks of the original rows, wherever they lie.
 
-A storage hands out its rows in column blocks; whatever rules ask for can be formed of those. A storage that knows a
-shorter way overrides the question: `flwr_robust.core.segments` has compiled code read rows where they lie, and
-`flwr_robust.core.sharded` puts the question to the workers that hold the columns.
+A storage yields its rows in column blocks, from which every answer can be computed. A storage with a faster way
+overrides the method: `flwr_robust.core.segments` lets compiled code read rows where they lie.
+`flwr_robust.core.sharded` asks the workers that hold the columns.
 
-Several questions take a matrix ``mixing`` (m, n): they are then about the m rows mixing @ X, which nobody forms as a
+Several methods take a matrix ``mixing`` (m, n). They then answer for the m rows mixing @ X, which are never formed as a
 whole.
 """
 
@@ -26,7 +26,7 @@ __all__ = ["Storage"]
 class Storage(ABC):
     """n rows of d coordinates as they came.
 
-    A subclass has `blocks`, `slice`, `subset` and `with_row`; the other questions have answers formed of blocks.
+    A subclass defines `blocks`, `slice`, `subset` and `with_row`; the other methods compute their answers from blocks.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Storage(ABC):
 
     @abstractmethod
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first column, Tensor (n, b) float64) over all columns; the next block may take the memory of one."""
+        """Yield (first column, Tensor (n, b) float64) over all columns; the next block may reuse its memory."""
 
     @abstractmethod
     def slice(self, start: int, stop: int, mixing: Tensor | None = None) -> Tensor:
@@ -57,7 +57,7 @@ class Storage(ABC):
         """Return the storage of these rows and one more, (d,), at the end."""
 
     def renewed(self) -> Storage:
-        """Return the storage for when its memory has been written anew: nothing read before is remembered."""
+        """Return the storage after its memory was overwritten; nothing that was read before is kept."""
         return self
 
     def mixed_blocks(self, mixing: Tensor | None) -> Iterator[tuple[int, Tensor]]:
@@ -104,7 +104,7 @@ class Storage(ABC):
         return total
 
     def sums_are_finite(self) -> bool:
-        """Say whether sums show that no row is faulty; False where they cannot show it at little cost."""
+        """Say whether sums show that no row is faulty; False if they cannot show it at low cost."""
         return False
 
     def pair_distances(self, left: Tensor, right: Tensor, mixing: Tensor | None = None) -> Tensor:

@@ -1,8 +1,8 @@
-"""How different the clients are, how far poison pulls, and what theory makes of the two.
+"""Measure how different the clients are and how far poison pulls, and say what theory concludes from both.
 
-Peng, Li, Vlaski, Ling, "Mean Aggregator is More Robust than Robust Aggregators under Label Poisoning Attacks on
-Distributed Heterogeneous Data", JMLR 26 (2025), bound the error that label poisoning leaves in a model by a few
-numbers that can be measured: see `measures` for the numbers, `theory` for the bounds and what follows from them.
+The theory bounds the error that label poisoning leaves in a model by a few numbers that can be measured. `measures`
+holds the numbers, `theory` the bounds and what follows from them. Source: Peng, Li, Vlaski, Ling, JMLR 26 (2025), "Mean
+Aggregator is More Robust than Robust Aggregators under Label Poisoning Attacks on Distributed Heterogeneous Data".
 """
 
 from flwr_robust.diagnostics.measures import (

@@ -1,4 +1,4 @@
-"""What can be measured at one model: xi, A, sigma^2, and the rho that a rule has there.
+"""Measures at one model: xi, A, sigma^2, and the rho of a rule.
 
 Notation of Peng et al. (JMLR 2025): W workers, R of them regular; f_w is worker w's loss, f~_w that on its poisoned
 labels, f the mean of the regular ones. A stack holds one worker's gradient, or message, per row. Everything is computed
@@ -66,7 +66,7 @@ def disturbance(poisoned: Tensor, honest: Tensor) -> float:
     Raises
     ------
     ConfigurationError
-        If one of the stacks has no row, or their rows are not of one length.
+        If one of the stacks has no row, or their rows differ in length.
 
     Examples
     --------
@@ -83,19 +83,19 @@ def rho(value: Tensor, honest: Tensor) -> float:
     """Return how far an aggregate is from the honest mean, in units of the largest honest distance.
 
     ||value - mean|| / max over w of ||m_w - mean||, over the regular messages m_w. A rho-robust aggregator (Peng et
-    al.) keeps this at or below its rho whatever the others send; what one call shows is a lower bound of it.
+    al.) keeps this at or below its rho for any messages of the others. So one call gives a lower bound of rho.
 
     Parameters
     ----------
     value : Tensor (d,)
-        What a rule made of all messages.
+        The aggregate of all messages.
     honest : Tensor (R, d)
         The regular ones among them; at least one.
 
     Returns
     -------
     float
-        >= 0. If all regular messages are equal: 0 where the value is theirs, else infinity.
+        >= 0. If all regular messages are equal: 0 if the value equals them, infinity otherwise.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def rho(value: Tensor, honest: Tensor) -> float:
 
 
 class Moments:
-    """Mean and spread of gradients that come one by one, so that they need not lie in memory at once.
+    """Mean and variance of gradients that come one by one, so that memory need not hold all of them.
 
     Examples
     --------
@@ -164,10 +164,10 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """The variance that the gradient of one sample has, without bias; NaN for fewer than two gradients.
+        """Return the variance of the gradient of one sample, without bias; NaN for fewer than two gradients.
 
-        That of batches of b independent samples is 1 / b of it. With batches of a single size b this is b times
-        the sum of ||g_k - mean||^2 over the batches, divided by their number less one.
+        A batch of b independent samples has 1 / b of it. With batches of a single size b this is b times the sum of
+        ||g_k - mean||^2 over the batches, divided by their number less one.
         """
         return self._spread / (self.count - 1) if self.count > 1 else math.nan
 
@@ -176,8 +176,8 @@ def variance(gradients: Iterable[Tensor], samples: Sequence[float] | None = None
     """Return sigma^2 of one worker: the variance of its stochastic gradients, summed over the coordinates.
 
     E ||grad f_(w,i) - grad f_w||^2 over the worker's samples i, which Assumption 4 of Peng et al. bounds. Give
-    per-sample gradients, or per-batch gradients and the sizes of the batches; either way the result is **per sample**,
-    and that of the batches of b samples, drawn independently, that a worker sends is 1 / b of it.
+    per-sample gradients, or per-batch gradients and the sizes of the batches; either way the result is **per sample**.
+    A worker that sends the mean over b independent samples has 1 / b of this variance.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def variance(gradients: Iterable[Tensor], samples: Sequence[float] | None = None
     Raises
     ------
     ConfigurationError
-        If there are fewer than two gradients, or not as many sizes, or a size that is not positive.
+        If there are fewer than two gradients, the number of sizes differs from theirs, or a size is not positive.
 
     Examples
     --------
@@ -263,7 +263,7 @@ def feature_bound(features: Sequence[Tensor], classes: int, bias: bool = True) -
 
 
 def _stack(owner: str, name: str, stack: Tensor) -> Tensor:
-    """Return a stack that has rows; raise for any other."""
+    """Return a stack that has rows; raise an error for any other."""
     if stack.dim() != 2 or len(stack) == 0:
         raise ConfigurationError(
             f"{owner}: {name} must be a stack (n >= 1, d); got shape {tuple(stack.shape)}: put one worker per row"
@@ -283,5 +283,5 @@ def _same_length(owner: str, name: str, length: int, centre: Tensor) -> None:
 
 
 def _farthest(rows: Tensor, centre: Tensor) -> float:
-    """Return the largest distance of a row from a point; row by row, for a stack of float64 would be a second one."""
+    """Return the largest distance of a row from a point; row by row, to avoid a float64 copy of the stack."""
     return float(torch.stack([torch.linalg.vector_norm(row.double() - centre) for row in rows]).max())

@@ -1,9 +1,9 @@
-"""What theory says of label poisoning: the rho of aggregators, the floors of the learning error, and advice.
+"""What theory says about label poisoning: the rho of aggregators, the floors of the learning error, and advice.
 
 Peng, Li, Vlaski, Ling, JMLR 26 (2025). Notation: W workers, R of them regular; delta = (W - R) / W is the share of
-poisoned ones; D is the number of parameters; xi and A as in `measures`. An aggregator is rho-robust if its value stays
-within rho * max over w of ||m_w - mean|| of the mean of the regular messages m_w, whatever the poisoned ones are. The
-floor is what is left of the learning error as training goes on:
+poisoned ones; D is the number of parameters; xi and A as in `measures`. An aggregator is rho-robust if, for any
+poisoned messages, its value stays close to the mean of the regular messages m_w. The distance is at most rho * max over
+w of ||m_w - mean||. The floor is the learning error that remains as training goes on:
 
     rho-robust aggregator    O(rho^2 xi^2)      and    rho >= min{delta / (1 - 2 delta), 1}   for all of them
     mean                     O(delta^2 A^2)
@@ -110,8 +110,8 @@ def faba_bound(delta: float) -> float:
 def centered_clipping_bound(delta: float) -> float:
     """Return sqrt(24 delta): the rho of centered clipping (Peng et al.).
 
-    It is that of a clipping threshold that is chosen to fit the spread of the messages; of a fixed tau, such as those
-    of the paper's experiments, it says nothing.
+    It holds for a clipping threshold that is chosen to fit the spread of the messages. It does not hold for a fixed
+    tau, such as those of the paper's experiments.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def centered_clipping_bound(delta: float) -> float:
 
 
 def known_bounds(delta: float, dimension: int, regular: int) -> dict[str, float]:
-    """Return the rho that is proven of each rule for which Peng et al. prove one, by the rule's name.
+    """Return the proven rho of each rule for which Peng et al. prove one, by the rule's name.
 
     Parameters
     ----------
@@ -145,7 +145,7 @@ def known_bounds(delta: float, dimension: int, regular: int) -> dict[str, float]
     Returns
     -------
     dict of str to float
-        Without faba where delta >= 1/3, for which nothing is proven of it.
+        Without faba if delta >= 1/3, where no bound is proven.
 
     Examples
     --------
@@ -169,16 +169,16 @@ class Advice:
     ----------
     expected : str
         ``mean``: the mean's floor is not above that of any rho-robust rule. ``robust``: a rule with a proven rho has a
-        lower one. ``open``: neither; a rule that comes near the least possible rho would have a lower one, but none is
-        proven to.
+        lower one. ``open``: neither; a rule with a rho near the least possible one would have a lower floor, but none
+        is proven to have it.
     xi, disturbance, delta : float
-        What was asked about; the disturbance is A.
+        The arguments; the disturbance is A.
     least : float
         The smallest rho that any aggregator can have.
     rules : tuple of str
         Rules whose proven floor is below the mean's, the lowest first.
     bounds : mapping of str to float
-        The proven rho of every rule that was looked at.
+        The proven rho of every rule considered.
     """
 
     expected: str
@@ -201,7 +201,7 @@ class Advice:
 
     @property
     def sentence(self) -> str:
-        """The advice, with its numbers and with what it does not say."""
+        """Return the advice, with its numbers and its limits."""
         measured = f"at xi = {self.xi:.3g}, A = {self.disturbance:.3g} and delta = {self.delta:.3g}"
         floor = f"(delta A)^2 = {self.mean_floor:.3g}"
         if self.expected == "mean":

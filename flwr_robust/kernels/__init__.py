@@ -1,1 +1,1 @@
-"""The few hot loops: centred Gram, order statistics of columns. Nothing else is allowed to be clever."""
+"""The few hot loops: Gram matrices, order statistics of columns. All other code stays simple."""

@@ -1,8 +1,8 @@
 """How kernels are compiled: by numba where it works, kept on disk where that is safe.
 
-Code that numba keeps is read back without any check, so it must lie where nobody else can write. These places are
-tried in turn: numba's own choice, the folder that FLWR_ROBUST_CACHE names, a private folder below the system's
-temporary one. Where none serves, every process compiles anew. Where numba is missing, switched off
+numba reads compiled code back from disk without any check, so it must lie where no other user can write. These places
+are tried in turn: numba's own choice, the folder that FLWR_ROBUST_CACHE names, a private folder below the system's
+temporary one. If none of them is usable, every process compiles anew. Where numba is missing, switched off
 (NUMBA_DISABLE_JIT=1) or broken, `usable` is False and callers take torch's operations.
 """
 
@@ -44,7 +44,7 @@ def usable() -> bool:
 
 
 def kernel(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Compile a function that Python calls, without the interpreter's lock, and keep its code where that is safe.
+    """Compile a function that Python calls, to run without the interpreter's lock; keep its code where that is safe.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def helper(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @cache
 def cache_folder() -> Path | None:
-    """Return our own folder for compiled code, made if need be; None where there is no safe one."""
+    """Return our own folder for compiled code, made if missing; None if there is no safe one."""
     named = os.environ.get(FOLDER)
     try:
         # Resolved before it is made and looked at: a link further up must not change in between.
@@ -116,7 +116,7 @@ def cache_folder() -> Path | None:
 
 
 def private(folder: Path) -> bool:
-    """Say whether nobody but this user and root can write a folder, or put another in its place.
+    """Say whether only this user and root can write a folder, or replace it by another.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def private(folder: Path) -> bool:
 
 
 def _safe(chosen: Path) -> bool:
-    """Say whether what numba chose is safe: beside the source it is no less so than the source itself."""
+    """Say whether numba's choice is safe; a folder beside the source is as safe as the source itself."""
     here = Path(__file__).parent
     try:
         return chosen.resolve() == (here / "__pycache__").resolve() or private(chosen.resolve())
@@ -147,7 +147,7 @@ def _safe(chosen: Path) -> bool:
 
 
 def _config() -> Any:
-    """Return numba's settings, a module whose names are made when it is imported."""
+    """Return numba's settings, a module that makes its names when it is imported."""
     import numba
 
     return numba.config
@@ -158,7 +158,7 @@ def _user() -> str:
 
 
 class _Forgiving:
-    """A dispatcher's cache whose failures cost time alone: a full disk, a file that was cut off."""
+    """A dispatcher's cache whose failures (a full disk, a truncated file) only cost time."""
 
     def __init__(self, held: Any) -> None:
         self._held = held

@@ -1,9 +1,9 @@
 """Window means of sorted columns, compiled: the rows are read where they lie, a cache-sized strip at a time.
 
-A strip of every row is copied into one small table, sorted by the pruned `network` (one vectorised minimum and maximum
-per comparator, on up to eight rows at a time), and the values kept of each column are averaged in float64. Nothing of
-the size of the data is made. Order statistics commute with the offset of a column, so rows relative to a reference are
-sorted as they are and the reference is subtracted from the result.
+A strip of every row is copied into one small table and sorted by the pruned `network`. Each comparator is one
+vectorised minimum and maximum, on up to eight rows at a time. The values kept of each column are averaged in float64.
+No array of the size of the data is made. An offset of a column does not change the order of its values. So rows
+relative to a reference are sorted as they are, and the reference is subtracted from the result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["fits", "window_mean"]
 
 
 def fits(lines: Lines) -> bool:
-    """Say whether rows are of one type, and all or none of them relative to the reference."""
+    """Say whether all rows have one type, and all or none of them are relative to the reference."""
     return len(set(lines.wide.tolist())) == len(set(lines.relative.tolist())) == 1
 
 
@@ -44,7 +44,7 @@ def window_mean(
     array (w,), float64
         The averages.
     array (n,), float64
-        What each row has of the values kept, summed over columns; rows tied at an edge share equally. Sums to w.
+        Each row's share of the values kept, summed over columns; rows tied at an edge share equally. Sums to w.
     """
     n, width = len(lines.address), lines.width
     network = _network(n, low, high) if near is None else _network(n, 0, n)

@@ -35,9 +35,9 @@ def _pointer(context: Any, address: Any) -> Any:
 
 
 def _group(program: Pairs) -> Any:
-    """Make the function that runs a program of comparators on two vectors of a table's rows, given their addresses.
+    """Return the function that runs a program of comparators on vectors of a table's rows, given their addresses.
 
-    All rows are read before any is written, so that the values stay in registers in between.
+    All rows are read before any is written, so that the values stay in registers.
     """
     rows = 1 + max(j for _, j in program)
 
@@ -80,7 +80,7 @@ def _smaller() -> float:
 
 
 def probe() -> None:
-    """Raise unless vectors compile, run, and give what they should; see `_compile.usable`."""
+    """Raise an error unless vector code compiles, runs, and gives the right result; see `_compile.usable`."""
     if _smaller() != 1:
         raise RuntimeError("compiled code computes wrongly")
 

@@ -1,10 +1,10 @@
 """Gram matrix and distances of a few long rows, exact where float64 allows.
 
-With points y_i = x_i - c the matrix G_ij = <y_i, y_j> holds all that distances, norms and angles need. The centre c is
-one of the rows: for rows near each other it removes the common offset before anything is multiplied, so weights near 1
-with updates near 1e-4 lose nothing. Any row near most of the others will do; `better_centre` says when the one taken
-was not. The identity ||y_i - y_j||^2 = G_ii + G_jj - 2 G_ij still cancels for two rows that are close to each other and
-far from c (two colluders, say); those few pairs are subtracted directly.
+With points y_i = x_i - c the Gram matrix G_ij = <y_i, y_j> holds all that distances, norms and angles need. The centre
+c is one of the rows: for rows near each other it removes the common offset before any multiplication. So weights near 1
+with updates near 1e-4 lose no digits. Any row near most of the others is a good centre; `better_centre` says if the
+chosen one is not. The identity ||y_i - y_j||^2 = G_ii + G_jj - 2 G_ij still loses digits for two rows that are close to
+each other and far from c, such as two colluders. Those few pairs are subtracted directly.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def better_centre(gram: Tensor, centre: int) -> int:
     Parameters
     ----------
     gram : Tensor (n + 1, n + 1), float64
-        What `accumulate_gram` returned for ``centre``. Digits that cancelled do no harm: they hide small distances
-        behind others that are small beside those to the centre.
+        What `accumulate_gram` returned for ``centre``. Lost digits do no harm here: they affect only distances that are
+        small compared with those to the centre.
     """
     n = len(gram) - 1
     diagonal = gram.diagonal()[:n]
@@ -95,8 +95,8 @@ def squared_distances(
     alike : Tensor (n, n) of bool, optional
         Pairs known to be equal.
     formed_of : Tensor (n,), optional
-        How large the numbers were whose sums the diagonal's entries are; the entries themselves when not given. Sums
-        that cancelled are small, but no more exact than what they were formed of.
+        The size of the terms whose sums are the diagonal's entries; the entries themselves when not given. A sum can be
+        small because its terms cancel, but it is no more exact than these terms.
 
     Returns
     -------

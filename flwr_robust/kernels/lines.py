@@ -1,10 +1,10 @@
 """Rows read where they lie: norms, inner products and weighted sums by compiled code.
 
-Rows may be float32 or float64, each its own, and some of them may be relative to a reference that is subtracted on the
-way. Nothing of the size of the data is made but the weighted sum. Columns are cut into chunks of a fixed size whose
-sums are added in their order, so that the result does not depend on the number of threads. numba compiles the kernels
-once and keeps them on disk; where it is not usable, or rows lie elsewhere than in the main memory, `Lines.of` returns
-None and callers take torch's operations instead.
+Each row may be float32 or float64. Some rows may be relative to a reference, which is subtracted on the way. The
+weighted sum is the only array of a row's size that is made. Columns are cut into chunks of a fixed size, and the sums
+of the chunks are added in order. So the result does not depend on the number of threads. numba compiles the kernels
+once and keeps them on disk. If it is not usable, or rows do not lie in main memory, `Lines.of` returns None and callers
+use torch's operations.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def strip_of(column_bytes: int, most: int) -> int:
 
 
 def thread_parts(width: int, strip: int) -> list[tuple[int, int]]:
-    """Cut columns into one part per thread, of whole strips, so that what a strip gives does not depend on the cut."""
+    """Cut columns into one part per thread, of whole strips, so that a strip's result does not depend on the cut."""
     strips = -(-width // strip)
     threads = max(1, min(torch.get_num_threads(), strips // 16))
     edges = [min(width, strips * i // threads * strip) for i in range(threads + 1)]
@@ -78,9 +78,9 @@ class Lines:
     relative : array (n,) of bool
         Rows from which the reference is subtracted.
     reference : int
-        Where it begins; 0: there is none.
+        Where the reference begins; 0 if there is none.
     wide_reference : bool
-        Whether it is float64.
+        Whether the reference is float64.
     width : int
         Number of columns.
     """

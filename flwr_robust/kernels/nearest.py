@@ -1,8 +1,8 @@
-"""What lies nearest to a centre: values of a column, and rows.
+"""Find what lies nearest to a centre: values of a column, and rows.
 
-The m of n sorted values nearest to a centre c stand next to each other. Sliding the window from the left, its lowest
-value s_k is given up for s_(k+m) while c - s_k > s_(k+m) - c; the left side falls and the right side grows with k, so
-counting the k for which this holds gives the window's start. Equal distances keep the smaller value.
+The m of n sorted values nearest to a centre c stand next to each other. Slide a window from the left: drop its lowest
+value s_k and take s_(k+m) while c - s_k > s_(k+m) - c. The left side falls and the right side grows with k, so the
+number of such k is the window's start. Equal distances keep the smaller value.
 """
 
 from __future__ import annotations

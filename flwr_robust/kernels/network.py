@@ -1,11 +1,11 @@
 """Batcher's odd-even merge sort of n rows, pruned to the ranks asked for and cut into groups.
 
 The network (Batcher, "Sorting networks and their applications", 1968; Knuth, TAOCP vol. 3, 5.3.4) is a list of
-comparators (i, j): the smaller value goes to row i, the larger one to row j. Comparators whose results nobody asks for
+comparators (i, j): the smaller value goes to row i, the larger one to row j. Comparators whose results are not needed
 are left out. A comparator alone reads and writes two rows; a group of them on the same few rows reads and writes those
-once. The first three rounds sort eight neighbours; in every later merge of two sorted halves of z rows, the steps z,
-z / 2 and z / 4 stay within the eight rows that are z / 4 apart. Of what is left, three are joined where one comparator
-follows two.
+once. The first three rounds sort eight neighbours. Every later merge joins two sorted halves of z rows. Its steps z,
+z / 2 and z / 4 stay within eight rows that are z / 4 apart. Of the comparators left, three are joined where one follows
+two.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _pruned(n: int, low: int, high: int) -> list[tuple[Group, list[Comparator]]]
 def groups(n: int, low: int, high: int) -> tuple[Group, ...]:
     """Return the groups that settle ranks low .. high - 1, in an order in which they may run.
 
-    A group runs all of its program, also comparators whose results nobody asks for.
+    A group runs its whole program, even comparators whose results are not needed.
     """
     return tuple(_in_threes([group for group, _ in _pruned(n, low, high)]))
 

@@ -1,4 +1,4 @@
-"""The largest of every two by two pixels, by compiled code: what torch pools, in a fraction of its time."""
+"""The largest of every two by two pixels, by compiled code: torch's pooling in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pool_squares(images: Tensor) -> tuple[Tensor, Tensor] | None:
     Returns
     -------
     Tensor (m, h // 2, w // 2)
-        The largest; of equal ones the first, NaN where one is among the four.
+        The largest; the first of equal ones, NaN if one of the four is NaN.
     Tensor (m, h // 2, w // 2) of int64
         Their places among the h w pixels. None in place of both where compiled code cannot read the images.
     """

@@ -1,8 +1,8 @@
-"""What all clients of a run do in a round, beside their gradients: draws, batches and momenta, by compiled code.
+"""All clients' work of a round except gradients (draws, batches and momenta), by compiled code.
 
-Each function gives what torch's operations give, to the bit, without their many small calls. The draws are those of
-`torch.randint` with a generator of each client's own, whose algorithm is public but not promised: at the first use a
-few are compared, and where they differ, or numba is missing, torch draws.
+Each function gives the result of torch's operations, to the bit, without their many small calls. The draws are those of
+`torch.randint` with one generator per client. torch may change that algorithm, so the first use compares a few draws.
+If they differ, or numba is missing, torch draws.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def draw_samples(
     size : int
         Samples per batch.
     consecutive : bool
-        A batch is a run of the client's samples from a random start, wrapping; else each is drawn for itself.
+        A batch is a run of the client's samples from a random start, wrapping. If False, each sample is drawn
+        independently.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def step_momenta(
     *,
     back: bool,
 ) -> None:
-    """Step clients' momenta in place, as `flwr_robust.protocol.momentum` does; only where `fits` holds of them.
+    """Step clients' momenta in place, as `flwr_robust.protocol.momentum` does; `fits` must hold for them.
 
     Parameters
     ----------
@@ -183,7 +184,7 @@ def step_momenta(
     which : array (n,) of int64
         The lines that are stepped.
     fresh : array (n,) of bool
-        Those that begin now.
+        Momenta in their first step.
     gradients : array (n, d) of float32
         The gradients without weight decay; written over.
     models : array (r, d) of float32
@@ -193,7 +194,7 @@ def step_momenta(
     alpha : float
         Weight of the new gradient.
     back : bool
-        Whether the momenta are to be written into ``gradients``, too.
+        Whether to write the momenta into ``gradients``, too.
     """
     share = len(gradients) // len(models)
     numbers = (np.float32(decay), np.float32(1 - alpha), np.float32(alpha))

@@ -1,4 +1,4 @@
-"""Adaptive robust clipping: the longest rows are shortened to the norm of the next one.
+"""Adaptive robust clipping: shorten the longest rows to the norm of the next one.
 
     k = floor(2 (f / n) (n - f)),   c = the (k + 1)-th largest norm,   x'_i = x_i min{1, c / ||x_i||}
 

@@ -3,16 +3,16 @@
     pi = a random permutation of the rows;   the buckets are {pi_1 ... pi_s}, {pi_(s+1) ... pi_(2s)}, and so on
     x'_b = mean of the rows in bucket b
 
-s: size of a bucket. There are ceil(n / s) buckets; the last one holds what is left and may be smaller; its mean counts
-like any other. Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing" (ICLR 2022).
-Averaging lowers the variance that a rule mistakes for faults. "Resampling" with replacement is the same family.
+s: size of a bucket. There are ceil(n / s) buckets. The last one holds the remaining rows and may be smaller; its mean
+counts like any other. Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing" (ICLR
+2022). Averaging lowers the variance that a rule mistakes for faults. "Resampling" with replacement is the same family.
 
 Convention: the permutation is drawn from (seed, number of calls so far); the count is the step's state. Buckets are
 listed by their lowest row.
 
-Condition: none of its own. The f of the rule that follows is declared for the buckets: each faulty row spoils at most
-one, so the f of the clients is safe, and the rule's condition has to hold with ceil(n / s) rows (with
-trimmed_mean(f=2), say, s=2 takes 9 clients and not 5).
+Condition: none of its own. The rule that follows declares its f for the buckets. Each faulty row spoils at most one
+bucket, so the f of the clients is safe. The rule's condition has to hold with ceil(n / s) rows: trimmed_mean(f=2) with
+s=2 needs 9 clients, not 5.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Bucketing(PreAggregator):
     s : int
         Rows per bucket; >= 1.
     seed : int
-        Of the permutations.
+        Seed of the permutations.
     """
 
     s: Annotated[int, Integer(minimum=1)]

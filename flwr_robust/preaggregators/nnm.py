@@ -6,8 +6,8 @@ f: declared number of faulty rows. Allouah, Farhadkhani, Guerraoui, Gupta, Pinot
 for optimal Byzantine ML under heterogeneity" (AISTATS 2023): with it before the rule, the honest rows' variance costs a
 rule no more than the share of faulty rows makes unavoidable.
 
-Convention: row i is always among its own neighbours, also where more than n - f rows equal it; other ties go to the
-lowest index.
+Convention: row i is always among its own neighbours, even if more than n - f rows equal it. Other ties go to the lowest
+index.
 
 Condition: n >= 2f + 1.
 """

@@ -1,18 +1,18 @@
-"""Resampling: as many means of s rows as there are rows, in which every row counts s times.
+"""Resampling: replace the n rows by n means of s rows each, in which every row counts s times.
 
     pi_1, ..., pi_s = random permutations of the rows
     x'_j            = (1 / s) sum_k x_(pi_k(j)),   j = 1, ..., n
 
 s: how many rows are averaged. He, Karimireddy, Jaggi, "Byzantine-robust learning on heterogeneous datasets via
-resampling" (2020), the first version of the paper on `bucketing`. The variance that a rule mistakes for faults falls
-by up to s, and n stays as it is, so that the rules of small cohorts keep their conditions; MixTailor's authors take it
+resampling" (2020), the first version of the paper on `bucketing`. The variance that a rule mistakes for faults falls by
+a factor of up to s. n stays the same, so rules keep their conditions even with few clients. MixTailor's authors use it
 where clients' data differ.
 
 Convention: permutations are drawn from (seed, number of calls so far); the count is the step's state. A row may enter
 the same mean more than once.
 
-Condition: none of its own. Each faulty row spoils up to s of the n means, so only a rule that declares s f is promised
-anything against f faulty rows; the authors declare f.
+Condition: none of its own. Each faulty row spoils up to s of the n means. So only a rule that declares s f has a
+guarantee against f faulty rows. The authors declare f.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Resampling(PreAggregator):
     s : int
         Rows per mean; >= 1.
     seed : int
-        Of the permutations.
+        Seed of the permutations.
     """
 
     s: Annotated[int, Integer(minimum=1)]

@@ -1,1 +1,1 @@
-"""What clients and server tell each other, and what a round makes of it."""
+"""The messages between clients and server, and how a round uses them."""

@@ -12,16 +12,16 @@ holds one vector per class:
     x <- x - eta ((1 - gamma) m^ + gamma m-)
 
 g^(c,i): gradient of worker i's mean loss over samples of class c; A: the rule; K: number of classes; eta: step size;
-gamma: weight of the buffer, the compensation for the classes that were not asked for. Whoever compares only what is
-said of one class compares like with like, however different the workers' classes are.
+gamma: weight of the buffer, which makes up for the classes that were not asked for. So the rule compares momenta of one
+class only, which are comparable however different the workers' classes are.
 
 Xu, Yan, Zheng, Huang, "Mitigating model poisoning attacks on distributed learning with heterogeneous data" (Byz-DeSGD).
 
-Convention: alpha, the weight of the new gradient, is the paper's beta, 0.9 there, and the same number is what the
-buffer fades by; the `alpha` of the other messages is small, so it has to be set. The buffer starts at zero, and m- is
-the mean over all K classes, those that nobody has been asked for yet included. It is updated before m- is formed. In
-the cyclic schedule the first round asks for class 0. With several classes a round each is aggregated on its own, m^ is
-their mean, and each takes its place in the buffer.
+Convention: alpha, the weight of the new gradient, is the paper's beta, 0.9 there. The buffer fades by the same number.
+Other messages use a small `alpha`, so it has to be set here. The buffer starts at zero, and m- is the mean over all K
+classes, even those that were never asked for. It is updated before m- is formed. In the cyclic schedule the first round
+asks for class 0. If a round asks for several classes, each is aggregated separately. m^ is the mean of the aggregates,
+and each aggregate replaces its line in the buffer.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def check_desgd(
     Parameters
     ----------
     owner : str
-        Whom the sentence names.
+        The subject of the error message.
     gamma : float
         In [0, 1].
     schedule : str
@@ -110,7 +110,7 @@ def classes_of_round(
     ----------
     schedule : str
         ``cyclic``: round t asks for the next ``classes_per_round`` classes in turn, round 1 from class 0 on.
-        ``random``: as many different ones are drawn.
+        ``random``: that many different classes are drawn.
     server_round : int
         The round, from 1.
     classes : int
@@ -173,7 +173,7 @@ def draw_class_batch(
     seed : int
         The run's seed.
     client, server_round : int
-        Who and when.
+        The client and the round, from 1.
     held : mapping of int to Tensor
         The client's samples by class, as `held_classes` returns them.
     batching : str
@@ -196,7 +196,7 @@ def draw_class_batch(
 def by_label(x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
     """Return a batch's inputs and labels by label, ascending.
 
-    An attack on data may have changed the labels: whoever holds flipped ones takes part in the protocol with these.
+    An attack on data may have changed the labels: a worker with flipped labels uses them throughout the protocol.
     """
     return {k: (x[y == k], y[y == k]) for k in torch.unique(y).tolist()}
 
@@ -216,7 +216,7 @@ def class_momenta(previous: Mapping[int, Tensor], gradients: Mapping[int, Tensor
     Returns
     -------
     dict of int to Tensor
-        Of every class in either: those without a gradient stay as they are.
+        The momenta of all classes in either argument; those without a gradient stay unchanged.
     """
     following = dict(previous)
     for k, gradient in gradients.items():
@@ -235,7 +235,7 @@ def answers(momenta: Mapping[int, Tensor], asked: Sequence[int], claimed: bool) 
     asked : sequence of int
         The classes of the round.
     claimed : bool
-        Whether it answers for all of them: with the mean of its momenta where it has none.
+        Whether it answers for all of them; for a class that it lacks it sends the mean of its momenta.
     """
     found = {k: momenta[k] for k in asked if k in momenta}
     if claimed and len(found) < len(asked):
@@ -259,7 +259,7 @@ def answer_names(model: Iterable[str], answered: Collection[int], asked: Sequenc
     Returns
     -------
     list of str
-        Where one class is asked for, the model's own names; else these behind the class and a slash, class by class.
+        The model's own names if one class is asked for. Otherwise the class, a slash and the name, class by class.
 
     Examples
     --------
@@ -287,7 +287,7 @@ def answered_classes(names: Collection[str], asked: Sequence[int]) -> tuple[int,
 
 
 def updated_buffer(buffer: Tensor, fresh: Mapping[int, Tensor], alpha: float) -> Tensor:
-    """Return the buffer with what a round brought: the other classes fade by alpha, the paper's beta.
+    """Return the buffer with a round's aggregates; the other classes fade by alpha, the paper's beta.
 
     Parameters
     ----------
@@ -328,7 +328,7 @@ def compensated(fresh: Mapping[int, Tensor], buffer: Tensor, gamma: float) -> Te
 
 @dataclass(frozen=True)
 class ClassBuffer:
-    """The server's buffer as what it remembers of its steps.
+    """The server's buffer, its memory of earlier steps.
 
     Attributes
     ----------
@@ -337,7 +337,7 @@ class ClassBuffer:
     gamma : float
         Weight of the buffer in the step, in [0, 1].
     alpha : float
-        What the buffer fades by, in (0, 1].
+        Factor by which the buffer fades, in (0, 1].
     """
 
     classes: int
@@ -350,9 +350,9 @@ class ClassBuffer:
         Parameters
         ----------
         values : mapping of int to Tensor (d,)
-            The aggregates of the round, by class. One that could not be aggregated fades like those not asked for.
+            The aggregates of the round, by class. A class that could not be aggregated fades like those not asked for.
         state : State
-            That before the round.
+            The state before the round.
         """
         fresh = {k: value.detach().cpu().double() for k, value in values.items() if k is not None}
         held = state.get(_BUFFER)

@@ -1,4 +1,4 @@
-"""The kinds of messages: one table of what a client's arrays mean, and so of all that hangs on it.
+"""The kinds of messages: one table of what a client's arrays mean, and of all that depends on it.
 
 ======================  ==============================================  ====================================
 kind                    what the arrays are                             the server's step
@@ -33,14 +33,15 @@ class MessageKind:
     sign : int
         1 if the server steps along the aggregate, -1 if it steps against it.
     relative : bool
-        Whether the arrays are a model: rules, and an attack that scales a message, look at their change.
+        Whether the arrays are a model, so that rules and attacks that scale a message use its change.
     buffers : str
-        What the server makes of the median of arrays that are not learnt. ``value``: the array's new value; ``change``:
-        its change; ``keep``: nothing, the array stays.
+        How the server uses the median of arrays that are not learnt (buffers, such as running means). ``value``: the
+        array's new value; ``change``: its change; ``keep``: nothing, the array stays.
     local_steps : bool
-        Whether the client steps a model of its own before it answers; else it answers with one gradient.
+        Whether the client takes steps on its own copy of the model before it answers. If not, it answers with one
+        gradient.
     momentum : bool
-        Whether the client keeps a momentum from round to round.
+        Whether the client keeps a momentum, a running mean of its gradients, from round to round.
     class_wise : bool
         Whether a round asks for classes, each of which is aggregated on its own.
     """
@@ -74,7 +75,7 @@ CLASS_MOMENTUM = "class_momentum"
 
 
 def message_kind(name: str) -> MessageKind:
-    """Return the kind of a name.
+    """Return the message kind with a given name.
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def message_kind(name: str) -> MessageKind:
     Raises
     ------
     ConfigurationError
-        If there is none of that name.
+        If no kind has that name.
 
     Examples
     --------

@@ -1,18 +1,18 @@
-"""Momentum as pure steps: the clients' message, and the server's.
+"""Momentum, a running mean of gradients, as pure functions: the clients' message, and the server's.
 
 A client's message:
 
     m^t = (1 - alpha) m^(t-1) + alpha g^t,   m^0 = g^0
 
 alpha = 1 sends plain gradients. Algorithm 1 of Peng, Li, Vlaski, Ling, JMLR 26 (2025): every worker, poisoned or not,
-follows it honestly.
+computes it honestly.
 
-The server's, after the rule, so that what one round lets through goes on acting in the next ones:
+The server's momentum follows the rule. So what passes in one round still acts in the next ones:
 
     v^t = beta v^(t-1) + A^t,   v^0 = A^0,   x <- x +- eta v^t
 
 A^t: the rule's aggregate; beta = 0 is no momentum. FedAvgM of Hsu, Qi, Brown, arXiv:1909.06335 (2019), with Flower's
-convention: a constant aggregate is stepped along 1 / (1 - beta) times as far.
+convention: under a constant aggregate the step becomes 1 / (1 - beta) times as long.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def heavy_ball(previous: Tensor | None, aggregate: Tensor, beta: float) -> Tenso
     previous : Tensor (d,), or None
         The last velocity; None before the first step.
     aggregate : Tensor (d,)
-        What the rule made of the round.
+        The rule's aggregate of the round.
     beta : float
         Weight of the last velocity, in [0, 1).
 
@@ -89,7 +89,7 @@ def heavy_ball(previous: Tensor | None, aggregate: Tensor, beta: float) -> Tenso
 
 @dataclass(frozen=True)
 class HeavyBall:
-    """The server's momentum as what it remembers of its steps, see `heavy_ball`.
+    """The server's momentum, its memory of earlier steps; see `heavy_ball`.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class HeavyBall:
         values : mapping of None to Tensor (d,)
             The aggregate of the round.
         state : State
-            That before the round.
+            The state before the round.
         """
         (value,) = values.values()
         if not self.beta:  # rows' squared norms are finite, so no velocity comes near to overflowing

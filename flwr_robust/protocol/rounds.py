@@ -1,10 +1,11 @@
 """What happens in a round, step by step, whichever engine runs it.
 
-What a client draws, whom the server asks, and the server's round: it aggregates what was sent, remembers, and says
-what changes in the model. Flower's strategies and `simulation` both call these, and so come to the same model.
+These functions draw a client's batches, choose the clients that the server asks, and form the server's round: aggregate
+the messages, update the memory, return the change of the model. Flower's strategies and the fast engine both call them,
+and so reach the same model.
 
-A round that asks for classes aggregates what was sent for each on its own. The ordinary round is its case of one class,
-whose name is None.
+A round that asks for classes aggregates the messages of each class separately. The ordinary round is the case of one
+class, whose name is None.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def draw_batch(batching: str, size: int, held: int, generator: torch.Generator) 
     held : int
         How many the client holds.
     generator : torch.Generator
-        Of the client's batches in the round.
+        The generator of the client's batches in the round.
     """
     if batching == "consecutive":
         start = int(torch.randint(held, (1,), generator=generator))
@@ -81,7 +82,7 @@ def draw_batch(batching: str, size: int, held: int, generator: torch.Generator) 
 
 
 def sample_clients(seed: int, kind: str, server_round: int, available: int, size: int) -> list[int]:
-    """Return the places, ascending, of those asked in a round among all that are available.
+    """Return the places, ascending, of the clients asked in a round among all available ones.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def sample_clients(seed: int, kind: str, server_round: int, available: int, size
     server_round : int
         The round.
     available, size : int
-        How many there are, and how many of them are asked.
+        Number of available clients, and number of clients to ask.
     """
     if size == available:
         return list(range(available))
@@ -102,12 +103,12 @@ def sample_clients(seed: int, kind: str, server_round: int, available: int, size
 
 @dataclass(frozen=True)
 class Settled:
-    """What a rule made of rows.
+    """The outcome of a rule on rows.
 
     Attributes
     ----------
     outcome : Outcome
-        INFEASIBLE leaves the rule's state as it was.
+        INFEASIBLE leaves the rule's state unchanged.
     sentence : str
         Why it was infeasible; empty otherwise.
     result : Aggregate or None
@@ -123,7 +124,7 @@ class Settled:
 
 
 def settle(rule: Rule, rows: Rows, state: State) -> Settled:
-    """Aggregate rows; never raises for what they hold.
+    """Aggregate rows; never raise an error because of their content.
 
     Parameters
     ----------
@@ -146,7 +147,7 @@ def settle(rule: Rule, rows: Rows, state: State) -> Settled:
 
 
 def _finite(value: Tensor) -> bool:
-    """Say whether all numbers are finite: their sum is then, unless it overflows, and takes a tenth of the time."""
+    """Say whether all numbers are finite. Their sum is checked first, which takes a tenth of the time."""
     return bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all())
 
 
@@ -177,7 +178,7 @@ class ServerStep:
     learning_rate : float
         Length of the step.
     memory : ServerMemory
-        What lasts of a step in the next ones.
+        What the server keeps of a step for the next ones.
     """
 
     kind: MessageKind
@@ -187,13 +188,13 @@ class ServerStep:
 
 @dataclass(frozen=True)
 class ServerRound:
-    """What became of a round's replies.
+    """The result of a round's replies.
 
     Attributes
     ----------
     outcome : Outcome
-        INFEASIBLE, which leaves the model and all that is remembered as they were, if nothing could be aggregated;
-        NOT_CONVERGED if that is so of one class that was.
+        INFEASIBLE if nothing could be aggregated; the model and the state then stay unchanged. NOT_CONVERGED if the
+        rule did not converge for a class.
     sentence : str
         Why it was infeasible; empty otherwise.
     aggregate : Aggregate or None
@@ -221,27 +222,27 @@ def settle_round(
     members: Mapping[int | None, Sequence[int]] | None = None,
     replies: int = 0,
 ) -> ServerRound:
-    """Aggregate a round and form the server's step; never raises for what the rows hold.
+    """Aggregate a round and form the server's step; never raise an error because of the rows' content.
 
     Parameters
     ----------
     rule : Rule
         The rule.
     rows : mapping of (int or None) to (Rows or None)
-        What was sent for each class of the round, None where nothing was; the ordinary round's one class is None.
+        The messages of each class of the round, or None if there are none. The ordinary round's one class is None.
     state : State
         As returned for the last round. Before the first: the rule's initial one; empty where rounds ask for classes.
     step : ServerStep
         How the server steps.
     members : mapping of (int or None) to sequence of int, optional
-        Where the round asks for classes: which of the replies the rows of each are.
+        If the round asks for classes: the places, among the replies, of each class's rows.
     replies : int
         Where the round asks for classes: how many replies there are.
 
     Returns
     -------
     ServerRound
-        A class that cannot be aggregated leaves the step to the others.
+        The result; a class that cannot be aggregated has no part in the step.
 
     Examples
     --------
@@ -293,10 +294,10 @@ def moved(model: NDArray[Any], change: NDArray[np.float64]) -> NDArray[Any]:
 
 
 def state_of_class(rule: Rule, state: State, k: int | None) -> State:
-    """Return what the rule remembers when it is given the rows of a class; None: of rounds that ask for no classes.
+    """Return the rule's state for the rows of a class; None stands for rounds without classes.
 
-    Points among the rows (`Rule.located`), such as the centre of centered clipping, it has one of per class; all else,
-    such as how often it has drawn, is common to all.
+    Points in the space of the rows (`Rule.located`), such as the centre of centered clipping, are kept per class. The
+    rest, such as the number of draws, is common to all classes.
     """
     if k is None:
         return state

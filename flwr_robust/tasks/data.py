@@ -1,4 +1,4 @@
-"""Data sets by name: an embedded one, torchvision's, and any .npz.
+"""Data sets by name: an embedded one, torchvision's, and any .npz file.
 
 Inputs stay in the type they are stored in (images: uint8) and are scaled when a batch is taken, so that a process holds
 one small copy.
@@ -34,7 +34,7 @@ class Task:
     Attributes
     ----------
     name : str
-        How it was asked for.
+        The name or path that was asked for.
     x_train, x_test : Tensor (N, ...)
         Inputs as stored; images are (N, C, H, W).
     y_train, y_test : Tensor (N,) of int64
@@ -79,7 +79,7 @@ class Task:
 
 
 def data_folder(folder: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder data sets lie in: the option, else FLWR_ROBUST_DATA, else ./data."""
+    """Return the folder of the data sets: the option, or FLWR_ROBUST_DATA, or ./data."""
     return Path(folder or os.environ.get("FLWR_ROBUST_DATA") or "data").expanduser()
 
 
@@ -164,7 +164,7 @@ def _from_npz(path: Path, name: str) -> Task:
 
 
 def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Return inputs, images with channels first, and labels; refuse what cannot be learnt from."""
+    """Return inputs (images with channels first) and labels; refuse arrays that are not usable for training."""
     y = y.reshape(-1)
     if x.ndim < 2 or len(x) != len(y) or len(y) == 0:
         raise ConfigurationError(
@@ -200,19 +200,20 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     Parameters
     ----------
     name : str
-        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes),
-        ``fashion_mnist``, ``cifar10`` (read from the folder, else downloaded by torchvision), or the path of an
-        ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and scaled to [-1, 1].
-        An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder and returns a `Task`.
+        ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
+        or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and
+        scaled to [-1, 1]. An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder
+        and returns a `Task`.
     folder : path, optional
-        Where data lie; FLWR_ROBUST_DATA, else ``./data``, when not given.
+        Where data lie; FLWR_ROBUST_DATA or ``./data`` when not given.
 
     Raises
     ------
     UnknownNameError
         If there is no such task.
     DataUnavailableError
-        If the data are neither there nor downloadable.
+        If the data are neither in the folder nor downloadable.
 
     Examples
     --------

@@ -1,10 +1,10 @@
 """The gradients of many clients at one model: one walk forward and one walk back for all of them.
 
-The walks call the operations that autograd would, without its bookkeeping, which costs more than the numbers of a small
-model. Products and convolutions are formed client by client on the CPU, in the shapes that a lone client has: how they
-round there depends on the shapes, and so the gradients are those of `Learner.gradient` to the bit. Other devices, where
-every call is a launch, take the products of all clients at once. Everything else goes sample by sample or column by
-column, whatever stands beside, and is done for all clients at once.
+The walks call the same operations as autograd, without its bookkeeping, which takes more time than a small model's
+arithmetic. On the CPU, products and convolutions are formed client by client, in the shapes of a single client.
+Rounding depends on the shapes there, so the gradients equal those of `Learner.gradient` to the bit. On other devices
+every call is a launch, so the products of all clients are formed at once. All other operations work sample by sample or
+column by column, and are done for all clients at once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Grouped:
     Parameters
     ----------
     learner : Learner
-        Its model must be such that `check` returns None.
+        The learner; `check` must return None for its model.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -49,7 +49,7 @@ class Grouped:
 
     @staticmethod
     def check(model: nn.Module) -> str | None:
-        """Return None, or the sentence that says which part of a model cannot be walked for many clients at once."""
+        """Return the part of a model that cannot run for many clients at once, in one sentence, or None."""
         if not isinstance(model, nn.Sequential):
             return f"the model is a {type(model).__name__}, not a Sequential"
         for module in model:
@@ -68,7 +68,7 @@ class Grouped:
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def models(self, count: int) -> list[Tensor]:
-        """Return room for models, (count, *shape) per array, where each lies as memory of its own would."""
+        """Return memory for models, (count, *shape) per array, aligned like separate allocations."""
         held = (parameter.detach() for parameter in self.learner.parameters)
         return [room(parameter.expand(count, *parameter.shape), *parameter.shape) for parameter in held]
 
@@ -80,7 +80,7 @@ class Grouped:
         Parameters
         ----------
         parameters : sequence of Tensor
-            Each (r, *shape), without gradients of their own: of r models each is shared by n / r clients in a row.
+            Each (r, *shape), without gradients; n / r consecutive clients share each of the r models.
         x : Tensor (n, b, ...)
             Every client's inputs, scaled; written over where the model starts with a ReLU.
         y : Tensor (n, b) of int64
@@ -105,7 +105,7 @@ class Grouped:
     def prepared(
         self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], *, decay: bool = True
     ) -> Callable[[], None]:
-        """Return what does `gradients` with the same memory again and again, in less time where models are small."""
+        """Return a function that repeats `gradients` on the same memory, faster for small models."""
         calls = walk(self._modules, parameters, x, y, into)
         if calls is None:
             return partial(self.gradients, parameters, x, y, into, decay=decay)
@@ -154,7 +154,7 @@ def _apart(tensor: Tensor) -> bool:
 
 
 def _each(operation: Callable[..., Tensor], out: Tensor, *operands: Tensor) -> None:
-    """Call an operation for one client after the other; an operand of fewer models is shared by clients in a row."""
+    """Call an operation for one client after the other; consecutive clients share an operand of fewer models."""
     n = out.shape[0]
     clients = [
         repeat(operand[0])
@@ -169,7 +169,7 @@ def _each(operation: Callable[..., Tensor], out: Tensor, *operands: Tensor) -> N
 
 
 def _folded(tensor: Tensor, models: int) -> Tensor:
-    """Put the samples (n, b, w) of clients that share a model under one another: (models, n / models * b, w)."""
+    """Join the samples (n, b, w) of clients that share a model: (models, n / models * b, w)."""
     return tensor.view(models, -1, tensor.shape[2])
 
 

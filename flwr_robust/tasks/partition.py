@@ -1,8 +1,8 @@
 """Who holds which samples: partitions of a labelled data set over clients.
 
 A partition is a component like a rule: ``dirichlet(beta=0.1)``. Called with labels, a number of clients and a seed it
-returns one index array per client; the arrays are disjoint and cover every sample. What it promises about clients
-without data stands in each class.
+returns one index array per client; the arrays are disjoint and cover every sample. Each class says whether clients may
+be without data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Partition(Component, ABC):
         Raises
         ------
         ConfigurationError
-            If the samples cannot be split so.
+            If the samples cannot be split in this way.
         """
         check_integer(self.name, "clients", clients, 1)
         labels = np.asarray(labels)
@@ -69,7 +69,7 @@ class Partition(Component, ABC):
         return [np.sort(part).astype(np.int64) for part in self.split(labels, clients, generator)]
 
     def drawn_from(self) -> tuple[object, ...]:
-        """Return the fields that the draw depends on."""
+        """Return the fields on which the draw depends."""
         return dataclasses.astuple(self)
 
     @abstractmethod
@@ -107,7 +107,7 @@ class Dirichlet(Partition):
     """Each class spread by proportions drawn from Dirichlet(beta, ..., beta).
 
     Small beta is heterogeneous, large beta nearly iid. No client holds fewer than ``minimum`` samples: the draw is
-    repeated until that is so, and given up with an error after 20,000 draws. ``minimum=0`` allows empty clients.
+    repeated until this holds; after 20,000 draws an error is raised. ``minimum=0`` allows empty clients.
 
     Attributes
     ----------
@@ -178,23 +178,23 @@ class ByLabel(Partition):
 class KClasses(Partition):
     """k classes per client, dealt in turn from a random order; a class is split evenly over its holders.
 
-    The last ``others`` clients are set apart: they hold samples of all classes, others / clients of each class in all,
-    split evenly among them. So attackers, who are the last clients, can be given what nobody else has. No client is
-    empty as long as every class has as many samples as holders, and, with ``others``, as clients.
+    The last ``others`` clients are different: they hold samples of all classes. Together they hold the share
+    others / clients of each class, split evenly. Attackers are the last clients, so such a client can be an attacker.
+    No client is empty as long as every class has as many samples as holders, and, with ``others``, as clients.
 
     Attributes
     ----------
     k : int
         Classes per client; 1 <= k <= number of classes, and (clients - others) * k >= number of classes.
     others : int
-        How many clients hold samples of all classes, the last ones; 0 <= others < clients.
+        How many of the last clients hold samples of all classes; 0 <= others < clients.
     """
 
     k: Annotated[int, Integer(minimum=1)]
     others: Annotated[int, Integer(minimum=0)] = 0
 
     def drawn_from(self) -> tuple[object, ...]:
-        """Return k, and others where there are some: without any the draw is that of ``k_classes(k=...)``."""
+        """Return k, and others if it is not 0; if it is, the draw is that of ``k_classes(k=...)``."""
         return (self.k, self.others) if self.others else (self.k,)
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
@@ -260,7 +260,7 @@ class Shards(Partition):
 
 
 def label_distances(labels: NDArray[np.integer], parts: Sequence[Indices]) -> NDArray[np.float64]:
-    """Return how unlike the whole each client's labels are: the total variation distance of the two distributions.
+    """Return how much each client's labels differ from all labels: the total variation distance of both distributions.
 
     Parameters
     ----------
@@ -272,8 +272,8 @@ def label_distances(labels: NDArray[np.integer], parts: Sequence[Indices]) -> ND
     Returns
     -------
     array (clients,)
-        In [0, 1]: half the sum over classes of |share at the client - share among all samples|. 0 where they are
-        alike; 1 - 1/K for a client of one class of K that are equally frequent.
+        In [0, 1]: half the sum over classes of |share at the client - share among all samples|. 0 if both agree;
+        1 - 1/K for a client of one class, if all K classes are equally frequent.
 
     Examples
     --------

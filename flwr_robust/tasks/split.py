@@ -1,9 +1,8 @@
 """Shared and personal parameters: which of a model's arrays clients keep for themselves.
 
-The model is (u, v_i): u is sent, aggregated and held by the server, v_i stays with client i. Which arrays are v_i is
-said by patterns over their names, those of the state dict: ``5.*`` is all of the sixth layer, ``*.bias`` every bias.
-The arrays of the last layer are called ``head.weight`` and ``head.bias``, too: the last layer is that of the last
-matrix, as for the rule `LFighter`.
+The model is (u, v_i): u is sent, aggregated and held by the server, v_i stays with client i. Patterns over the names in
+the state dict choose the arrays of v_i: ``5.*`` is all of the sixth layer, ``*.bias`` every bias. The last layer is
+that of the last matrix, as for the rule `LFighter`. Its arrays are also called ``head.weight`` and ``head.bias``.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Split:
         return [places[index] for index in sorted(places)]
 
     def columns(self, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return where the numbers of the shared and of the personal arrays lie in a flat model of arrays so large."""
+        """Return the positions of shared and personal numbers in a flat model of arrays of these sizes."""
         parts = torch.arange(sum(sizes)).split_with_sizes(list(sizes))
         return torch.cat([parts[i] for i in self.shared]), torch.cat([parts[i] for i in self.personal])
 

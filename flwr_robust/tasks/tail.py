@@ -2,11 +2,11 @@
 
     w = 1 / k sum_{t = T - k + 1}^{T} w^t,   k = ceil(T / 2)
 
-w^t: the model after local step t of T; the model that was sent is none of them. Pillutla, Kakade, Harchaoui, "Robust
-aggregation for federated learning", IEEE TSP 70 (2022), allow it; it takes out a part of the steps' noise.
+w^t: the model after local step t of T; the model that was sent is not included. Pillutla, Kakade, Harchaoui, "Robust
+aggregation for federated learning", IEEE TSP 70 (2022), allow it; it removes a part of the steps' noise.
 
-The sum is formed in float64, step after step, and rounded once, so that it is the same for one client as for many side
-by side. With one or two steps the tail is the last iterate.
+The sum is formed in float64, step after step, and rounded once. So it is the same for one client as for many clients at
+once. With one or two steps the tail is the last iterate.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tail:
         self._sums: list[Tensor] = []
 
     def see(self, iterate: Sequence[Tensor]) -> None:
-        """Take note of the model after the next step; it is copied where it counts."""
+        """Add the model after the next step, if it is part of the tail; it is copied."""
         if self._waiting:
             self._waiting -= 1
             return

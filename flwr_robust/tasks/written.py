@@ -1,8 +1,8 @@
-"""A dense model's walk written out once: all operations on all clients' tensors, ready to be called again and again.
+"""A dense model's gradients written out once: a list of operations on all clients' tensors, to be called repeatedly.
 
-Where a model is small its calls cost more than its numbers, and most of that is making the tensors they are given. Here
-every operand is made once: the room for what is between the layers, and each client's part of everything. The
-operations are those of `Grouped`'s walk in the same order on tensors that lie alike, and so its numbers to the bit.
+For a small model, calls take more time than arithmetic, mostly to make the tensors that they use. Here every operand is
+made once: the memory between the layers, and each client's part of every tensor. The operations are those of `Grouped`,
+in the same order, on tensors of the same layout. So the results are equal to the bit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Call = Callable[[], object]
 
 
 def room(like: Tensor, *shape: int) -> Tensor:
-    """Return room for tensors (n, *shape), each client's at such an address as memory of its own would have.
+    """Return memory for tensors (n, *shape), each client's part aligned like a separate allocation.
 
-    Products round by where their operands lie, on a CPU.
+    On a CPU, the rounding of products depends on the alignment of their operands.
     """
     size = math.prod(shape)
     if size % _ALIGNED == 0 or like.device.type != "cpu":
@@ -38,7 +38,7 @@ def room(like: Tensor, *shape: int) -> Tensor:
 def walk(
     modules: Sequence[nn.Module], parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]
 ) -> list[Call] | None:
-    """Write out the gradients of all clients at one model, or at one each.
+    """Write out the gradients of all clients, at one common model or at one model each.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def walk(
     Returns
     -------
     list of callable () -> object, or None
-        To be called in order; None where the model has layers that are not dense, or the tensors lie on a GPU.
+        The operations, to be called in order; None if a layer is not dense, or the tensors lie on a GPU.
     """
     if x.device.type != "cpu" or any(type(module) not in (nn.Flatten, nn.Linear, nn.ReLU) for module in modules):
         return None

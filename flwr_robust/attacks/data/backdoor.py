@@ -1,22 +1,23 @@
 """Backdoor: a patch in the input, and every sample that shows it is labelled as the target class.
 
 BadNets (Gu, Dolan-Gavitt, Garg, arXiv:1708.06733, 2017): the trigger is a square of size x size pixels in a corner of
-the image, the same in all channels and all of one value. A sample of the batch shows it, and gets the label ``target``,
-with probability p; the others stay clean, so that the model is as good as ever on clean inputs.
+the image. It is the same in all channels, and all its pixels have one value. Each sample of the batch gets the trigger
+and the label ``target`` with probability p. The others stay clean, so that the model keeps its accuracy on clean
+inputs.
 
-Inputs are stamped as a model sees them. So ``value`` is a place in the span of the task's inputs, 0 the smallest and 1
-the largest, whatever their normalisation: [0, 1] for digits, [-1, 1] for MNIST. The last two dimensions of an input are
-height and width; an input of one dimension is a row of features, and the trigger is ``size`` of them at its start
-(left) or end (right).
+Inputs are stamped as a model sees them. So ``value`` is a position between the smallest input of the task (0) and the
+largest (1). It means the same for every normalisation: [0, 1] for digits, [-1, 1] for MNIST. The last two dimensions of
+an input are height and width; an input of one dimension is a row of features, and the trigger is ``size`` of them at
+its start (left) or end (right).
 
 Model replacement (Bagdasaryan et al., AISTATS 2020) is the field ``scale``.
 
 Distributed backdoor, DBA (Xie, Huang, Chen, Li, ICLR 2020): with ``parts`` = k the trigger's pixels, in reading order,
-are cut into k runs, as equal as can be, and the attacker of rank r stamps run r mod k only. Size 4 in 4 parts are four
-bars, as in the paper, but without its gaps between them.
+are cut into k runs, as equal as can be, and the attacker of rank r stamps run r mod k only. Size 4 in 4 parts gives
+four bars, as in the paper, but without gaps between them.
 
-Success: of the test samples of other classes, stamped with the whole trigger, the share that the model takes for the
-target.
+Success: the share of the test samples of other classes that the model takes for the target once they show the whole
+trigger.
 
 Knows: own data, the span of the task's inputs, its rank among the attackers.
 """
@@ -46,7 +47,7 @@ class Backdoor(DataAttack):
     p : float
         As in `DataAttack`; one half unless it is given.
     target : int
-        The class that triggered inputs shall be taken for.
+        The class that the model should predict for inputs with the trigger.
     size : int
         Height and width of the trigger in pixels, or its number of features.
     value : float
@@ -81,7 +82,7 @@ class Backdoor(DataAttack):
             )
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
-        """Ask for the target class and for room for the trigger."""
+        """Refuse a task without the target class, and inputs that are smaller than the trigger."""
         if self.target >= classes:
             return f"{self.name}: target must be below the task's {classes} classes; got {self.target}"
         if self.size > min(shape[-2:]):

@@ -1,7 +1,7 @@
-"""What a data attack is: it replaces what a client trains on, batch by batch, and leaves the protocol to the client.
+"""What a data attack is: it replaces a client's training data, batch by batch; the client still follows the protocol.
 
-The stored data are never touched: an attack is a pure function of the batch it is given, so what it did in one step
-does not persist into the next.
+The stored data never change: an attack is a pure function of its batch, so its effect on one batch does not last into
+the next.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class DataAttack(Component, ABC):
     p : float
         Probability that a sample is poisoned; in [0, 1].
     per : str
-        "label": every sample draws for itself. "batch": one draw decides for the whole batch, as in the code behind
-        Peng et al. (JMLR 2025).
+        "label": one draw for every sample. "batch": one draw for the whole batch, as in the code of Peng et al. (JMLR
+        2025).
     scale : float
         What the client multiplies its message by, relative to the model it was sent; > 0. 1 follows the protocol.
         n / server learning rate is the model replacement of Bagdasaryan et al., "How To Backdoor Federated Learning"
-        (AISTATS 2020): under the mean the poisoned model takes the place of the global one. A momentum is scaled when
-        it is sent, not where it is kept.
+        (AISTATS 2020): under the mean the poisoned model takes the place of the global one. A momentum (the running
+        mean of a client's gradients) is scaled when it is sent; the stored one stays as it is.
     """
 
     p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
@@ -71,15 +71,15 @@ class DataAttack(Component, ABC):
     scale: Annotated[float, Number(above=0)] = 1.0
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
-        """Return None, or the sentence that says why a task of these classes and this shape of inputs does not fit."""
+        """Return why a task with so many classes and this shape of inputs does not fit, in one sentence, or None."""
         return None
 
     @abstractmethod
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
-        """Return what each sample and its label would be replaced by; inputs that stay as they are may be x itself."""
+        """Return the replacement of each sample and label; x itself may be returned where inputs do not change."""
 
     def trial(self, x: Tensor, labels: Tensor, span: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
-        """Return the test of the attack's success: inputs, and the label that the attacker wants of each.
+        """Return the test of the attack's success: inputs, and the label that the attacker wants for each.
 
         Parameters
         ----------
@@ -152,11 +152,11 @@ class DataCase:
     x, shows : nested sequence of float
         Inputs, and what must be trained on instead; the inputs themselves when not given.
     scores : nested sequence of float
-        What the current model makes of the inputs.
+        The current model's scores of the inputs.
     classes, span, rank
         As in `ClientView`.
     slack : float
-        How far an input may lie from the one given: more than rounding only where the attack draws.
+        How far an input may differ from the given one; more than rounding only if the attack draws at random.
     """
 
     attack: str

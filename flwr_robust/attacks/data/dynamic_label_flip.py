@@ -1,7 +1,7 @@
 """Dynamic label flip: b becomes the class that the current global model finds least likely.
 
-Peng, Li, Vlaski, Ling, JMLR 26 (2025), after Shejwalkar et al., "Back to the drawing board" (IEEE S&P 2022). Ties
-fall to the lowest class.
+Peng, Li, Vlaski, Ling, JMLR 26 (2025), after Shejwalkar et al., "Back to the drawing board" (IEEE S&P 2022). Ties go to
+the lowest class.
 
 Knows: own data, the model it was sent.
 """

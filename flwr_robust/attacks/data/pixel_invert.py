@@ -2,9 +2,9 @@
 
     x becomes s + t - x
 
-s, t: the smallest and the largest input of the task, as a model sees them: black becomes white and white black. So do
-the images of corrupted clients in the code behind Pillutla, Kakade, Harchaoui, "Robust aggregation for federated
-learning" (IEEE TSP 70, 2022).
+s, t: the smallest and the largest input of the task, as a model sees them: black becomes white and white black.
+Corrupted clients do this in the code of Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning" (IEEE
+TSP 70, 2022).
 
 Knows: own data, the span of the task's inputs.
 """

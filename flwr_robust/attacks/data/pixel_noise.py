@@ -2,10 +2,10 @@
 
     x becomes clip(x + sigma (t - s) e, s, t),   e standard normal, drawn anew for every pixel and step
 
-s, t: the smallest and the largest input of the task, as a model sees them, so that sigma means the same whatever the
-normalisation. The corruption "gaussian noise" of Hendrycks, Dietterich, "Benchmarking neural network robustness to
-common corruptions and perturbations" (ICLR 2019), done by a client to what it trains on; there sigma goes from 0.08 to
-0.38. An honest client with a bad camera does the same.
+s, t: the smallest and the largest input of the task, as a model sees them, so that sigma means the same for every
+normalisation. It is the corruption "gaussian noise" of Hendrycks, Dietterich, "Benchmarking neural network robustness
+to common corruptions and perturbations" (ICLR 2019). Here a client applies it to its training data; in the paper sigma
+goes from 0.08 to 0.38. An honest client with a bad camera does the same.
 
 Knows: own data, the span of the task's inputs.
 """
@@ -46,7 +46,7 @@ class PixelNoise(DataAttack):
     sigma: Annotated[float, Number(above=0)] = 0.5
 
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
-        """Draw the noise, whichever samples get it, and stay within the span."""
+        """Draw noise for all samples, used or not, and stay within the span."""
         smallest, largest = view.span
         noise = torch.randn(x.shape, generator=view.generator).to(x.device)
         return (x + self.sigma * (largest - smallest) * noise).clamp(smallest, largest), labels

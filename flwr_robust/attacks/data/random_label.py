@@ -2,8 +2,8 @@
 
 Symmetric label noise (van Rooyen, Menon, Williamson, NeurIPS 2015; Zhang et al., "Understanding deep learning requires
 rethinking generalization", ICLR 2017), from a client that trains for real. The true class is never drawn, so p is the
-share of labels that are wrong; where all K classes are drawn from, as in much code, that share is p (K - 1) / K.
-Every step draws anew: a sample's wrong label is not the same in two rounds.
+share of wrong labels. Much other code draws from all K classes; then that share is p (K - 1) / K. Every step draws
+anew, so a sample's wrong label may differ from round to round.
 
 Knows: own data.
 """
@@ -34,11 +34,11 @@ class RandomLabel(LabelAttack):
     """
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
-        """Ask for a class to go to."""
+        """Refuse a task with a single class."""
         return None if classes > 1 else f"{self.name}: the task must have at least 2 classes; it has {classes}"
 
     def wrong(self, labels: Tensor, view: ClientView) -> Tensor:
-        """Draw how many classes further each label lands."""
+        """Draw the number of classes by which each label moves."""
         steps = torch.randint(1, view.classes, labels.shape, generator=view.generator)
         return (labels + steps.to(labels.device)) % view.classes
 

@@ -49,7 +49,7 @@ class TargetedFlip(LabelAttack):
             raise ConfigurationError(f"{self.name}: source and target must differ; got {self.target} for both")
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
-        """Ask for both classes."""
+        """Refuse a task without both classes."""
         for name in ("source", "target"):
             if getattr(self, name) >= classes:
                 return f"{self.name}: {name} must be below the task's {classes} classes; got {getattr(self, name)}"
@@ -60,7 +60,7 @@ class TargetedFlip(LabelAttack):
         return labels.masked_fill(labels == self.source, self.target)
 
     def trial(self, x: Tensor, labels: Tensor, span: tuple[float, float]) -> tuple[Tensor, Tensor] | None:
-        """Take the samples of the source, hoping for the target."""
+        """Return the samples of the source class; the attacker wants the target class for each."""
         inputs = x[labels == self.source]
         return inputs, torch.full((len(inputs),), self.target, device=labels.device)
 

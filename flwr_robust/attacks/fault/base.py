@@ -1,4 +1,4 @@
-"""What a fault is: a client that fails without meaning to. It changes whether and what one client answers."""
+"""What a fault is: a client that fails without malice. A fault changes whether and what one client answers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Fault(Component, ABC):
         state: State,
         rng: torch.Generator,
     ) -> tuple[Answer, State]:
-        """Say what a client answers.
+        """Return what a client answers, and its next state.
 
         Parameters
         ----------

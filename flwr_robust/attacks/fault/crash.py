@@ -42,7 +42,7 @@ class Crash(Fault):
         state: State,
         rng: torch.Generator,
     ) -> tuple[Answer, State]:
-        """Draw whether it happens."""
+        """Draw whether the client crashes."""
         if float(torch.rand((), generator=rng)) >= self.p:
             return layers, state
         return "the client crashed" if self.error else None, state

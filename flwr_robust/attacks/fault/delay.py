@@ -1,7 +1,7 @@
 """Delay: every answer arrives some rounds late.
 
-What is asked in round t is answered in round t + rounds, in the place of that round's answer; until the first is due
-there is none. Of several that have become due since the client was last asked, the newest is sent. An asynchronous
+The answer to round t is sent in round t + rounds, in place of that round's answer. Until the first one is due the
+client sends nothing. If several have become due since the client was last asked, it sends the newest. An asynchronous
 client on a slow link looks like this.
 
 Knows: nothing.

@@ -30,7 +30,8 @@ class DropLayers(Fault):
     Attributes
     ----------
     layers : int or sequence of str
-        How many, drawn anew in every round, or their names; names that the answer does not have are ignored.
+        The number of arrays, drawn anew in every round, or their names. Names that the answer does not have are
+        ignored.
     """
 
     layers: Annotated[

@@ -1,4 +1,4 @@
-"""ALIE, a little is enough: all attackers stay within the honest spread, at its edge, on the same side everywhere.
+"""ALIE, a little is enough: all attackers stay at the edge of the honest spread, on the same side in every coordinate.
 
     crafted_j = mean_j - z std_j,   z = "auto": Phi^-1((n - f - s) / (n - f)),   s = floor(n / 2 + 1) - f
 
@@ -8,9 +8,9 @@ enough: circumventing defenses for distributed learning" (NeurIPS 2019), where m
 attackers' own clients (``known="own"``).
 
 Convention: minus, std with n - 1 (``ddof=1``). ByzFL adds (``sign=1``) with z = 1.5; others divide by the number
-(``ddof=0``), or take Phi^-1((n - s) / n) (``share="clients"``). FLANDERS's baseline has Phi for its inverse and the
-root of std for std. The argument of Phi^-1 is kept 1 / (2 n - 2 f) away from 0 and 1; where it is below one half z is
-negative and the formula as published moves to the other side. The std of a single row is 0.
+(``ddof=0``), or take Phi^-1((n - s) / n) (``share="clients"``). FLANDERS's baseline uses Phi instead of its inverse and
+the root of std instead of std. The argument of Phi^-1 is kept 1 / (2 n - 2 f) away from 0 and 1. Where it is below one
+half, z is negative and the published formula moves to the other side. The std of a single row is 0.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -52,9 +52,9 @@ class ALIE(InformedAttack, LineAttack):
     sign : int
         -1 or 1: the side.
     ddof : int
-        0 or 1: what the number of rows is lowered by in the variance.
+        0 or 1: the variance divides by the number of rows minus ddof.
     share : str
-        For "auto": "honest" or "clients", what the supporters are a share of.
+        For "auto": "honest" or "clients", the group of which the supporters are a share.
     known : "all", "own" or int
         As for `InformedAttack`.
     """
@@ -66,7 +66,7 @@ class ALIE(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "z"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From the mean, along the standard deviations."""
+        """Return the line from the mean, along the standard deviations."""
         seen = self.seen(view)
         base = seen.with_row(seen.spread(self.ddof))
         start = averaging(seen.n, base).repeat(len(view.attackers), 1)

@@ -1,7 +1,8 @@
 """What a message attack is: it writes the rows that compromised clients send instead of their own.
 
-The attackers act together. What they may look at in a round is a `View`, made with the `Knowledge` that they are
-granted; asking it for more raises. An attack declares the least knowledge that it needs.
+A row is one client's message as a vector of d numbers. The attackers act together. What they may look at in a round is
+a `View`, made with the `Knowledge` that they are granted. It raises an error when asked for more. An attack declares
+the least knowledge that it needs.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ class MessageAttack(Component, ABC):
 
     @property
     def sees(self) -> int | None:
-        """How many honest rows it needs under partial knowledge; None where it does with any."""
+        """Return how many honest rows it needs under partial knowledge; None if any number is enough."""
         return None
 
     def init(self) -> State:
@@ -272,7 +273,7 @@ class MessageCase:
     rule : str
         The defence in use.
     slack : float
-        How far a number may lie from the one given: more than rounding only where the attack draws.
+        How far a number may differ from the given one; more than rounding only if the attack draws at random.
     """
 
     attack: str
@@ -287,14 +288,14 @@ class MessageCase:
 def check_grant(
     owner: str, attack: MessageAttack | None, granted: Knowledge, known: int | None, rule: Rule | None
 ) -> None:
-    """Raise unless an attack can do with the knowledge that it is granted.
+    """Raise unless the granted knowledge is enough for an attack.
 
     Parameters
     ----------
     owner : str
         Who grants it; it opens the sentence.
     attack : MessageAttack or None
-        The attack; None where there is none that looks at anything.
+        The attack; None if there is none, or none that needs knowledge.
     granted : Knowledge
         What it may look at.
     known : int or None
@@ -305,7 +306,7 @@ def check_grant(
     Raises
     ------
     ConfigurationError
-        If the attack needs more, or ``known`` does not go with the knowledge.
+        If the attack needs more, or ``known`` is given without partial knowledge.
     """
     if (granted == Knowledge.PARTIAL) != (known is not None):
         raise ConfigurationError(
@@ -336,7 +337,7 @@ def check_honest_left(owner: str, attack: MessageAttack | None, attackers: int, 
 
 @dataclass(frozen=True, kw_only=True)
 class InformedAttack(MessageAttack):
-    """An attack that is computed from honest rows, or from what it takes for them.
+    """An attack that is computed from honest rows, or from rows that it uses in their place.
 
     Attributes
     ----------

@@ -27,7 +27,7 @@ __all__ = ["Constant", "same"]
 
 
 def same(view: View, value: float) -> Rows:
-    """Return a row (1, d) of one number, at the cost of one number."""
+    """Return a row (1, d) that repeats one number, in the memory of one number."""
     return Rows.from_tensor(torch.tensor([[value]], dtype=torch.float64).expand(1, view.d))
 
 
@@ -51,7 +51,7 @@ class Constant(LineAttack):
         return Knowledge.NOTHING
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, along the diagonal."""
+        """Return the line from zero along the diagonal."""
         step = torch.ones(len(view.attackers), 1, dtype=torch.float64)
         return Line(same(view, 1.0), torch.zeros_like(step), step, 0)
 

@@ -1,4 +1,4 @@
-"""Fang's attack on Krum: as far against the honest direction as Krum still chooses.
+"""Fang's attack on Krum: go against the honest direction as far as Krum still chooses a crafted row.
 
     crafted = -lambda s,   s_j = 1 where mean_i x_ij > 0, else -1
     lambda: halved from its upper bound until Krum, with these rows among the honest ones, chooses a crafted one
@@ -8,10 +8,11 @@
 x_i: honest messages relative to the model that was sent; m clients, f attackers, d coordinates. Fang, Cao, Jia, Gong,
 "Local model poisoning attacks to Byzantine-robust federated learning" (USENIX Security 2020).
 
-Convention: all attackers send the same row (the paper's lie within a small distance of one another). Krum takes the f
-that attack, or fewer where that many do not fit the rows. With ``known`` "own" or a number Krum is tried on the rows
-that are seen: the paper's partial knowledge, which has the attackers' own clients for honest ones. Halving ends below
-``least``, with what is left. Neighbours in the bound are at least one, and so is m - 2f - 1.
+Convention: all attackers send the same row (the paper's lie within a small distance of one another). Krum's f is the
+number of attackers, or lower where that does not fit the rows. With ``known`` "own" or a number, Krum is tried on the
+rows that are seen. This is the paper's partial knowledge, where the attackers' own clients stand for honest ones.
+Halving ends at the first lambda below ``least``. In the bound, the number of neighbours and m - 2f - 1 are at least
+one.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -53,7 +54,7 @@ class FangKrum(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "size"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, against the signs of the mean."""
+        """Return the line from zero, against the signs of the mean."""
         seen = self.seen(view)
         mean = seen.mix_exactly(averaging(seen.n, seen)[0])
         base = seen.with_row(torch.where(mean > 0, 1.0, -1.0).to(mean))

@@ -9,9 +9,9 @@
 x_i: honest messages; b = 2. Each attacker draws for itself. Fang, Cao, Jia, Gong, "Local model poisoning attacks to
 Byzantine-robust federated learning" (USENIX Security 2020).
 
-Convention: messages are taken relative to the model that was sent, as everywhere here, where the paper's min and max
-are of whole parameters. Partial knowledge (``known`` "own" or a number) takes mean and std, n - 1 in its denominator,
-of the rows that are seen; the paper's are those of the attackers' own clients.
+Convention: messages are relative to the model that was sent, as in the whole package; the paper's min and max are of
+whole parameters. Partial knowledge (``known`` "own" or a number) uses mean and std of the rows that are seen; std
+divides by n - 1. The paper uses the attackers' own clients.
 
 Knows: omniscient; with ``known`` own or partial.
 """

@@ -4,7 +4,7 @@
 
 Xu, Yan, Zheng, Huang (Byz-DeSGD) take mu = 0, sigma = 2. Blanchard et al. (NeurIPS 2017) use sigma = 200.
 
-Convention: each attacker draws for itself; ByzFL lets all send the same draw. sigma is required.
+Convention: each attacker draws its own noise; in ByzFL all send the same draw. sigma is required.
 
 Knows: nothing.
 """

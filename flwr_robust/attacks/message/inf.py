@@ -2,7 +2,7 @@
 
     crafted = (infinity, ..., infinity)
 
-A crash of the arithmetic on a client looks like this, too. One such message is enough to end a run that averages.
+A numerical overflow on a client looks like this, too. One such message is enough to destroy the mean.
 
 Knows: nothing.
 """

@@ -3,12 +3,12 @@
     crafted = -epsilon mean_i x_i
 
 x_i: honest messages. Xie, Koyejo, Gupta, "Fall of empires: breaking Byzantine-tolerant SGD by inner product
-manipulation" (UAI 2020). A small epsilon hides among the honest rows where their mean is short beside their spread; a
-large one is meant to outweigh them.
+manipulation" (UAI 2020). A small epsilon hides the crafted rows among the honest ones if their mean is short compared
+with their spread. A large one is meant to outweigh them.
 
-Convention: libraries default to epsilon 2 (ByzFL), 0.1, 0.2 or 1, which are different attacks; so it is required.
-`tailored` is the same with more ways to choose epsilon. The inner product of the honest mean with the mean of all n
-rows is negative from epsilon > (n - f) / f on.
+Convention: libraries default to epsilon 2 (ByzFL), 0.1, 0.2 or 1, which are different attacks; so epsilon is required.
+`tailored` is the same attack with more ways to choose epsilon. The inner product of the honest mean with the mean of
+all n rows is negative from epsilon > (n - f) / f on.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -43,7 +43,7 @@ class IPM(InformedAttack, LineAttack):
     Attributes
     ----------
     epsilon : float
-        How much of it; > 0.
+        Factor of the mean; > 0.
     known : "all", "own" or int
         As for `InformedAttack`.
     """
@@ -52,7 +52,7 @@ class IPM(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "epsilon"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, against the honest mean."""
+        """Return the line from zero, against the honest mean."""
         return against_the_mean(self, view)
 
 

@@ -4,10 +4,10 @@ Nearly every message attack is a line,
 
     crafted = start + strength * step,
 
-both ends of which are combinations of a few base rows: those that the attackers see, and one or two more (a column of
-deviations, say). So a strength is tried on small matrices of coefficients. Where the defence sees rows through inner
-products alone (`Rule.isometric`), it is run on a copy of the base in as many coordinates as there are rows, and a
-search over strengths reads the d-long rows once, whatever its budget.
+where start and step are combinations of a few base rows: those that the attackers see, and one or two more, such as the
+standard deviations. So a strength is tried on small matrices of coefficients. Some defences see rows through inner
+products alone (`Rule.isometric`). They run on a copy of the rows with as few coordinates as there are rows. So a search
+over strengths reads the rows of d coordinates once, for any budget.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Line:
     start, step : Tensor (a, m), float64
         Coefficients of the a crafted rows at strength 0, and what a strength of 1 adds.
     seen : int
-        How many of the first base rows are honest rows that the attackers see, or what they take for them.
+        How many of the first base rows are the honest rows that the attackers see, or rows used in their place.
     """
 
     base: Rows
@@ -109,7 +109,7 @@ class Damage:
     ----------
     unit : float
         The strength at which a crafted row has gone as far from the line's start as the two honest rows that are
-        farthest apart; 1 where that says nothing.
+        farthest apart; 1 where these distances define no unit.
     """
 
     def __init__(self, view: View, line: Line, defences: Sequence[tuple[Rule, State]]) -> None:
@@ -138,7 +138,7 @@ class Damage:
         self._runs = [self._prepared(base, rule, state) for rule, state in defences]
 
     def _prepared(self, base: Rows, rule: Rule, state: State) -> tuple[Rule, State, Rows, Tensor]:
-        """Return a rule, and the state, base rows and honest mean to run it on: small ones where those will do."""
+        """Return a rule with the state, base rows and honest mean to run it on, in few coordinates where possible."""
         if not rule.isometric:
             return rule, state, base, base.mix_exactly(self._mean)
         keys = [key for key in rule.located if key in state]
@@ -169,7 +169,7 @@ class Damage:
 
 
 def _counts(view: View, attacking: Tensor) -> Tensor | None:
-    """Return what all clients say of their numbers of examples; the mean of those seen for the others."""
+    """Return the stated numbers of examples of all clients; for unseen ones the mean of those seen."""
     own = view.own.counts
     shown = own if view.granted < Knowledge.PARTIAL else view.known.counts
     if own is None or shown is None:
@@ -183,10 +183,10 @@ def _counts(view: View, attacking: Tensor) -> Tensor | None:
 
 
 def strongest(damage: Callable[[float], float], unit: float, budget: int, first: float | None = None) -> float:
-    """Search the strength of most damage; of equal ones, the least.
+    """Search for the strength of most damage; of equal ones, return the least.
 
-    A ladder of strengths around the unit comes first. What is left of the budget halves the wider of the gaps on the
-    two sides of the best strength so far, or goes on outside where the best is the largest.
+    A ladder of strengths around the unit comes first. The rest of the budget halves the wider gap beside the best
+    strength so far. Where the best is the largest, it tries a larger one.
 
     Parameters
     ----------

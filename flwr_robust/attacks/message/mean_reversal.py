@@ -1,4 +1,4 @@
-"""Mean reversal: whatever the others send, the mean of all messages becomes the opposite of what it would have been.
+"""Mean reversal: the mean of all messages becomes the opposite of what it would have been without the attack.
 
     crafted = -(sum over honest i of w_i x_i) / W - c (sum over all i of w_i x_i) / W
 
@@ -7,12 +7,12 @@ or its clamped number of examples. W: the weight of all attackers together. The 
 the mean without attack. The "omniscient" corruption, with c = 1, of Pillutla, Kakade, Harchaoui, "Robust aggregation
 for federated learning" (IEEE TSP 70, 2022), as in the code behind it.
 
-Convention: the target is the mean of all clients had there been no attack, the attackers' own included, as there.
-``weighted`` and ``clamp`` are those of the mean that is to be reversed: the paper's is weighted, without a clamp. All
-attackers send the same; the fewer they are, the longer it is. Without weights, and where the attackers' own messages
-have the mean of the others, it is ``ipm`` with epsilon = (c n + n - f) / f.
+Convention: the target is the mean of all clients without attack, the attackers' own messages included, as in the paper.
+``weighted`` and ``clamp`` describe the mean to be reversed: the paper's is weighted, without a clamp. All attackers
+send the same message; with fewer attackers it is longer. Without weights, and if the attackers' own messages have the
+mean of the others, the attack is ``ipm`` with epsilon = (c n + n - f) / f.
 
-Where a message names no number of examples, all weigh the same.
+If a message states no number of examples, all have equal weights.
 
 Knows: omniscient; with ``known`` own or partial, those that are seen stand for all honest messages.
 """
@@ -42,11 +42,11 @@ class MeanReversal(InformedAttack, LineAttack):
     Attributes
     ----------
     c : float
-        How far beyond zero the mean is to go, in lengths of what it would have been; > 0.
+        How far the mean goes beyond zero, as a multiple of its length without attack; > 0.
     weighted : bool
-        The mean to be reversed weighs messages by their numbers of examples.
+        Whether the mean to be reversed weighs messages by their numbers of examples.
     clamp : float
-        With ``weighted``: a number above this multiple of the median one counts as that, as in `Mean`; >= 1.
+        With ``weighted``: a number above this multiple of the median number is lowered to it, as in `Mean`; >= 1.
     known : "all", "own" or int
         As for `InformedAttack`.
     """
@@ -57,7 +57,7 @@ class MeanReversal(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "c"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From where the mean of all is zero, against what it would have been."""
+        """Return the line from the point where the mean of all is zero, against the mean without attack."""
         seen, own = self.seen(view), view.own
         honest, attackers = self._weights(seen, own, view.replies - own.n)
         total = attackers.sum()

@@ -11,10 +11,10 @@ running mean and top principal direction of the honest messages,
 Karimireddy, He, Jaggi, "Byzantine-robust learning on heterogeneous datasets via bucketing" (ICLR 2022): harmless where
 clients are alike, harmful where each holds other data.
 
-Convention: z starts as the exact top direction of the first round's messages, where the authors draw it; during the
-warm-up the client that is ahead is copied. Clients are counted by their position among the honest rows that are seen,
-so the same clients should take part in every round; where another number of them does, the search starts again. ByzFL
-copies a given client.
+Convention: z starts as the exact top direction of the first round's messages; the authors draw it. During the warm-up
+the attackers copy the client with the largest sum so far. Clients are identified by their position among the honest
+rows that are seen. So the same clients should take part in every round; if their number changes, the search starts
+again. ByzFL copies a given client.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -44,7 +44,7 @@ class Mimic(InformedAttack):
     worker : int or "auto"
         Its position among the honest rows; the last one where there are fewer.
     warmup : int
-        For "auto": how many rounds the choice takes.
+        For "auto": the number of rounds before the choice is final.
     known : "all", "own" or int
         As for `InformedAttack`.
     """

@@ -6,9 +6,9 @@ x_i: honest messages. p, the deviation: -mean / ||mean|| ("unit"), -std ("std"),
 Houmansadr, "Manipulating the Byzantine: optimizing model poisoning attacks and defenses for federated learning"
 (NDSS 2021), whose defence-agnostic attack it is.
 
-Convention: the authors search gamma by halving steps, which may stop outside the bound; here every client's bound is
-solved for gamma, on n x n matrices, and the least is taken, short of the bound by 1e-9 of it and by what rounding to
-the messages' type can add. Where that leaves nothing, or p is zero, the attackers send the mean.
+Convention: the authors search gamma by halving steps, which may stop outside the bound. Here the bound of every client
+is solved for gamma, on n x n matrices, and the least gamma is taken. It stays below the bound by a share of 1e-9 and by
+what rounding to the messages' type can add. Where nothing is left, or p is zero, the attackers send the mean.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -45,7 +45,7 @@ class MinMax(InformedAttack, LineAttack):
     deviation : str
         "unit", "std" or "sign": the direction.
     gamma : float or "auto"
-        How far; "auto" is as far as the bound allows, a number is taken as it is.
+        How far along the deviation; "auto" is as far as the bound allows, a number is used unchanged.
     known : "all", "own" or int
         As for `InformedAttack`.
     """
@@ -55,7 +55,7 @@ class MinMax(InformedAttack, LineAttack):
     parameter: ClassVar[str] = "gamma"
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From the mean, along the deviation."""
+        """Return the line from the mean, along the deviation."""
         seen = base = self.seen(view)
         if self.deviation == "unit":
             step = -averaging(seen.n, seen)

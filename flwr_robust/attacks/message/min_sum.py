@@ -6,8 +6,8 @@
 x_i: honest messages; p as for `min_max`. Shejwalkar, Houmansadr, "Manipulating the Byzantine: optimizing model
 poisoning attacks and defenses for federated learning" (NDSS 2021).
 
-Convention: "max" is the paper's bound; the authors' code takes "min". As in `min_max` gamma is solved for and stays
-short of the bound: sum_i ||mean + gamma p - x_i||^2 = sum_i ||mean - x_i||^2 + m gamma^2 ||p||^2 for m rows.
+Convention: "max" is the paper's bound; the authors' code takes "min". As in `min_max` the equation is solved for gamma,
+which stays below the bound: sum_i ||mean + gamma p - x_i||^2 = sum_i ||mean - x_i||^2 + m gamma^2 ||p||^2 for m rows.
 
 Knows: omniscient; with ``known`` own or partial.
 """

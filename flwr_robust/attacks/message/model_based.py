@@ -7,7 +7,7 @@ a row, relative to w_0, that is -lambda mean_i x_i. Ramezani-Kebrya, Tabrizian, 
 after the model-level attacks of Fang et al. (USENIX Security 2020).
 
 movement "past": w_0 is the model of the first round of the attack and w the one sent now; as a row, relative to w, that
-is -(1 + lambda) (w - w_0), and zero in the first round. It takes no more than the models that every client is sent.
+is -(1 + lambda) (w - w_0), and zero in the first round. This movement needs only the models that every client receives.
 
 Convention: lambda is ``size`` and required. Rows have the sign that makes them steps of the model; where clients send
 gradients, "past" is turned accordingly, and is in the units of the model.
@@ -53,7 +53,7 @@ class ModelBased(InformedAttack, LineAttack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """Nothing for the past."""
+        """Return the least knowledge needed; the past needs nothing."""
         return Knowledge.NOTHING if self.movement == "past" else super().knowledge
 
     @property
@@ -62,7 +62,7 @@ class ModelBased(InformedAttack, LineAttack):
         return None if self.movement == "past" else super().sees
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From where the model was, against its movement."""
+        """Return the line from the earlier model, against the movement."""
         if self.movement == "round":
             return against_the_mean(self, view)
         model = view.model

@@ -2,7 +2,7 @@
 
     crafted = (NaN, ..., NaN)
 
-A crash of the arithmetic on a client looks like this, too. One such message is enough to end a run that averages.
+A numerical error on a client looks like this, too. One such message is enough to destroy the mean.
 
 Knows: nothing.
 """

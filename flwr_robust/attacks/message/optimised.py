@@ -1,4 +1,4 @@
-"""Optimised: any attack along a line, at the strength that harms the defence in use most.
+"""Optimised: any attack along a line, at the strength that does most harm to the defence in use.
 
     maximise over strength:   || defence(honest rows, crafted(strength)) - honest mean ||
 
@@ -7,7 +7,7 @@ to a known rule.
 
 Convention: the strengths tried are those of `strongest`, in units of the honest spread; ByzFL's begin at 0 and go up in
 steps of 10, whatever the units of the messages. The strength that the base attack itself asks for is one of them. The
-defence is run with the state it has, and on rows in as few coordinates as will do.
+defence is run with its current state, on rows in as few coordinates as possible.
 
 Knows: the defence.
 """
@@ -61,7 +61,7 @@ class Optimised(MessageAttack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """The defence."""
+        """Return the knowledge of the defence."""
         return Knowledge.DEFENCE
 
     def init(self) -> State:

@@ -1,11 +1,11 @@
-"""Pool: the honest mean turned around, at the strength that harms even the least harmed of several rules.
+"""Pool: the honest mean reversed, at the strength that does most harm to the least harmed of several rules.
 
     crafted_i = -epsilon mean_j x_j + offset_i
     epsilon maximises   min over rules A of the pool || A(honest rows, crafted) - honest mean ||
 
-x_j: honest messages. The attack on randomised defences, whose draw cannot be known, in Ramezani-Kebrya, Tabrizian,
-Faghri, Popovski, "MixTailor: mixed gradient aggregation for robust learning against tailored attacks" (TMLR 2022). A
-server may drop messages nearer to each other than a threshold; ``similarity`` keeps crafted rows that far apart:
+x_j: honest messages. It attacks randomised defences, whose draw is unknown: Ramezani-Kebrya, Tabrizian, Faghri,
+Popovski, "MixTailor: mixed gradient aggregation for robust learning against tailored attacks" (TMLR 2022). A server may
+drop messages nearer to each other than a threshold; ``similarity`` keeps crafted rows that far apart:
 
     ||crafted_i - crafted_j|| >= similarity
 
@@ -72,7 +72,7 @@ class Pool(InformedAttack, LineAttack):
         return [parse(text) for text in self.pool]
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From the offsets, against the honest mean."""
+        """Return the line from the offsets, against the honest mean."""
         line = against_the_mean(self, view)
         if self.similarity == 0:
             return line

@@ -33,7 +33,7 @@ class Scale(LineAttack):
     Attributes
     ----------
     c : float
-        How much of it; >= 0.
+        Factor of the message; >= 0.
     """
 
     c: Annotated[float, Number(minimum=0)]
@@ -45,7 +45,7 @@ class Scale(LineAttack):
         return Knowledge.OWN
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, along the own rows."""
+        """Return the line from zero along the attackers' own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), own, 0)
 

@@ -1,10 +1,11 @@
-"""Sign flip: every attacker turns its own honest message around.
+"""Sign flip: every attacker sends its own honest message with the opposite sign.
 
     crafted_i = -c x_i
 
 x_i: what attacker i would have sent. The sign-flip attack of Xu, Yan, Zheng, Huang (Byz-DeSGD), with c = 1.
 
-Convention: its own message; ByzFL turns the mean of the honest ones around, which is ``ipm(epsilon=c)``.
+Convention: each attacker uses its own message. ByzFL reverses the mean of the honest messages, which is
+``ipm(epsilon=c)``.
 
 Knows: own.
 """
@@ -32,7 +33,7 @@ class SignFlip(LineAttack):
     Attributes
     ----------
     c : float
-        How much of it; > 0.
+        Factor of the message; > 0.
     """
 
     c: Annotated[float, Number(above=0)] = 1.0
@@ -44,7 +45,7 @@ class SignFlip(LineAttack):
         return Knowledge.OWN
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, against the own rows."""
+        """Return the line from zero, against the attackers' own rows."""
         own = torch.eye(view.own.n, dtype=torch.float64)
         return Line(view.own, torch.zeros_like(own), -own, 0)
 

@@ -9,7 +9,7 @@ sybil settings" (RAID 2020), whose FoolsGold looks for identical rows.
 Convention: the base is another message attack; "scale(c=1)", the attacker's own message, suits clients that poison
 their data. The last group may be smaller, and is still divided by k.
 
-Knows: what its base knows, and own.
+Knows: what its base knows, and the attackers' own messages.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ class Sybil(MessageAttack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """At least own."""
+        """Return what the base attack needs, at least OWN."""
         return max(Knowledge.OWN, self._attack.knowledge)
 
     @property
     def sees(self) -> int | None:
-        """What its base needs."""
+        """Return how many honest rows the base attack needs."""
         return self._attack.sees
 
     def init(self) -> State:

@@ -1,4 +1,4 @@
-"""Tailored: the honest mean turned around, as much of it as the rule in use calls for.
+"""Tailored: the honest mean reversed, with a factor chosen against the rule in use.
 
     crafted = -epsilon mean_i x_i
 
@@ -52,11 +52,11 @@ class Tailored(InformedAttack, LineAttack):
 
     @property
     def knowledge(self) -> Knowledge:
-        """With a search, the defence."""
+        """Return the least knowledge needed; a search needs the defence."""
         return Knowledge.DEFENCE if self.epsilon == "search" else super().knowledge
 
     def line(self, view: View, state: State, rng: torch.Generator) -> Line:
-        """From zero, against the honest mean."""
+        """Return the line from zero, against the honest mean."""
         return against_the_mean(self, view)
 
     def strength(self, view: View, line: Line, rng: torch.Generator) -> float:

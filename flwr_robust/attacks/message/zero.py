@@ -2,7 +2,7 @@
 
     crafted = 0
 
-Free riders: where clients send parameters they return the model as it was sent.
+Such clients are free riders: if clients send parameters, they return the model as it was sent.
 
 Knows: nothing.
 """
