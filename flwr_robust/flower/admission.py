@@ -1,10 +1,9 @@
 """Admission: the check that decides whether the server uses a client's reply.
 
 A reply that fails is refused with a reason; no reply raises an exception. Each reply is compared with what the server
-sent, never with other replies, and its own statements are not believed. Cheap checks come first. They compare sender
-and message, count records, names and numbers, and compare the headers with the bytes that arrived. The numbers of an
-array are read only if its name, shape and type are those that were sent. They are read once and not copied, so a check
-needs almost no memory.
+sent, never with other replies. Cheap checks come first. They compare sender and message, count records, names and
+numbers, and compare the headers with the bytes that arrived. The numbers of an array are read only if its name, shape
+and type are those that were sent. They are read once and not copied, so a check needs almost no memory.
 """
 
 from __future__ import annotations
