@@ -1,1 +1,1 @@
-"""Benchmarks: contestants interleaved in one run, medians and ratios, written as JSON with the machine they ran on."""
+"""Benchmarks: contestants take turns in one run; medians and ratios are written as JSON with the machine."""

@@ -33,7 +33,7 @@ def main(
     limit: Annotated[float, typer.Option(help="rules: seconds after which a slow call is not repeated.")] = 20.0,
     quick: Annotated[bool, typer.Option(help="Small sizes, few rounds, one thread: into NAME-quick.json.")] = False,
 ) -> None:
-    """Run benchmarks, contestants in turn, and write their figures with the machine they ran on.
+    """Run benchmarks with contestants in turn, and write their figures with the machine.
 
     Options that take several values are repeated: --threads 1 --threads 2.
     """
@@ -66,7 +66,7 @@ def main(
         if module is rules:
             _write(results / f"{stem}.md", rules.markdown(document).encode())
             write_atomically(results / f"{stem}.png", rules.plot(document))
-        # A file has no width; the tables are wider than the 80 columns it would get.
+        # A file has no width; the tables are wider than its default of 80 columns.
         Console(width=None if sys.stdout.isatty() else 160).print(module.table(document))
 
 

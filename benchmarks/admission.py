@@ -1,9 +1,9 @@
-"""What it costs to admit a round's replies and to put the round on record, against X.mean(0) of the same numbers.
+"""The time to admit a round's replies and to record the round, compared with X.mean(0) of the same numbers.
 
-A clean round of 20 clients and a ResNet-18 (11.7 million parameters in 62 arrays), on one thread. The contestants take
-turns: the mean of the replies as one tensor; admission alone (every reply judged against the model); audit alone (what
-an `Audit` does from the round's opening to its aggregate: distances and angles of all updates, the next model's hash,
-lines that wait for the disk); both; and a checkpoint, which is not written every round.
+The benchmark uses a clean round of 20 clients and a ResNet-18 (11.7 million parameters in 62 arrays), on one thread.
+Admission is the check of every reply against the model. The audit records the round: distances and angles of all
+updates, the next model's hash, and log lines that wait for the disk. The contestants take turns: the mean of the
+replies as one tensor, admission, audit, both, and a checkpoint. A checkpoint is not written in every round.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from flwr_robust.seeds import numpy_generator
 __all__ = ["TARGET", "measure", "table"]
 
 TARGET = 3.0
-"""Admission and audit together are to cost less than this multiple of the mean."""
+"""The target: admission and audit together take less than this multiple of the mean's time."""
 
 _CLIENTS = 20
 _TURNS = 15
 
 
 def measure(turns: int = _TURNS, shapes: Sequence[tuple[int, ...]] | None = None) -> dict[str, Any]:
-    """Let the contestants take turns, and return their figures.
+    """Measure the contestants in turn, and return their figures.
 
     Parameters
     ----------
     turns : int
-        How often.
+        How many turns.
     shapes : sequence of tuple of int, optional
         The model's arrays; those of a ResNet-18 when not given.
     """
@@ -69,7 +69,7 @@ def measure(turns: int = _TURNS, shapes: Sequence[tuple[int, ...]] | None = None
                 for name, work in works.items():
                     exchange.renew()
                     spent = _timed(work)
-                    if turn:  # the first one compiles, and warms up
+                    if turn:  # the first turn compiles and warms up
                         seconds[name].append(spent)
             exchange.close()
     finally:
@@ -106,7 +106,7 @@ def _resnet() -> list[tuple[int, ...]]:
 
 
 class _Exchange:
-    """A round's messages and replies, and an audit that is told of them."""
+    """A round's messages and replies, and an audit that observes them."""
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], folder: str) -> None:
         draw = numpy_generator(0, "benchmark")
@@ -120,7 +120,7 @@ class _Exchange:
         self._model = drawn(1.0)
         self.parameters = sum(math.prod(shape) for shape in shapes)
         self._sent = SentModel(encode_record(self._model))
-        grid = InProcessGrid(None, _CLIENTS)  # type: ignore[arg-type]  # nobody is asked anything
+        grid = InProcessGrid(None, _CLIENTS)  # type: ignore[arg-type]  # no node is asked
         self._messages = [
             grid.create_message(RecordDict({"arrays": self._sent.record}), "train", node, "1")
             for node in grid.get_node_ids()
@@ -155,7 +155,7 @@ class _Exchange:
         return list(decode_record(reply.content["arrays"]).values())  # type: ignore[arg-type]
 
     def renew(self) -> None:
-        """Make another record of the next model, so that its hash is not known yet."""
+        """Make a new record of the next model, so that its hash is not known yet."""
         self._next = encode_record(self._model)
 
     def mean(self) -> torch.Tensor:
@@ -163,13 +163,13 @@ class _Exchange:
         return self._x.mean(0)
 
     def admit(self) -> None:
-        """Judge the replies."""
+        """Check the replies."""
         admitted, _ = admit(self._replies, self._messages, Terms(), SentModel(self._sent.record))
         assert len(admitted) == _CLIENTS
 
     def audit(self) -> None:
-        """Put a round on record."""
-        # The model sent is the one whose hash the round before has put on record.
+        """Record a round."""
+        # The round before has recorded the hash of the model that is sent.
         self._audit.round_configured(1, "train", self._record.asked, (), self._last)
         for reply in self._admitted:
             self._audit.reply_judged(1, "train", reply)
@@ -177,7 +177,7 @@ class _Exchange:
         self._last = self._next
 
     def both(self) -> None:
-        """Judge the replies, and put the round on record."""
+        """Check the replies, and record the round."""
         self.admit()
         self.audit()
 

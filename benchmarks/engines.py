@@ -1,9 +1,9 @@
-"""Rounds per second of the same apps in process and on Flower's Ray engine, and of the same runs by the fast engine.
+"""Rounds per second of the same runs in process, on Flower's Ray engine, and with the fast engine.
 
-Ten clients, batches of 32, momentum messages, no evaluation. All engines run softmax regression with 7,850 parameters
-under the mean; the fast one also runs what studies are made of: images as MNIST's, consecutive batches, weight decay,
-two models, five rules, and several runs side by side. All take turns; each turn's figure is its median round, so that
-starting up does not count.
+The runs have ten clients, batches of 32, momentum messages and no evaluation. All engines run softmax regression with
+7,850 parameters and the mean. The fast engine also runs the settings of studies: images like MNIST's, consecutive
+batches, weight decay, two models, five rules, and several runs side by side. All take turns. The figure of a turn is
+its median round, so the start does not count.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _MODELS = ("softmax", "mlp")
 _RULES = ("mean()", "trimmed_mean(f=1)", "faba(f=1)", "centered_clipping(tau=0.3)", "lfighter()")
 _STUDY_ROUNDS = 1000
 _TOGETHER = 8
-_QUICK = 20  # how many times as few rounds
+_QUICK = 20  # divisor of the number of rounds
 
 
 def measure(*, quick: bool = False) -> dict[str, Any]:
-    """Run the engines in turn and return their figures; quick ones, of few rounds, say that all of it runs."""
+    """Run the engines in turn, and return their figures; ``quick`` runs few rounds to check that everything works."""
     turns, fewer = (1, _QUICK) if quick else (_TURNS, 1)
     with tempfile.TemporaryDirectory() as folder, FlowerRuns() as flower:
         data = Path(folder) / "random.npz"

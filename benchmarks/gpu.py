@@ -1,10 +1,11 @@
-"""Rules on a GPU, beside what the device itself takes to copy the rows and to multiply them.
+"""Rules on a GPU, compared with the device's own time to copy the rows and to multiply them.
 
-Needs torch, numpy and this project's package, nothing else: ``python -m benchmarks.gpu`` in a checkout. For every size
-it prints, in milliseconds, a copy of the rows, X.mean(0), X X^T in the rows' own type, our centred float64 Gram matrix
-with exact distances, and each rule; coordinate rules as a multiple of the copy (the aim is 3), Gram rules as a multiple
-of copy and X X^T together (the aim is 1.5). Contestants take turns, medians are shown, and the figures go to
-benchmarks/results/gpu.json, with the device's name. ``--device cpu`` tries the script where there is no GPU.
+It needs only torch, numpy and this project's package: ``python -m benchmarks.gpu`` in a checkout. For every size it
+prints the milliseconds of a copy of the rows, X.mean(0), and X X^T in the rows' own type. It also prints those of our
+centred float64 Gram matrix with exact distances, and of each rule. Coordinate rules are shown as a multiple of the copy
+(the aim is 3). Gram rules are shown as a multiple of copy and X X^T together (the aim is 1.5). Contestants take turns,
+and medians are shown. The figures go to benchmarks/results/gpu.json, with the device's name. ``--device cpu`` tests the
+script without a GPU.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def measure(n: int, d: int, device: torch.device, rounds: int) -> dict[str, floa
     n, d : int
         Rows and coordinates; float32, standard normal, the last n // 5 shifted by 1.
     device : torch.device
-        Where the rows are.
+        The device of the rows.
     rounds : int
-        How often each contestant is called, after one call that does not count.
+        How often each contestant is called, after one warm-up call.
     """
     x = torch.randn(n, d, generator=torch.Generator(device).manual_seed(0), device=device)
     f = n // 5

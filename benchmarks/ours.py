@@ -1,7 +1,8 @@
 """The worker of `benchmarks.peers` for this project's rules and for Flower's built-in strategies.
 
-Through Flower, both sides get what users have: reply Messages whose ArrayRecords hold the serialised arrays of a model
-in ten parts. Making the Messages is not timed, `aggregate_train` is. Run as ``python -m benchmarks.ours``.
+With Flower, both sides get reply Messages as users have them. Their ArrayRecords hold the serialised arrays of a model
+in ten parts. The timed part is `aggregate_train`, not the creation of Messages. Run it as ``python -m
+benchmarks.ours``.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def _built_in(rule: str, n: int, f: int) -> flower.FedAvg | None:
-    """Return Flower's strategy of a rule, with the same f; its default options otherwise."""
+    """Return Flower's strategy for a rule, with the same f and otherwise default options."""
     if rule == "mean":
         return flower.FedAvg()
     if rule == "median":
         return flower.FedMedian()
     if rule == "trimmed_mean":
-        return flower.FedTrimmedAvg(beta=(f + 0.5) / n)  # it drops int(beta n) per side; f / n may round below f
+        return flower.FedTrimmedAvg(beta=(f + 0.5) / n)  # it drops int(beta n) per side, and f / n may round below f
     if rule == "krum":
         return flower.Krum(num_malicious_nodes=f)
     if rule == "multi_krum":
@@ -69,10 +70,10 @@ def _record(row: Tensor) -> ArrayRecord:
 
 
 def _round(strategy: flower.FedAvg, x: Tensor) -> Call:
-    """Return the aggregation of one round; replies are made anew, since Flower's strategies take them apart."""
+    """Return the aggregation of one round; replies are made anew, because Flower's strategies change them."""
     n, d = x.shape
     model = np.random.default_rng(1).standard_normal(d, dtype=np.float32)
-    grid = InProcessGrid(ClientApp(), n)  # it is asked for the nodes' ids only
+    grid = InProcessGrid(ClientApp(), n)  # only its node ids are used
     asked = list(strategy.configure_train(1, _record(torch.from_numpy(model)), ConfigRecord(), grid))
     replies = [
         Message(
@@ -100,7 +101,7 @@ def _ours_in_flower(rule: str, x: Tensor, f: int) -> Call | None:
     if rule == "gram":
         return None
     n, d = x.shape
-    # As many nodes as there are, whatever minimum the strategy would set; a strategy short of nodes waits for them.
+    # The minimum is the number of nodes, because a strategy with too few nodes waits for more.
     return _round(RobustStrategy(defence(rule, d, f), min_train_nodes=n, min_available_nodes=n), x)
 
 

@@ -1,16 +1,16 @@
 """A worker that times aggregation rules: one process, one line of JSON in, one line of JSON out.
 
-Run as a script it needs torch, byzfl, byzpy and geom_median and nothing of this project: they have an environment of
-their own, because byzpy pins an old torch. `benchmarks.ours` serves the same commands under this project's interpreter,
-so that both sides are measured by the same code.
+As a script it needs torch, byzfl, byzpy and geom_median, and no part of this project. These packages have a separate
+environment, because byzpy requires an old torch. `benchmarks.ours` serves the same commands with this project's
+interpreter, so the same code measures both sides.
 
     {"do": "make", "n": 20, "d": 1000000, "f": 4, "seed": 0}       make the rows, the same numbers in every worker
     {"do": "run", "contestant": "byzfl", "rule": "krum", "f": 4,   time one rule
      "trace": true, "reference": "gram"}
 
-A run answers seconds, the seconds of X.mean(0) and of the reference taken just before it in the same process, and, with
-"trace", the peak of extra resident memory: the high-water mark during the call above what was resident before it. On
-systems without /proc that is null.
+The answer to a run holds its seconds, and those of X.mean(0) and of the reference just before it in the same process.
+With "trace" it also holds the peak of extra resident memory, which is the maximum during the call minus the value
+before it. On systems without /proc it is null.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ __all__ = ["CONTESTANTS", "RADIUS", "serve"]
 
 Call = Callable[[], Any]
 Prepare = Callable[[str, Tensor, int], Call | None]
-"""(rule, rows, f) -> what is timed, or None where there is no such rule; preparing is not timed."""
+"""(rule, rows, f) -> the function to time, or None if there is no such rule; preparation is not timed."""
 
 RADIUS = 0.5  # of centered clipping, times sqrt(d): half the length of an honest row, so that every row is clipped
-_SHORT = 0.02  # seconds that a measurement should last at least
+_SHORT = 0.02  # the least seconds of a measurement
 
 
 def _byzfl(rule: str, x: Tensor, f: int) -> Call | None:
@@ -63,7 +63,7 @@ def _byzfl(rule: str, x: Tensor, f: int) -> Call | None:
 
 
 def _byzfl_numpy(rule: str, x: Tensor, f: int) -> Call | None:
-    """Run byzfl on numpy arrays, where its medians take another path than torch.quantile, often a faster one."""
+    """Run byzfl on numpy arrays, for which its medians do not use torch.quantile and are often faster."""
     call = _byzfl(rule, x, f)
     if rule not in ("median", "meamed") or call is None:
         return None
@@ -110,7 +110,7 @@ CONTESTANTS: dict[str, Prepare] = {
 
 
 def _rows(n: int, d: int, f: int, seed: int) -> Tensor:
-    """Standard normal rows; the f last ones are shifted by 1 in every coordinate."""
+    """Return standard normal rows, the last f of them shifted by 1 in every coordinate."""
     rows = np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
     rows[n - f :] += 1
     return torch.from_numpy(rows)
@@ -128,7 +128,7 @@ def _traced(call: Call) -> tuple[float, int | None]:
     """Time one call and find its peak of extra resident memory."""
     gc.collect()
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier must not hide what this call takes
+        ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier must not hide the memory of this call
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS:")
     except (AttributeError, OSError):
@@ -147,7 +147,7 @@ def _timed(call: Call) -> float:
 
 
 def _settled(call: Call) -> float:
-    """Time a call; a short one is repeated, and the median taken."""
+    """Return the time of a call; a short one is repeated, and the median returned."""
     times = [_timed(call)]
     while sum(times) < _SHORT and len(times) < 200:
         times.append(_timed(call))
@@ -160,17 +160,17 @@ def serve(contestants: Mapping[str, Prepare], references: Mapping[str, Callable[
     Parameters
     ----------
     contestants : mapping of str to callable
-        What can be run, by name: ``(rule, rows, f)`` gives the call to time. What has to be made anew for every call
-        is made there, and the call may be made once only.
+        The contestants by name: ``(rule, rows, f)`` returns the call to time. It also prepares the input of the call,
+        which may be called only once.
     references : mapping of str to callable (rows)
-        What a rule can be compared with in the same process, beside X.mean(0).
+        Functions with which a rule can be compared in the same process, in addition to X.mean(0).
     """
-    # Libraries print; the answers get a descriptor of their own.
+    # Libraries print to standard output, so the answers have a separate descriptor.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     if limit := int(os.environ.get("BENCHMARK_MEMORY", "0")):
-        # A call that wants more fails by itself, before the machine runs out.
+        # A call that needs more memory fails before the machine has none left.
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     x = torch.zeros(1, 1)
     warm: set[tuple[str, str, tuple[int, ...]]] = set()
@@ -180,7 +180,7 @@ def serve(contestants: Mapping[str, Prepare], references: Mapping[str, Callable[
             if command["do"] == "hello":
                 answer: dict[str, Any] = {"versions": {name: _version(name) for name in command["packages"]}}
             elif command["do"] == "make":
-                x = torch.zeros(1, 1)  # the old rows go before the new ones come
+                x = torch.zeros(1, 1)  # free the old rows before the new ones are made
                 x = _rows(command["n"], command["d"], command["f"], command["seed"])
                 answer = {}
             else:
@@ -201,7 +201,7 @@ def _run(
     rule, f, prepare = command["rule"], command["f"], contestants[command["contestant"]]
     key = (command["contestant"], rule, tuple(x.shape))
     if key not in warm:
-        # Imports, compilation and sorting networks are paid once per process, not once per round.
+        # Imports, compilation and sorting networks take time once per process, not once per round.
         if (call := prepare(rule, x[:, :512].contiguous(), f)) is None:
             return {"absent": True}
         call()

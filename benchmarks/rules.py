@@ -1,22 +1,22 @@
-"""Aggregation rules side by side: ours, byzfl, byzpy, geom_median, and Flower's built-ins, on one machine in one run.
+"""Aggregation rules side by side: ours, byzfl, byzpy, geom_median, and Flower's own, on one machine in one run.
 
 How to read the figures:
 
 - Every figure is a median over rounds. In every round the contestants take turns, so that a slow minute of the machine
-  falls on all of them. Machines are noisy all the same: compare within one run, never with a figure of another day.
-- Every call is preceded by X.mean(0) on the same rows in the same process, torch's own and from that process's torch.
-  "x mean" is the median of the ratios of the two: what a rule costs beyond reading its input once. "x Gram" is the same
-  with our centred Gram matrix, the floor of every rule that looks at distances.
-- Memory is the peak of resident memory during one call above what was there before, as a multiple of the n d float32
-  numbers of the input. Inputs under 8 MB have none: the allocator's own pages would be most of it. The call that is
-  looked at for memory comes first and counts for nothing else.
-- byzfl takes a tensor, byzpy and geom_median the list of its rows; each as its users would hold it. Flower's strategies
-  and ours through Flower take reply Messages with serialised arrays. Ours without Flower takes a tensor.
-- f = n // 5, for Bulyan at most (n - 3) // 4. The last f rows are shifted. `DIFFERENCES` says where a contestant's
-  definition is another one: then the work differs a little, too.
-- A contestant whose first call takes longer than the limit is not called again, and that call is its figure; past
-  three times the limit, or for want of memory, it is ended and has none. What is left out says why. Its rounds end
-  when its calls add up to the limit.
+  affects all of them. Compare only figures of one run, because the speed of a machine varies.
+- Before every call, the same process computes X.mean(0) on the same rows with its torch. "x mean" is the median ratio
+  of the two times; the mean reads the input once. "x Gram" is the same with our centred Gram matrix, which every rule
+  with distances needs.
+- Memory is the peak of extra resident memory during one call, as a multiple of the n d float32 numbers of the input. It
+  is not given for inputs under 8 MB, where the allocator's own pages dominate. The call that measures memory comes
+  first and is not timed.
+- byzfl takes a tensor; byzpy and geom_median take the list of its rows, as their users do. Flower's strategies and ours
+  with Flower take reply Messages with serialised arrays. Ours without Flower takes a tensor.
+- f = n // 5, for Bulyan at most (n - 3) // 4. The last f rows are shifted. `DIFFERENCES` lists contestants with another
+  definition, whose work differs slightly.
+- If a contestant's first call takes longer than the limit, it is not called again, and that call is its figure. After
+  three times the limit, or without enough memory, it is stopped and has no figure. Contestants that are left out have a
+  reason. A contestant's rounds end when the sum of its calls reaches the limit.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ DIFFERENCES = {
 
 @dataclass(frozen=True)
 class Target:
-    """A bound on a figure of ours: at most, or for "faster" at least."""
+    """A bound on one of our figures: an upper bound, or a lower bound for "faster"."""
 
     what: str
     rules: tuple[str, ...]
@@ -147,7 +147,7 @@ TARGETS = (
 
 
 class _GoneError(Exception):
-    """The worker was ended, or ended itself."""
+    """The worker was stopped, or has ended."""
 
 
 class _Worker:
@@ -174,12 +174,12 @@ class _Worker:
         )
 
     def ask(self, command: Mapping[str, Any], limit: float = 600) -> dict[str, Any]:
-        """Send a command and wait for its answer, seconds at most.
+        """Send a command, and wait at most ``seconds`` for its answer.
 
         Raises
         ------
         _GoneError
-            If no answer came; the next command goes to a new process with the same rows.
+            If there is no answer; the next command goes to a new process with the same rows.
         """
         if self._process is None:
             self._process = self._start()
@@ -219,12 +219,12 @@ class _Worker:
 
 
 def faulty(rule: str, n: int) -> int:
-    """Return the f that a rule is run with."""
+    """Return the f for a rule."""
     return min(n // 5, (n - 3) // 4) if rule == "bulyan" else n // 5
 
 
 def _hopeless(contestant: str, rule: str, n: int, f: int) -> str | None:
-    """Say why a call need not be tried."""
+    """Return why a call is not tried, or None."""
     subsets = math.comb(n, f)
     if rule in ("minimum_diameter", "smea") and contestant in ("byzfl", "byzpy") and subsets > 10**6:
         return f"it would look at all {subsets:.1e} subsets"
@@ -240,18 +240,18 @@ def measure(
     repeats: int = 5,
     limit: float = 20.0,
 ) -> dict[str, Any]:
-    """Run all contestants in turn and return their figures.
+    """Run all contestants in turn, and return their figures.
 
     Parameters
     ----------
     peers : Path, optional
-        The interpreter of the environment that has byzfl, byzpy and geom_median; they are left out without it.
+        The interpreter of the environment with byzfl, byzpy and geom_median, which are otherwise left out.
     threads : sequence of int
-        Numbers of threads to measure with.
+        The numbers of threads.
     sizes : sequence of (n, d)
         Rows and coordinates.
     rules : sequence of str
-        Which of `RULES`.
+        The rules, from `RULES`.
     repeats : int
         Rounds.
     limit : float
@@ -286,7 +286,7 @@ def measure(
                             raise RuntimeError(f"the rows of {_title(count, n, d)} could not be made: {made['error']}")
                     for rule in rules:
                         progress.update(task, advance=1, description=f"{rule}, {_title(count, n, d)}")
-                        if not progress.console.is_terminal:  # where no bar is drawn, a line says how far it is
+                        if not progress.console.is_terminal:  # without a progress bar, a line shows the progress
                             print(f"{rule}, {_title(count, n, d)}", file=sys.stderr, flush=True)
                         entries += _compare(workers, rule, n, d, count, repeats, limit)
             finally:
@@ -358,7 +358,7 @@ def _compare(
 
 
 def _settle(entry: dict[str, Any], answers: Sequence[Mapping[str, Any]]) -> None:
-    """Put the figures of the calls into an entry."""
+    """Write the figures of the calls into an entry."""
     entry["all_seconds"] = [answer["seconds"] for answer in answers]
     entry["seconds"] = statistics.median(entry["all_seconds"])
     entry["mean_seconds"] = statistics.median(answer["mean_seconds"] for answer in answers)
@@ -372,7 +372,7 @@ def _settle(entry: dict[str, Any], answers: Sequence[Mapping[str, Any]]) -> None
 
 
 def _judged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Compare every figure of ours with its target."""
+    """Compare every one of our figures with its target."""
     settings = list(dict.fromkeys((e["threads"], e["n"], e["d"]) for e in entries))
     judged = []
     for threads, n, d in settings:
@@ -402,7 +402,7 @@ def _judged(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _found(target: Target, entries: Sequence[Mapping[str, Any]]) -> tuple[float, str] | None:
-    """Return what was measured for a target, and of whom, where it was."""
+    """Return the measurement for a target and its contestant, if there is one."""
     own = [e for e in entries if e["contestant"] == target.contestant and e["rule"] in target.rules]
     if target.kind == "memory":
         taken = [(e["extra_memory"], e["rule"]) for e in own if "extra_memory" in e]
@@ -464,7 +464,7 @@ def _verdict(found: Mapping[str, Any]) -> str:
 
 
 def _verdicts(document: Mapping[str, Any]) -> list[list[str]]:
-    """Return a row per target: what, bound, and the verdict of every setting."""
+    """Return a row per target: name, bound, and the verdict of every setting."""
     settings, found = _settings(document), document["targets"]
     rows = []
     for what in dict.fromkeys(t["what"] for t in found):
@@ -476,7 +476,7 @@ def _verdicts(document: Mapping[str, Any]) -> list[list[str]]:
 
 
 def table(document: dict[str, Any]) -> Group:
-    """Return the figures as tables: one per size and number of threads, the targets, and what was left out."""
+    """Return the figures as tables: one per size and number of threads, the targets, and contestants left out."""
     parts: list[Table | str] = []
     for setting in _settings(document):
         who, rows = _grid(document, setting)
@@ -509,7 +509,7 @@ def markdown(document: dict[str, Any]) -> str:
 
     def rows(header: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
         rule = ["---", *["---:"] * (len(header) - 1)]
-        # A bar inside a cell would end it.
+        # A vertical bar would end the cell.
         return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in (header, rule, *body)]
 
     lines = [f"Cells: {_CELLS}.", ""]
@@ -524,7 +524,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def plot(document: dict[str, Any]) -> Callable[[Any], None]:
-    """Return what draws the figures into a binary file: ms per rule on a log scale, one panel per setting."""
+    """Return a function that draws the figures: ms per rule on a log scale, one panel per setting."""
     settings = _settings(document)
     columns = min(2, len(settings))
     height = -(-len(settings) // columns)

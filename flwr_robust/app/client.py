@@ -1,4 +1,4 @@
-"""The ClientApp: reads the run config and becomes an honest or a poisoned client."""
+"""The ClientApp: reads the run config and acts as an honest or a poisoned client."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["app", "client_fn"]
 
 @lru_cache(maxsize=4)
 def _config(items: tuple[tuple[str, bool | float | int | str], ...]) -> RunConfig:
-    return RunConfig.from_mapping(dict(items), warn=False)  # the server says it
+    return RunConfig.from_mapping(dict(items), warn=False)  # the server logs it
 
 
 def client_fn(context: Context) -> NumPyClient:
-    """Build the client that this node's partition makes it: honest, or one that may poison its data.
+    """Build the client for this node's partition: honest, or one that may poison its data.
 
-    Attacks on messages and faults are not a client's: the server's grid does them to honest replies.
+    Clients do not perform attacks on messages and faults: the server's grid applies these to honest replies.
     """
     config = _config(tuple(context.run_config.items()))
     client = int(context.node_config["partition-id"])

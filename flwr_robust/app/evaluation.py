@@ -1,4 +1,4 @@
-"""Ask clients how they fare, where parameters are personal and the server alone cannot know."""
+"""Evaluation by clients, for runs with personal parameters, which the server cannot evaluate itself."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _PATIENCE = 3600.0  # seconds, as Flower's strategies wait for a round
 
 
 def asking(grid: Grid, config: RunConfig, partitions: Mapping[int, int]) -> Callable[[Arrays], list[ClientScore]]:
-    """Return what has the honest clients evaluate the shared parameters with their own.
+    """Return a function that asks the honest clients to evaluate the shared parameters with their own.
 
-    A client that does not answer, or not with an accuracy, is left out, with a warning. How many test samples it has is
-    known, and not taken from its answer.
+    A client without a valid answer is left out, with a warning. Its number of test samples is known from the
+    configuration, and not read from its answer.
 
     Parameters
     ----------
     grid : Grid
-        Where the clients are.
+        The grid with the clients.
     config : RunConfig
         The run, with personal parameters.
     partitions : mapping of int to int
-        The client that each node is.
+        The number of the client on each node.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def asking(grid: Grid, config: RunConfig, partitions: Mapping[int, int]) -> Call
 
 
 def _score(reply: Message, samples: int) -> ClientScore | None:
-    """Read a reply; None where it holds no score."""
+    """Read the score in a reply; None if it holds none."""
     records = records_of(reply.content, MetricRecord) if reply.has_content() else []
     found = {name: value for record in records for name, value in record.items() if isinstance(value, int | float)}
     loss, accuracy = found.get("loss"), found.get("accuracy")

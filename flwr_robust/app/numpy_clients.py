@@ -1,4 +1,4 @@
-"""NumPyClients of the studies: one that follows the protocol honestly, one that does so on poisoned data."""
+"""The NumPyClients of the studies: an honest one, and one that poisons its data."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ _PERSONAL = "personal"
 
 @lru_cache(maxsize=8)
 def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
-    """One model per process and role: its parameters are set anew for every message."""
+    """Return the model of a process and role; its parameters are set anew for every message."""
     return config.learner(device)
 
 
 @lru_cache(maxsize=8)
 def _initial(config: RunConfig) -> NDArrays:
-    """All arrays of the model that every client starts from."""
+    """Return all arrays of the initial model of every client."""
     return config.learner().arrays()
 
 
 class HonestClient(NumPyClient):
-    """Trains on its own samples and answers with the kind of message the run asks for.
+    """Trains on its own samples and answers with the run's kind of message.
 
     Parameters
     ----------
     config : RunConfig
         The run.
     client : int
-        Which partition it holds.
+        The number of the client and of its partition.
     state : RecordDict
-        Where its momentum and its personal parameters last from round to round: the node's ``context.state``.
+        The store of its momentum and its personal parameters: the node's ``context.state``.
     """
 
     def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
@@ -64,7 +64,7 @@ class HonestClient(NumPyClient):
         self.learner = _learner(config, pick_device(config.device), "trained")
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs and labels to train on: the client's own."""
+        """Return the inputs and labels to train on, which are the client's own."""
         return x, y
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
@@ -94,7 +94,7 @@ class HonestClient(NumPyClient):
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own samples, with their true labels.
 
-        Where parameters are personal: the client's model on its share of the test samples.
+        With personal parameters: evaluate the client's own model on its share of the test samples.
         """
         self.learner.load(self._whole(parameters))
         if self.config.split is not None:
@@ -109,7 +109,7 @@ class HonestClient(NumPyClient):
         return loss, len(self.samples), {"accuracy": accuracy}
 
     def _whole(self, shared: NDArrays) -> NDArrays:
-        """Return all arrays of the model: those sent, and the client's own."""
+        """Return all arrays of the model: those that were sent, and the client's own."""
         if (split := self.config.split) is None:
             return shared
         record = self.state.get(_PERSONAL)
@@ -121,7 +121,7 @@ class HonestClient(NumPyClient):
         return split.join(shared, personal)
 
     def _keep_personal(self, arrays: NDArrays) -> NDArrays:
-        """Return the arrays to send, and keep the others."""
+        """Keep the personal arrays, and return the others, which are sent."""
         if (split := self.config.split) is None:
             return arrays
         self.state[_PERSONAL] = encode_record({self.learner.names[place]: arrays[place] for place in split.personal})
@@ -133,7 +133,7 @@ class HonestClient(NumPyClient):
         return self.learner.gradient(*self.batch(*batch))
 
     def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Update the momenta of all classes that the batch holds; send those of the classes asked for, if any."""
+        """Update the momenta of all classes in the batch; return those of the requested classes, if any."""
         run, own_classes = self.config, self.world.classes_of(self.client)
         parts = draw_class_batch(run.seed, self.client, server_round, own_classes, run.batching, run.batch_size)
         own = self.task.batch(torch.cat(parts), self.learner.device)
@@ -147,7 +147,7 @@ class HonestClient(NumPyClient):
         following = class_momenta(previous, gradients, self.config.alpha)
         self.state[_MOMENTA] = encode_record({str(k): flat.cpu().numpy() for k, flat in following.items()})
         fresh = {k: following[k] for k in gradients}
-        assert isinstance(asked, list)  # the server's; Flower's type of a config knows no lists
+        assert isinstance(asked, list)  # from the server; Flower's type of a config has no lists
         sent = answers(fresh, asked, self.world.claims(self.client, server_round))
         shapes = [parameter.shape for parameter in self.learner.parameters]
         sizes = [shape.numel() for shape in shapes]
@@ -172,24 +172,24 @@ class HonestClient(NumPyClient):
 
 
 class Poisoner(HonestClient):
-    """In the rounds in which it attacks, follows the protocol to the letter on its own samples, poisoned.
+    """A client that follows the protocol, but trains on its poisoned samples in the rounds in which it attacks.
 
-    In all other rounds it is an honest client, with the momentum that it then has. Only an attack with a ``scale``
+    In all other rounds it is an honest client, which continues with its momentum. Only an attack with a ``scale``
     changes the message itself.
 
     Parameters
     ----------
     config, client, state
-        As for `HonestClient`. The run's attack decides what happens to a batch; the stored samples are never touched.
+        As for `HonestClient`. The run's attack poisons each batch; the stored samples never change.
     """
 
     def __init__(self, config: RunConfig, client: int, state: RecordDict) -> None:
         super().__init__(config, client, state)
         self._sent: NDArrays = []
-        self._poison: Poison | None = None  # of the round, where it attacks
+        self._poison: Poison | None = None  # of the round, if it attacks
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """Do as an honest client does; only `batch` differs, and the scale of the message."""
+        """Compute the message of an honest client, with poisoned batches and the attack's scale."""
         server_round = int(config["server-round"])
         self._sent = parameters
         poisons = self.world.poisons([self.client], server_round, lambda _, x: self._scores(x))
@@ -197,14 +197,14 @@ class Poisoner(HonestClient):
         arrays, count, metrics = super().fit(parameters, config)
         if self._poison is None:
             return arrays, count, metrics
-        # Only parameters are scaled relative to the model; class momenta may be more than one model's arrays, or none.
+        # Only parameters are scaled relative to the model; class momenta may hold arrays for several classes, or none.
         sent = parameters if self.kind.relative else arrays
         return self._poison.scaled(arrays, sent), count, metrics
 
     def batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return poisoned inputs and labels; attacks that look see the global model as it was sent.
+        """Return poisoned inputs and labels; attacks that use the model see the global model that was sent.
 
-        What is personal in it is the client's own, as it was before the round.
+        Personal parameters are the client's own, as they were before the round.
         """
         return (x, y) if self._poison is None else self._poison.batch(x, y)
 

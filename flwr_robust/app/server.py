@@ -1,4 +1,4 @@
-"""The ServerApp: builds everything from Flower's run config, runs it, writes what came of it."""
+"""The ServerApp: builds everything from Flower's run config, runs it, and writes the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["app", "main"]
 
 log = logging.getLogger("flwr")
 
-_GUARDS = ("quarantine-after", "on-infeasible")  # which the guard puts on record by itself
+_GUARDS = ("quarantine-after", "on-infeasible")  # which the guard records itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
 
 app = ServerApp()
@@ -44,13 +44,13 @@ def main(grid: Grid, context: Context) -> None:
     Raises
     ------
     FlwrRobustError
-        Before round 1, if the configuration cannot work.
+        Before round 1, if the configuration is invalid.
     """
     try:
         _run(grid, context)
     except FlwrRobustError:
         if not isinstance(grid, InProcessGrid):
-            sys.tracebacklimit = 0  # this process ends here, and its user needs the sentence, not Flower's frames
+            sys.tracebacklimit = 0  # this process ends here, and its user needs the message, not Flower's stack frames
         raise
 
 
@@ -60,7 +60,7 @@ def _run(grid: Grid, context: Context) -> None:
     if not isinstance(grid, InProcessGrid):
         _check_paths(config)
     learner = config.learner()
-    _ = config.samples  # for its errors
+    _ = config.samples  # to raise its errors
     World(config).check_senders()
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config)
@@ -107,7 +107,7 @@ def _run(grid: Grid, context: Context) -> None:
 
 
 def _checked(values: Mapping[str, object]) -> RunConfig:
-    """Return the configuration; what it warns of goes to Flower's log, where the other lines of the run stand."""
+    """Return the configuration; its warnings go to Flower's log, as the other messages of the run do."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UnreadKeyWarning)
         config = RunConfig.from_mapping(values)
@@ -143,7 +143,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
 
 
 def _audit(config: RunConfig) -> Audit | None:
-    """Return where the run goes on record, if it does."""
+    """Return the audit of the run, if it has one."""
     if not config.audit:
         return None
     return Audit(
@@ -157,7 +157,7 @@ def _audit(config: RunConfig) -> Audit | None:
 
 
 def _label_distance(config: RunConfig) -> list[Measured]:
-    """Return how unlike each other the clients' labels are, for the record; this app knows it, others may not."""
+    """Return the measured difference of the clients' labels for the log; other apps may not know it."""
     distances = label_distances(config.data_set.y_train.numpy(), config.samples)
     method = "total variation distance of a client's labels from all clients', {} of the clients"
     return [
@@ -167,7 +167,7 @@ def _label_distance(config: RunConfig) -> list[Measured]:
 
 
 def _attacked(grid: Grid, config: RunConfig, strategy: RobustStrategy) -> Grid:
-    """Return the grid to train on: one that does the attack, where it is not the clients who do it."""
+    """Return the grid for training; it performs the attack if the clients do not."""
     attack = config.attack_object
     if not isinstance(attack, MessageAttack | Fault):
         return grid
@@ -189,7 +189,7 @@ def _attacked(grid: Grid, config: RunConfig, strategy: RobustStrategy) -> Grid:
 
 
 def _check_paths(config: RunConfig) -> None:
-    """Raise for relative paths: this process runs in whatever folder the SuperLink was started in."""
+    """Raise for relative paths, because this process runs in the folder in which the SuperLink was started."""
     paths = {"data": config.data, "output": config.output, "save-model": config.save_model, "audit": config.audit}
     if config.task.endswith(".npz"):
         paths["task"] = config.task
@@ -199,7 +199,7 @@ def _check_paths(config: RunConfig) -> None:
 
 
 def _all_nodes(grid: Grid, clients: int) -> list[int]:
-    """Wait for as many nodes as clients; without it Flower samples among those that happened to come first."""
+    """Wait for as many nodes as clients; otherwise Flower samples among the nodes that connect first."""
     nodes: list[int] = []
     last = time.monotonic()
     while len(nodes) < clients and time.monotonic() - last < _PATIENCE:

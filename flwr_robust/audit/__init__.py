@@ -1,6 +1,6 @@
 """Evidence and recovery: an audit log that shows tampering, checkpoints, rollback, and the robustness card of a run.
 
-`AuditedRun` is what a strategy writes to; all else is for reading what it wrote.
+A strategy writes through `AuditedRun`; everything else reads what was written.
 """
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot

@@ -1,7 +1,7 @@
-"""The robustness card of a run: what a claim of robustness must name, and what this run has to say to it.
+"""The robustness card of a run: the facts that a claim of robustness must state.
 
-Every fact on the card comes with its source: the audit log, the configuration on record there, the rule's own file, or
-the operator's statement. What none of them says is "not stated". Terms follow NIST AI 100-2e2025.
+Every fact on the card has a source: the audit log, the configuration in it, the rule's own file, or the operator's
+statement. A fact without a source is "not stated". Terms follow NIST AI 100-2e2025.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = ["SCHEMA_FILE", "make_card", "render_card", "write_card"]
 VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("card.schema.json")
 
-_BOUNDING = {"arc", "centered_clipping", "clip", "clip_mean", "norm_bound"}  # what shortens long updates
+_BOUNDING = {"arc", "centered_clipping", "clip", "clip_mean", "norm_bound"}  # parts that shorten long updates
 _NOT_STATED = {"value": None, "source": "not stated"}
 _LIMITS = (
     "Nothing is promised against more faulty clients than the declared f.",
@@ -63,8 +63,8 @@ _LIMITS = (
     "Secure aggregation hides from the server what a filter needs to see.",
 )
 
-_CONTENTS = (Fault.CHECKPOINT, Fault.UPDATE, Fault.MODEL)  # what is found in other files than the log, or between lines
-_ACTIVE = re.compile(r"[\\`*<\[|]")  # what Markdown would obey
+_CONTENTS = (Fault.CHECKPOINT, Fault.UPDATE, Fault.MODEL)  # faults found in files other than the log, or between lines
+_ACTIVE = re.compile(r"[\\`*<\[|]")  # characters with a meaning in Markdown
 
 E = TypeVar("E", bound=Event)
 Fact = Mapping[str, Any]
@@ -77,21 +77,21 @@ def make_card(
     red_team: Path | str | None = None,
     verdict: Verdict | None = None,
 ) -> dict[str, Any]:
-    """Gather what a run's log says.
+    """Collect the facts of a run's card.
 
     Parameters
     ----------
     folder : Path
-        The run's.
+        The run's folder.
     statements : mapping, optional
-        What the operator states now; the keys are those of `STATEMENTS`. It goes before what was stated when the run
-        began.
+        Statements that the operator makes now; the keys are those of `STATEMENTS`. They override statements made at the
+        start of the run.
     key : bytes, optional
-        The audit log's.
+        The key of the audit log.
     red_team : Path, optional
-        The file that ``flwr-robust red-team`` wrote of this strategy; see `RedTeamFile`.
+        The file that ``flwr-robust red-team`` wrote for this strategy; see `RedTeamFile`.
     verdict : Verdict, optional
-        What `verify_run` has found in the folder, with this key; found anew when not given.
+        The result of `verify_run` for the folder, with this key; when not given, it is computed.
 
     Returns
     -------
@@ -101,9 +101,9 @@ def make_card(
     Raises
     ------
     AuditError
-        If there is no log of a run, or the red team's file cannot be read.
+        If there is no log, or the red team's file cannot be read.
     UnknownNameError
-        If a statement has another key.
+        If the key of a statement is unknown.
     """
     check_statements(statements or ())
     log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
@@ -141,7 +141,7 @@ def _stated(stated: Mapping[str, str], key: str) -> Fact:
 
 
 def _rule(text: str) -> Rule | None:
-    """Return the rule on record, or None where it is not one of this project's."""
+    """Return the recorded rule, or None if it is not one of this project."""
     try:
         return parse(text)
     except FlwrRobustError:
@@ -229,7 +229,7 @@ def _claim(
 
 
 def _configured(config: Mapping[str, Any], *keys: str) -> Fact:
-    """Return those keys that a configuration holds, unless the first is not among them."""
+    """Return the given keys in a configuration; nothing if it lacks the first."""
     held = {key: config[key] for key in keys if key in config}
     return _fact(held, "configuration") if keys[0] in held else _NOT_STATED
 
@@ -271,7 +271,7 @@ def _deployment(
 
 
 def _client_states(everything: Sequence[Record]) -> str:
-    """Say of how many clients the latest checkpoint holds what they keep from round to round."""
+    """Return the fact that says for how many clients the latest checkpoint holds their state."""
     written, handed = _of(everything, CheckpointWritten), _of(everything, ClientStatesKept)
     if not handed:
         return "not kept"
@@ -280,7 +280,7 @@ def _client_states(everything: Sequence[Record]) -> str:
 
 
 def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
-    """Return what was found in the log, and in the files that it names."""
+    """Return the facts about the log and the files that it names."""
     contents = [finding for finding in verdict.findings if finding.fault in _CONTENTS]
     macs = "none"
     if UNCHECKED in verdict.remarks:
@@ -298,7 +298,7 @@ def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
 
 
 def _tested(everything: Sequence[Record], start: RunStarted, tried: RedTeamFile | None) -> dict[str, Fact]:
-    """Return which attacks were run on purpose: in this run, or by the red team whose file is given."""
+    """Return the attacks that were tested: in this run, or in the given red team's file."""
     tests: list[dict[str, Any]] = [
         {
             "attack": event.attack,
@@ -326,7 +326,7 @@ def _tested(everything: Sequence[Record], start: RunStarted, tried: RedTeamFile 
 
 
 def _limits(part: Component) -> dict[str, Any]:
-    """Return what a rule's own file says of it, and the properties that its cases are known not to have."""
+    """Return the limits that a rule's own file states, and the properties that its cases are known not to have."""
     module = importlib.import_module(type(part).__module__)
     text = inspect.getdoc(module) or ""
     conditions = [paragraph for paragraph in text.split("\n\n") if paragraph.startswith("Condition:")]
@@ -343,7 +343,7 @@ def _limits(part: Component) -> dict[str, Any]:
 
 
 def _least(part: Component) -> str:
-    """Return the condition that a rule's own check holds it to, where its file states none in words."""
+    """Return the condition of a rule according to its check, if its file does not state one."""
     if not isinstance(part, Rule | PreAggregator):
         return "not stated"
     least = next((n for n in range(1, 1000) if part.check(n) is None), None)
@@ -356,11 +356,11 @@ def render_card(card: Mapping[str, Any], kind: str) -> str:
     Parameters
     ----------
     card : mapping
-        What `make_card` returned.
+        The result of `make_card`.
     kind : str
         ``md`` or ``html``.
     """
-    import jinja2  # only here: all else of this room needs torch and numpy alone
+    import jinja2  # imported here, because the rest of this room needs only torch and numpy
 
     environment = jinja2.Environment(
         loader=jinja2.DictLoader(dict(TEMPLATES)),
@@ -377,7 +377,7 @@ def render_card(card: Mapping[str, Any], kind: str) -> str:
 
 
 def _words(value: Any) -> str:
-    """Write a fact's value on one line, as text that neither Markdown nor a terminal takes for a command."""
+    """Return a fact's value on one line, safe for Markdown and terminals."""
     if value is None:
         return "not stated"
     if isinstance(value, bool):
@@ -406,16 +406,16 @@ def write_card(
     Parameters
     ----------
     folder : Path
-        The run's.
+        The run's folder.
     html : bool
-        Whether to write the page, too.
+        Whether to write ``card.html`` as well.
     statements, key, red_team, verdict
         As for `make_card`.
 
     Returns
     -------
     list of Path
-        What was written.
+        The written files.
     """
     card = make_card(folder, statements, key, red_team, verdict)
     texts = {"json": json.dumps(card, indent=1) + "\n", "md": render_card(card, "md")}

@@ -1,4 +1,4 @@
-"""How a card is laid out, as Jinja templates: in a module, for a Flower app takes along no other kind of file."""
+"""The Jinja templates of the card, in a module because a Flower app includes no other kind of file."""
 
 __all__ = ["TEMPLATES"]
 
@@ -145,4 +145,4 @@ _PAGE = """\
 """
 
 TEMPLATES = {"md": _MARKDOWN, "html": _PAGE}
-"""By the ending of the file that is made."""
+"""The templates by file extension."""

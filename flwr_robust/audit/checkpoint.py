@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or not there, one folder per round.
+"""Checkpoints: the saved state of a run, one folder per round, either complete or absent.
 
     round-00000004/arrays.npz        every array: the model's, then those of the states
     round-00000004/checkpoint.json   round, configuration and its hash, names and types of the arrays, all other values,
-                                     and the head of the audit log when it was written
+                                     and the audit log's head, the hash of its last line at that time
     round-00000004/SHA256SUMS        hashes of the two, as ``sha256sum --check`` reads them
-    aside/                           what a rollback, or a round done once more, put aside; nothing here is deleted
+    aside/                           checkpoints moved by a rollback or a repeated round; nothing here is deleted
 
-A checkpoint is written under a hidden name, waits for the disk, and is renamed into place; a process that is killed
-before that leaves the last one as it was. An old one is renamed before it is deleted. Nothing is unpickled.
+A checkpoint is written under a hidden name, synced to the disk, and renamed into place. A process that is killed before
+that leaves the last checkpoint intact. An old checkpoint is renamed before it is deleted. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = ["ARRAYS", "CheckpointStore", "Snapshot", "differences"]
 
 VERSION = 1
 ARRAYS = "arrays.npz"
-"""The file of a checkpoint's arrays; the model's come first."""
+"""The file of a checkpoint's arrays; those of the model come first."""
 _VALUES, _SUMS = "checkpoint.json", "SHA256SUMS"
-# What reading a file can raise that has the hash it should have, but was not written here.
+# The errors from reading a file that has the right hash but was not written by this module.
 _FORGED = (
     *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration, RecursionError),
     *(OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error),
@@ -49,24 +49,24 @@ _LEFTOVER = re.compile(r"\.round-[0-9]{8,}\.(part|deleted)")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that a run needs to go on as if it had never stopped.
+    """Everything that a run needs to continue as if it had never stopped.
 
     Attributes
     ----------
     round : int
-        The last round that was finished.
+        The last finished round.
     config : mapping
-        The run's configuration, scalars.
+        The run's configuration, as scalars.
     model : mapping of str to array
-        The global model after that round; any numpy type but objects.
+        The global model after that round, of any numpy type except objects.
     states : mapping of str to (mapping of str to Tensor)
         Named states, such as ``rule``, ``attack``, ``messages``; any torch type.
     partitions : mapping of int to int
-        Partition by node.
+        The partition (numbered share of the data) of each node.
     values : mapping of str
-        Whatever else JSON holds, such as ``history`` and ``sampling``; tuples come back as lists.
+        Other JSON values, such as ``history`` and ``sampling``; tuples become lists.
     head : str
-        The audit log's head when the checkpoint was written; `CheckpointStore.save` is given it.
+        The audit log's head at the time of the checkpoint; an argument of `CheckpointStore.save`.
     """
 
     round: int
@@ -79,16 +79,16 @@ class Snapshot:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. One process writes at a time: hold the run's audit log open.
+    """The checkpoints of one run. Only the process that has the run's audit log open may write.
 
     Parameters
     ----------
     folder : Path
-        Made where it does not exist.
+        The folder of the checkpoints; created if it does not exist.
     keep : int, optional
         How many of the latest checkpoints to keep; None keeps all.
     sync : bool
-        Whether `save` waits for the disk, so that a power failure cannot damage what it wrote.
+        Whether `save` waits for the disk, so that a power failure cannot damage the checkpoint.
     """
 
     def __init__(self, folder: Path | str, *, keep: int | None = 3, sync: bool = True) -> None:
@@ -98,7 +98,7 @@ class CheckpointStore:
         self._keep, self._sync = keep, sync
 
     def rounds(self) -> list[int]:
-        """Return the rounds that have a checkpoint, ascending; whether it is intact is not looked at."""
+        """Return the rounds that have a checkpoint, in ascending order; this does not check the checkpoints."""
         found = [_FOLDER.fullmatch(path.name) for path in self.folder.glob("round-*")]
         return sorted(int(match[1]) for match in found if match)
 
@@ -109,17 +109,17 @@ class CheckpointStore:
     # -- writing ----------------------------------------------------------------------------------
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint, then delete those that need not be kept.
+        """Write a checkpoint, then delete those that are no longer kept.
 
         Returns
         -------
         Path
-            Its folder.
+            The folder of the checkpoint.
 
         Raises
         ------
         ConfigurationError
-            If the snapshot holds what cannot be written.
+            If the snapshot holds a value that cannot be written.
         """
         check_integer("checkpoint", "round", snapshot.round, 0)
         arrays, document = _pack(snapshot)
@@ -134,7 +134,7 @@ class CheckpointStore:
         (part / _SUMS).write_text(sums)
         if self._sync:
             for name in (ARRAYS, _VALUES, _SUMS):
-                with (part / name).open("rb+") as file:  # Windows syncs only what may be written to
+                with (part / name).open("rb+") as file:  # Windows syncs only files that are open for writing
                     os.fsync(file.fileno())
             sync_folder(part)
         target = self.path(snapshot.round)
@@ -149,29 +149,29 @@ class CheckpointStore:
         return target
 
     def clean(self) -> None:
-        """Delete what a process that was killed left behind."""
+        """Delete the incomplete files of a killed process."""
         for path in self.folder.glob(".round-*"):
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
 
     def later(self, server_round: int) -> list[Path]:
-        """Return the checkpoints of later rounds, the last one first."""
+        """Return the checkpoints of later rounds, the latest first."""
         return [self.path(later) for later in reversed(self.rounds()) if later > server_round]
 
     def put_aside(self, paths: Sequence[Path]) -> None:
-        """Move checkpoints aside; to be given the last one first, so that one killed in between leaves no hole."""
+        """Move checkpoints aside; pass the latest first, so that a kill in between leaves no gap."""
         for path in paths:
             move_aside(path, self.folder / "aside")
 
     # -- reading ----------------------------------------------------------------------------------
 
     def damage(self, server_round: int) -> str | None:
-        """Say what is wrong with a round's checkpoint, or return None if it is intact."""
+        """Return what is wrong with a round's checkpoint, or None if it is intact."""
         return self.damage_of(self.path(server_round))
 
     @staticmethod
     def damage_of(path: Path) -> str | None:
-        """Say what is wrong with the checkpoint in a folder, or return None if it is intact."""
+        """Return what is wrong with the checkpoint in a folder, or None if it is intact."""
         try:
             lines = (path / _SUMS).read_text().splitlines()
             sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
@@ -183,12 +183,12 @@ class CheckpointStore:
         return f"the SHA-256 of {', '.join(odd)} is another one than when it was written" if odd else None
 
     def latest_intact(self, before: int | None = None) -> int | None:
-        """Return the latest round whose checkpoint is intact, if there is one, among those before ``before``."""
+        """Return the latest round before ``before`` with an intact checkpoint, or None."""
         rounds = [each for each in reversed(self.rounds()) if before is None or each < before]
         return next((each for each in rounds if self.damage(each) is None), None)
 
     def sha256(self, server_round: int) -> str:
-        """Return the hash of a checkpoint's SHA256SUMS, hence of all that it holds."""
+        """Return the hash of a checkpoint's SHA256SUMS, which covers all its files."""
         return file_sha256(self.path(server_round) / _SUMS)
 
     def load(
@@ -203,17 +203,18 @@ class CheckpointStore:
         Parameters
         ----------
         server_round : int, optional
-            Its round; the latest when not given.
+            The round of the checkpoint; the latest when not given.
         config : mapping, optional
-            The configuration it must have been made with.
+            The configuration with which the checkpoint must have been made.
         may_differ : collection of str
             Keys of the configuration that are not compared, such as ``rounds``.
 
         Raises
         ------
         CheckpointError
-            If there is none, or it is damaged (then ``offered`` is the latest intact one before it), or of another
-            configuration (the keys that differ are named).
+            If there is no such checkpoint, it is damaged, or it belongs to another configuration. If it is damaged,
+            ``offered`` is the latest intact round before it. For another configuration, the message names the differing
+            keys.
         """
         rounds = self.rounds()
         wanted = (rounds[-1] if rounds else None) if server_round is None else server_round
@@ -225,7 +226,7 @@ class CheckpointStore:
         if damage is None:
             try:
                 snapshot = _unpack(self.path(wanted))
-                if snapshot.round != wanted:  # else another round's hash would vouch for it
+                if snapshot.round != wanted:  # otherwise another round's hash would confirm it
                     raise ValueError(f"it says that it is of round {snapshot.round}")
             except _FORGED as error:
                 damage = f"it does not hold what it must ({error})"
@@ -242,7 +243,7 @@ class CheckpointStore:
 
 
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
-    """Return a phrase for every key by which one configuration is not another."""
+    """Return a phrase for every key in which two configurations differ."""
     now = json.loads(json.dumps(dict(now)))
     return [
         f"{key} was {_shown(there, key)} and is {_shown(now, key)}"
@@ -269,7 +270,7 @@ def _pack(snapshot: Snapshot) -> tuple[dict[str, NDArray[Any]], bytes]:
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             try:
                 values = flat.numpy()
-            except TypeError:  # bfloat16 and its like, which numpy does not know
+            except TypeError:  # types such as bfloat16, which numpy does not have
                 values = flat.view(torch.uint8).numpy()
             states[name][key] = {"type": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
             arrays[str(len(arrays))] = values
@@ -290,7 +291,7 @@ def _pack(snapshot: Snapshot) -> tuple[dict[str, NDArray[Any]], bytes]:
 
 
 def _unwritable(value: Any, where: str) -> str | None:
-    """Say which part of a value JSON would not give back."""
+    """Return which part of a value JSON would not restore."""
     if isinstance(value, Mapping):
         if odd := [key for key in value if not isinstance(key, str)]:
             return f"{where}: keys must be text; got {odd[0]!r}"
@@ -316,7 +317,7 @@ def _unpack(path: Path) -> Snapshot:
         raise ValueError("its model has names that are no text")
     with np.load(path / ARRAYS, allow_pickle=False) as held:
         found = [held[str(index)] for index in range(len(held.files))]
-    if not all(isinstance(values, np.ndarray) for values in found):  # numpy returns the bytes of what is no array
+    if not all(isinstance(values, np.ndarray) for values in found):  # other entries come as bytes
         raise ValueError(f"{ARRAYS} holds what is no array")
     arrays = iter(found)
     model = {name: next(arrays) for name in document["model"]}

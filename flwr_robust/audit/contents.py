@@ -1,9 +1,9 @@
-"""What a run's folder holds, held against its log: checkpoints, kept updates, and the models from round to round.
+"""Compare a run's folder with its log: checkpoints, kept updates, and the models from round to round.
 
-The log names the hash of every checkpoint and of every kept update. A checkpoint counts as on record if it is the one
-that the log named last for its round, and nothing later in the log undid that round. One checkpoint may be missing from
-the log: the newest, whose writer was killed before it was on record, or is at work. It must then fit what the log says
-of the round that was aggregated last.
+The log names the hash of every checkpoint and of every kept update. A checkpoint is on record if the log named it last
+for its round, and no later entry undid that round (resumption, rollback). Only the newest checkpoint may be missing
+from the log: its writer may be at work, or may have been killed. It must then fit the log's entry of the last
+aggregated round.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ def update_file(folder: Path | str, server_round: int, node: int) -> Path:
 
 
 def updates_aside(folder: Path | str, server_round: int) -> Path:
-    """Return the folder of those updates of a round that were put aside because the round was done once more."""
+    """Return the folder of a round's updates that were moved aside because the round was repeated."""
     return Path(folder) / "updates" / "aside" / f"round-{server_round:08}"
 
 
 @dataclass
 class Standing:
-    """Which checkpoints a log has on record, and what it says of the last round.
+    """The checkpoints on record in a log, and the log's entry of the last round.
 
     Attributes
     ----------
     current : dict of int to Record
-        By round, the last `CheckpointWritten` that was not undone.
+        The last `CheckpointWritten` of each round that was not undone.
     written : dict of int to set of str
-        By round, the hashes of all that were ever on record.
+        The hashes of all checkpoints of each round that were ever on record.
     aggregated : Aggregated or None
-        The last one that was not undone.
+        The last entry of this kind that was not undone.
     records : sequence of Record
-        The log's.
+        The records of the log.
     """
 
     current: dict[int, Record] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Standing:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Standing:
-        """Read it off a log."""
+        """Compute the standing from a log's records."""
         records = list(records)
         standing, rounds = cls(records=records), {}
         for record in records:
@@ -104,14 +104,14 @@ class Standing:
         return standing
 
     def sha256(self, server_round: int) -> str | None:
-        """Return the hash that a round's checkpoint must have; None if the log knows of none that counts."""
+        """Return the hash that a round's checkpoint must have; None if the log has no valid one."""
         record = self.current.get(server_round)
         return record.event.sha256 if record and isinstance(record.event, CheckpointWritten) else None
 
     def undone(self, store: CheckpointStore) -> list[Path]:
-        """Return checkpoints in their place although the log has them undone, the last one first.
+        """Return the checkpoints that the log has undone but that were not moved aside, the latest first.
 
-        Such are left by a process that was killed between putting it on record and moving them.
+        A process that was killed between recording this and moving the checkpoints leaves such ones.
         """
         found = []
         for server_round in reversed(store.rounds()):
@@ -124,10 +124,10 @@ class Standing:
         return found
 
     def odd(self, store: CheckpointStore, server_round: int) -> str | None:
-        """Say why an intact checkpoint is not the one that the log knows, or return None if it is, or may be.
+        """Return why an intact checkpoint is not the one in the log; None if it is or may be.
 
-        It may be although the log has none of its round, if it is the newest, was written when the log was as long as
-        it is now, and holds the model of the last round.
+        A checkpoint that is not in the log may still be valid. It must be the newest, must have been written when the
+        log had its present length, and must hold the model of the last round.
         """
         expected = self.sha256(server_round)
         if expected is not None:
@@ -152,25 +152,25 @@ def _back_to(event: Resumed | RolledBack) -> int:
 
 
 def checkpointed_heads(folder: Path | str) -> dict[str, str]:
-    """Return the heads of the log that a run's checkpoints hold, with the checkpoints' names."""
+    """Return the log heads in a run's checkpoints, with the names of the checkpoints."""
     heads = {}
     for path in sorted(checkpoint_folder(folder).glob("round-*/checkpoint.json")):
         try:
             heads[str(json.loads(path.read_bytes())["log_head"])] = path.parent.name
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue  # a damaged checkpoint says nothing about the log
+            continue  # a damaged checkpoint is no evidence about the log
     return heads
 
 
 def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes | None = None) -> Verdict:
-    """Verify a run's log, and hold what its folder holds against it.
+    """Verify a run's log, and compare the contents of its folder with it.
 
     Parameters
     ----------
     folder : Path
-        The run's.
+        The run's folder.
     expect, key
-        As for `verify`; the log must hold the heads that checkpoints hold, too.
+        As for `verify`; the log must also hold the heads named in checkpoints.
 
     Returns
     -------
@@ -191,28 +191,28 @@ def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes |
             remark = f"checkpoints and kept updates could not be held against the log: {error}"
             return replace(verdict, remarks=(*verdict.remarks, remark))
         findings, remarks = check_contents(folder, records)
-        # A run that goes on writes checkpoints that the lines read before cannot know.
+        # A run in progress writes checkpoints after the lines were read.
         if not findings or not log.is_file() or len(read_log(log)) == len(records):
             break
     return replace(verdict, findings=(*verdict.findings, *findings), remarks=(*verdict.remarks, *remarks))
 
 
 def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[Finding], list[str]]:
-    """Hold a run's checkpoints, its kept updates, and the models from round to round against its log.
+    """Compare a run's checkpoints, its kept updates, and the models from round to round with its log.
 
     Parameters
     ----------
     folder : Path
-        The run's.
+        The run's folder.
     records : sequence of Record
-        The log's.
+        The records of the log.
 
     Returns
     -------
     list of Finding
-        What differs or cannot be read. Checkpoints that are gone are no finding, for old ones are deleted.
+        Files that differ or cannot be read. Missing checkpoints are not a finding, because old ones are deleted.
     list of str
-        What one should know although it is no sign of tampering.
+        Remarks that are no sign of tampering.
     """
     remarks: list[str] = []
     findings = [
@@ -225,7 +225,7 @@ def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[
 
 
 def _checkpoints(folder: Path, standing: Standing, remarks: list[str]) -> Iterator[Finding]:
-    """Yield the checkpoints in their places that differ or cannot be read."""
+    """Yield the current checkpoints that differ or cannot be read."""
     store = CheckpointStore(checkpoint_folder(folder))
     undone = standing.undone(store)
     for server_round in store.rounds():
@@ -240,13 +240,13 @@ def _checkpoints(folder: Path, standing: Standing, remarks: list[str]) -> Iterat
             why = str(error)
         if why is None and record is None:
             remarks.append(f"{path.name} is not on record: its writer was killed before that, or is at work")
-        elif why is not None and path.exists():  # else its writer has deleted it meanwhile, as an old one
+        elif why is not None and path.exists():  # otherwise its writer has deleted it as an old one
             sentence = f"the checkpoint {path.name} {Fault.CHECKPOINT.value}: {why}"
             yield Finding(record.line if record else 0, Fault.CHECKPOINT, sentence)
 
 
 def _aside(folder: Path, standing: Standing) -> Iterator[Finding]:
-    """Yield the checkpoints put aside that differ from what was on record once, or cannot be read."""
+    """Yield the checkpoints moved aside that were never on record, or cannot be read."""
     where = checkpoint_folder(folder) / "aside"
     for path in sorted(where.glob("round-*")):
         number = path.name.removeprefix("round-").partition(".")[0]
@@ -259,7 +259,7 @@ def _aside(folder: Path, standing: Standing) -> Iterator[Finding]:
 
 
 def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Iterator[Finding]:
-    """Yield the kept updates of which no file has the hash that is on record."""
+    """Yield the kept updates for which no file has the recorded hash."""
     kept = [(record.line, record.event) for record in records if isinstance(record.event, UpdateKept)]
     if kept and not (folder / "updates").is_dir():
         remarks.append(f"the folder of the {len(kept)} updates that were kept is gone")
@@ -285,7 +285,7 @@ def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Ite
 
 
 def _models(records: Sequence[Record]) -> Iterator[Finding]:
-    """Yield the rounds that began with another model than the one that was current."""
+    """Yield the rounds that began with a model other than the current one."""
     after: dict[int, str] = {}
     current: tuple[int, str] | None = None
     begun = False  # whether a checkpoint of the initial model is on record
@@ -303,6 +303,6 @@ def _models(records: Sequence[Record]) -> Iterator[Finding]:
             after[event.round] = event.model_after
         elif isinstance(event, Resumed | RolledBack):
             to_round = _back_to(event)
-            # A run begun anew without a checkpoint has the model that its caller gives it.
+            # A run that is started again without a checkpoint has the model given by its caller.
             after = {key: model for key, model in after.items() if key <= to_round and (key or begun)}
             current = (to_round, after[to_round]) if to_round in after else None

@@ -1,4 +1,4 @@
-"""Hashes by which a configuration and a model are known."""
+"""Hashes that identify a configuration and a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["config_sha256", "model_sha256"]
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a configuration: of its JSON, keys sorted.
+    """Return the SHA-256 of a configuration, computed from its JSON with sorted keys.
 
     Examples
     --------
@@ -26,12 +26,12 @@ def config_sha256(config: Mapping[str, Any]) -> str:
 
 
 def model_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return the SHA-256 of a model: of every array's name, a zero byte, and the array as an .npy file (version 1.0).
+    """Return the SHA-256 of a model: each array's name, a zero byte, and the array as an .npy file (version 1.0).
 
     Parameters
     ----------
     arrays : mapping of str to array
-        In the model's order, which counts.
+        The arrays in the model's order, which changes the hash.
     """
     digest = hashlib.sha256()
     for name, values in arrays.items():

@@ -1,4 +1,4 @@
-"""How long the aggregate is, how far each update lies from it, and at which angle."""
+"""The length of the aggregate, and the distance and angle of each update to it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flwr_robust.core.rows import Rows
 __all__ = ["distances_and_angles"]
 
 
-_BLOCK = 1 << 16  # numbers taken to float64 at a time: a second copy of a large model costs more than its norm
+_BLOCK = 1 << 16  # numbers converted to float64 at a time: a second copy of a large model costs more than its norm
 
 
 def distances_and_angles(rows: Rows, value: Tensor) -> tuple[tuple[float, ...], tuple[float, ...], float]:
@@ -23,16 +23,16 @@ def distances_and_angles(rows: Rows, value: Tensor) -> tuple[tuple[float, ...], 
     rows : Rows
         The updates.
     value : Tensor (d,)
-        What a rule made of them.
+        The aggregate of the updates.
 
     Returns
     -------
     distances : tuple (n,) of float
-        Norms of row - value.
+        The norms of row - value.
     angles : tuple (n,) of float
-        Between row and value, in degrees; NaN where one of them is zero.
+        The angles between row and value, in degrees; NaN if one of them is zero.
     length : float
-        Norm of the value.
+        The norm of the value.
 
     Examples
     --------

@@ -1,7 +1,7 @@
-"""What can happen in a run: one frozen dataclass per kind of event, and its JSON form.
+"""The events of a run: one frozen dataclass per kind of event, and its JSON form.
 
-Fields hold what JSON holds, of the declared types; these are checked when an event is written and when it is read. A
-number that is not finite becomes null. ``docs/audit-log.md`` describes every kind and what it discloses.
+Fields hold JSON values of the declared types, which are checked when an event is written and read. A number that is not
+finite becomes null. ``docs/audit-log.md`` describes every kind and what it discloses.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of the events and of the line they stand in; it grows when a field changes its meaning or goes."""
+"""Version of the events and of the log's lines; it grows when a field changes its meaning or is removed."""
 
 STATEMENTS = {
     "sampling": "how clients are chosen for a round",
@@ -57,11 +57,11 @@ STATEMENTS = {
     "sybil_resistance": "what stops one party from running many clients",
     "secure_aggregation": "whether the server sees single updates",
 }
-"""What only an operator knows: the keys of `RunStarted.statements`, and what each says."""
+"""Facts that only the operator knows: the keys of `RunStarted.statements`, with their meaning."""
 
 
 def check_statements(names: Iterable[str]) -> None:
-    """Raise `UnknownNameError` unless all names are keys of `STATEMENTS`."""
+    """Raise `UnknownNameError` if a name is not a key of `STATEMENTS`."""
     for name in names:
         if name not in STATEMENTS:
             raise UnknownNameError("statement", name, STATEMENTS)
@@ -74,7 +74,7 @@ _KINDS: dict[str, type[Event]] = {}
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened; a subclass names its ``kind``."""
+    """Base of all events; each subclass names its ``kind``."""
 
     kind: ClassVar[str] = ""
 
@@ -83,7 +83,7 @@ class Event:
         _KINDS[kind] = cls
 
     def to_fields(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them.
+        """Return the fields as JSON values.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Event:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Self:
-        """Make an event from its fields as JSON holds them.
+        """Make an event from JSON values of its fields.
 
         Raises
         ------
@@ -114,20 +114,20 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event, kind="run_started"):
-    """A run began.
+    """A run has started.
 
     Attributes
     ----------
     config, config_sha256
-        The whole configuration, and its hash.
+        The complete configuration, and its hash.
     rule : str
-        The defence string; empty where the rule is not one of this project's.
+        The defence string; empty if the rule is not one of this project.
     strategy : str
-        The class that aggregates.
+        The class of the strategy.
     software : mapping
         Versions by package.
     statements : mapping
-        What the operator states; see `STATEMENTS`.
+        The operator's statements; see `STATEMENTS`.
     keeps_updates : bool
         Whether raw updates are kept.
     """
@@ -143,14 +143,14 @@ class RunStarted(Event, kind="run_started"):
 
 @dataclass(frozen=True)
 class LogReopened(Event, kind="log_reopened"):
-    """A log whose writer had been stopped was opened again, and something had to be mended.
+    """A log whose writer was interrupted has been opened again and repaired.
 
     Attributes
     ----------
     torn_bytes, torn_sha256
-        Length and hash of the torn bytes that stand before this line; 0 and empty if there are none.
+        Length and hash of the incomplete line before this one; 0 and empty if there is none.
     unsealed : int
-        Whole lines that the head file had only announced.
+        Number of complete lines that the head file had only announced.
     """
 
     torn_bytes: int = 0
@@ -160,20 +160,20 @@ class LogReopened(Event, kind="log_reopened"):
 
 @dataclass(frozen=True)
 class RoundConfigured(Event, kind="round_configured"):
-    """Clients were asked.
+    """Clients are asked in a round.
 
     Attributes
     ----------
     round, phase
         Flower's round, and ``train`` or ``evaluate``.
     asked : tuple of int
-        The nodes asked.
+        The nodes that are asked.
     available : int, optional
-        How many nodes there were to choose from.
+        How many nodes were available.
     left_out : tuple of int
-        Nodes in quarantine.
+        Nodes in quarantine, which are not asked.
     model : str
-        Hash of the model sent; empty where it is not known.
+        Hash of the model that is sent; empty if unknown.
     """
 
     round: int
@@ -186,16 +186,16 @@ class RoundConfigured(Event, kind="round_configured"):
 
 @dataclass(frozen=True)
 class ReplyAdmitted(Event, kind="reply_admitted"):
-    """A reply was let in.
+    """A reply was admitted: it passed the server's check and is used.
 
     Attributes
     ----------
     round, phase, node, partition
-        Where it belongs, and who sent it.
+        The round and phase of the reply, and its sender.
     num_examples : float, optional
-        What the client says it has.
+        The number of examples that the client states.
     update_sha256 : str
-        Hash of the update, where the operator asked for it.
+        Hash of the update, if the operator asked for it.
     """
 
     round: int
@@ -208,12 +208,12 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
 
 @dataclass(frozen=True)
 class ReplyAbstained(Event, kind="reply_abstained"):
-    """A client answered that it has nothing to say to what the round asks for, such as classes that it does not hold.
+    """A client abstained: it answered without arrays, for example because it holds none of the classes asked for.
 
     Attributes
     ----------
     round, phase, node, partition
-        Where it belongs, and who sent it.
+        The round and phase of the reply, and its sender.
     """
 
     round: int
@@ -224,14 +224,14 @@ class ReplyAbstained(Event, kind="reply_abstained"):
 
 @dataclass(frozen=True)
 class ReplyRefused(Event, kind="reply_refused"):
-    """A reply was not let in.
+    """A reply was refused.
 
     Attributes
     ----------
     round, phase, node, partition
-        Where it belongs, and who sent it.
+        The round and phase of the reply, and its sender.
     reason : str
-        The name of the reason, as admission enumerates them.
+        The name of the reason; admission defines the reasons.
     detail : str
         What was found.
     """
@@ -246,23 +246,22 @@ class ReplyRefused(Event, kind="reply_refused"):
 
 @dataclass(frozen=True)
 class Aggregated(Event, kind="aggregated"):
-    """A round of training was aggregated, or was not.
+    """A round of training has ended, with or without an aggregate.
 
     Attributes
     ----------
     round : int
         Flower's round.
     outcome, sentence
-        Name of the `Outcome`, and why it was infeasible.
+        Name of the `Outcome`, and why the round was infeasible.
     model_before, model_after
-        Hashes of the model that was sent and of the one that came out.
+        Hashes of the model that was sent and of the next model.
     nodes, partitions
-        The replies aggregated, in order.
+        The aggregated replies, in order.
     weights, distances, angles
-        What the rule gave to each, how far each lies from the aggregate, and at which angle, in degrees; empty where
-        not known.
+        The rule's weight, the distance and the angle in degrees to the aggregate, for each reply; empty if unknown.
     length : float, optional
-        Norm of the aggregate.
+        The norm of the aggregate.
     """
 
     round: int
@@ -289,7 +288,7 @@ class Evaluated(Event, kind="evaluated"):
     source : str
         ``server``, or ``clients`` for metrics that were aggregated from replies.
     metrics : mapping
-        By name.
+        The metrics by name.
     """
 
     round: int
@@ -299,14 +298,14 @@ class Evaluated(Event, kind="evaluated"):
 
 @dataclass(frozen=True)
 class Measured(Event, kind="measured"):
-    """A quantity of the run was measured, such as xi, how much the clients' gradients differ.
+    """A quantity of the run was measured, such as xi, the difference of the clients' gradients.
 
     Attributes
     ----------
     round : int
         Flower's round.
     quantity, value, method
-        What was measured, what came out, and how it was done.
+        The name of the quantity, its value, and how it was measured.
     """
 
     round: int
@@ -317,20 +316,20 @@ class Measured(Event, kind="measured"):
 
 @dataclass(frozen=True)
 class RedTeamed(Event, kind="red_teamed"):
-    """An attack was run against the defence on purpose.
+    """An attack against the defence was run as a test.
 
     Attributes
     ----------
     attack : str
         The attack's text.
     attackers, clients : int
-        How many of how many clients attacked.
+        The number of attackers, and of all clients.
     metric : str
-        What was measured.
+        The name of the metric.
     honest, attacked : float
-        Its value without and with the attack.
+        The metric's value without and with the attack.
     source : str
-        Where the run that shows it is to be found.
+        The place of the run that shows this.
     """
 
     attack: str
@@ -349,7 +348,7 @@ class UpdateKept(Event, kind="update_kept"):
     Attributes
     ----------
     round, node, file, sha256
-        Whose it is, where it lies in the run's folder, and the file's hash.
+        The round and sender of the update, its file in the run's folder, and the file's hash.
     """
 
     round: int
@@ -360,14 +359,14 @@ class UpdateKept(Event, kind="update_kept"):
 
 @dataclass(frozen=True)
 class Quarantined(Event, kind="quarantined"):
-    """A client is left out of sampling.
+    """A client is put into quarantine: it is no longer sampled.
 
     Attributes
     ----------
     round, node, partition
-        Since when, and who.
+        The round of the change, and the client.
     refusals : int
-        How many of its replies had been refused.
+        How many of its replies have been refused.
     """
 
     round: int
@@ -378,14 +377,14 @@ class Quarantined(Event, kind="quarantined"):
 
 @dataclass(frozen=True)
 class Released(Event, kind="released"):
-    """A client is no longer left out.
+    """A client is released from quarantine: it may be sampled again.
 
     Attributes
     ----------
     round, node, partition
-        Since when, and who.
+        The round of the change, and the client.
     reason : str
-        Why, or by whom.
+        Why or by whom it was released.
     """
 
     round: int
@@ -396,14 +395,14 @@ class Released(Event, kind="released"):
 
 @dataclass(frozen=True)
 class CheckpointWritten(Event, kind="checkpoint_written"):
-    """A checkpoint is whole on the disk.
+    """A checkpoint is complete on the disk.
 
     Attributes
     ----------
     round, folder
-        What it holds, and where it lies in the run's folder.
+        The round of the checkpoint, and its path in the run's folder.
     sha256 : str
-        Hash of its SHA256SUMS, hence of all its files.
+        Hash of its SHA256SUMS, which covers all its files.
     """
 
     round: int
@@ -413,16 +412,16 @@ class CheckpointWritten(Event, kind="checkpoint_written"):
 
 @dataclass(frozen=True)
 class ClientStatesKept(Event, kind="client_states_kept"):
-    """Clients handed over what they keep from round to round, for a checkpoint that is about to be written.
+    """Clients have sent their states, which they keep from round to round, for the next checkpoint.
 
     Attributes
     ----------
     round : int
         The checkpoint's round.
     clients : int
-        Of how many the checkpoint holds what they handed over, now or before.
+        The number of clients whose state is in the checkpoint, whether sent now or before.
     missing : mapping
-        Why those did not who should have, by node.
+        The reasons why expected states are missing, by node.
     """
 
     round: int
@@ -432,16 +431,16 @@ class ClientStatesKept(Event, kind="client_states_kept"):
 
 @dataclass(frozen=True)
 class ClientStatesRestored(Event, kind="client_states_restored"):
-    """Clients were given back what they had handed over, before the run goes on.
+    """Clients have received their states back before the run continues.
 
     Attributes
     ----------
     round : int
-        The round that they are about to be asked for.
+        The round for which the clients will be asked.
     nodes : tuple of int
-        The nodes that were.
+        The nodes that received their state.
     missing : mapping
-        Why others begin anew, by node.
+        The reasons why other nodes start without a state, by node.
     """
 
     round: int
@@ -451,12 +450,12 @@ class ClientStatesRestored(Event, kind="client_states_restored"):
 
 @dataclass(frozen=True)
 class Resumed(Event, kind="resumed"):
-    """The run goes on from a checkpoint; what was recorded of later rounds no longer counts.
+    """The run continues from a checkpoint; records of later rounds no longer count.
 
     Attributes
     ----------
     round : int
-        The checkpoint's round; 0: from the start.
+        The checkpoint's round; 0 if the run starts from the beginning.
     set_aside : tuple of str
         Folders of later checkpoints.
     """
@@ -467,12 +466,12 @@ class Resumed(Event, kind="resumed"):
 
 @dataclass(frozen=True)
 class RolledBack(Event, kind="rolled_back"):
-    """An earlier round's model was made current; what was recorded of later rounds no longer counts.
+    """An earlier round's model was made current; records of later rounds no longer count.
 
     Attributes
     ----------
     from_round, to_round
-        What was current, and what is.
+        The former and the new current round.
     reason : str
         Why.
     set_aside : tuple of str
@@ -487,16 +486,16 @@ class RolledBack(Event, kind="rolled_back"):
 
 @dataclass(frozen=True)
 class RunEnded(Event, kind="run_ended"):
-    """A run ended by itself.
+    """A run has ended.
 
     Attributes
     ----------
     round : int
-        The last one.
+        The last round.
     outcome : str
         ``finished``, ``stopped`` or ``failed``.
     sentence : str
-        Why it stopped or failed.
+        Why the run stopped or failed.
     model : str
         Hash of the final model.
     """
@@ -520,7 +519,7 @@ def _hints_of(kind: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it: numpy's numbers become Python's, tuples lists, and NaN and Inf null."""
+    """Return a value for JSON: numpy's numbers become Python's, tuples become lists, NaN and Inf become null."""
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, tuple | list):

@@ -1,4 +1,4 @@
-"""What a log tells of a run, of its clients and of its rounds."""
+"""The history of a run, of its clients and of its rounds, read from its log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from flwr_robust.errors import AuditError
 
 __all__ = ["ClientInRound", "ClientSummary", "RoundSummary", "clients", "counting", "find_client", "rounds", "visits"]
 
-# What a round did to the model; clients' refusals and quarantines stay true whatever became of the model.
+# Events that change the model; refusals and quarantines of clients stay valid after a rollback.
 _UNDONE = (
     *(Aggregated, CheckpointWritten, Evaluated, Measured),
     *(ReplyAbstained, ReplyAdmitted, RoundConfigured, UpdateKept),
@@ -36,20 +36,20 @@ _UNDONE = (
 
 @dataclass(frozen=True)
 class ClientInRound:
-    """What became of one client in one round.
+    """The result of one client in one round.
 
     Attributes
     ----------
     round, phase, node, partition
-        Where and who.
+        The round and phase, and the client.
     verdict : str
         ``admitted``, ``refused``, ``abstained`` or ``silent``.
     reason, detail : str
-        Why it was refused.
+        Why its reply was refused.
     weight, distance, angle : float, optional
-        What the rule gave it, and how far and in which direction it lies from the aggregate.
+        The rule's weight, and the distance and angle of its update to the aggregate.
     undone : bool
-        Whether the run was later taken back to before this round.
+        Whether the round was later undone by a rollback or a resumption.
     """
 
     round: int
@@ -67,24 +67,25 @@ class ClientInRound:
 
 @dataclass(frozen=True)
 class ClientSummary:
-    """What became of one client in all rounds.
+    """The results of one client in all rounds.
 
     Attributes
     ----------
     node, partition
-        Who.
+        The client.
     asked, admitted, refused, silent : int
-        How often; rounds that were undone included.
+        How often each happened, including undone rounds.
     reasons : tuple of (str, int)
-        Why it was refused, and how often; the most frequent first.
+        The reasons of refusals with their numbers, the most frequent first.
     weight : float, optional
-        Mean of its weights over the rounds that count and in which it was asked to train; 0 where it was not admitted.
+        Mean of its weights over the rounds that count and in which it was asked to train. A round without admission
+        counts as 0.
     distance : float, optional
-        Mean of its distances from the aggregate, in those of them that know it.
+        Mean of its known distances from the aggregate in these rounds.
     quarantined : bool
-        Whether it is left out of sampling now.
+        Whether it is now in quarantine, that is, not sampled.
     abstained : int
-        How often it had nothing to say to what was asked for.
+        How often it abstained, that is, answered without arrays.
     """
 
     node: int
@@ -102,22 +103,22 @@ class ClientSummary:
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What became of one round of training.
+    """The result of one round of training.
 
     Attributes
     ----------
     round : int
         Flower's round.
     asked, admitted, refused, silent : int
-        Clients, replies, replies, clients.
+        Numbers of clients asked, replies admitted, replies refused, and clients without an answer.
     heaviest : float, optional
         The largest weight.
     outcome, model_after : str
-        Of the aggregation; empty where there was none.
+        The aggregation's outcome and model; empty if there was none.
     undone : bool
-        Whether the run was later taken back to before this round.
+        Whether the round was later undone by a rollback or a resumption.
     abstained : int
-        Clients that had nothing to say to what was asked for.
+        Number of clients that abstained.
     """
 
     round: int
@@ -133,7 +134,7 @@ class RoundSummary:
 
 
 def counting(records: Iterable[Record]) -> list[Record]:
-    """Return the records without those of rounds that a rollback or a resumption undid."""
+    """Return the records, without those of rounds that a rollback or a resumption has undone."""
     records = list(records)
     undone = _undone(records)
     return [record for record in records if record.sequence not in undone]
@@ -142,7 +143,7 @@ def counting(records: Iterable[Record]) -> list[Record]:
 def _undone(records: Sequence[Record]) -> set[int]:
     """Return the sequences of the records that no longer count."""
     undone: set[int] = set()
-    least: int | None = None  # the lowest round that anything later goes back to
+    least: int | None = None  # the lowest round to which a later record returns
     for record in reversed(records):
         event = record.event
         if isinstance(event, Resumed | RolledBack):
@@ -186,7 +187,7 @@ def _groups(records: Sequence[Record]) -> list[_Group]:
 
 
 def _measured(group: _Group) -> dict[int, tuple[float | None, float | None, float | None]]:
-    """Return weight, distance and angle by node, as far as the round was aggregated and they are known."""
+    """Return the known weights, distances and angles by node, if the round was aggregated."""
     event = group.aggregated
     if event is None:
         return {}
@@ -197,7 +198,7 @@ def _measured(group: _Group) -> dict[int, tuple[float | None, float | None, floa
 
 
 def _partitions(records: Iterable[Record]) -> dict[int, int]:
-    """Return the partition of every node that is known, as it was last stated."""
+    """Return the last stated partition (numbered share of the data) of each node."""
     return {
         record.event.node: record.event.partition
         for record in records
@@ -207,7 +208,7 @@ def _partitions(records: Iterable[Record]) -> dict[int, int]:
 
 
 def rounds(records: Sequence[Record]) -> list[RoundSummary]:
-    """Return a summary of every round of training, in the order of the log; one that was done twice comes twice."""
+    """Return a summary of every round of training, in the order of the log; a repeated round appears twice."""
     found = []
     for group in _groups(records):
         if group.phase == "train":
@@ -233,7 +234,7 @@ def rounds(records: Sequence[Record]) -> list[RoundSummary]:
 
 
 def visits(records: Sequence[Record]) -> list[ClientInRound]:
-    """Return what became of every client in every round and phase, in the order of the log."""
+    """Return the result of every client in every round and phase, in the order of the log."""
     partitions = _partitions(records)
     found = []
     for group in _groups(records):
@@ -301,12 +302,12 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
 
 
 def find_client(records: Sequence[Record], client: int) -> int:
-    """Return the node that a number means: a node's id, else the partition that one node has.
+    """Return the node for a number, which is a node's id or the partition of exactly one node.
 
     Raises
     ------
     AuditError
-        If no node, or more than one, is meant.
+        If the number fits no node, or more than one.
     """
     known = {summary.node: summary.partition for summary in clients(records)}
     if client in known:

@@ -1,4 +1,4 @@
-"""An append-only log in which every line carries the hash of the line before.
+"""An append-only log in which every line holds the hash of the line before.
 
 A line is one JSON object in ASCII and a newline: ``schema``, ``sequence`` (from 0), ``previous``, ``time`` (UTC),
 ``kind``, the fields of the event, and with a key ``mac``.
@@ -8,16 +8,16 @@ A line is one JSON object in ASCII and a newline: ``schema``, ``sequence`` (from
     head             the hash of the last line
     mac              HMAC-SHA-256, by the key, of the line without its mac
 
-A chain alone cannot show that lines are missing at its end, or were added there. So a small file beside the log, the
-head file, names the head and the number of lines, and, while lines are being appended, their hashes: it is replaced
-before and after every append. The head may be noted elsewhere as well, and every checkpoint holds one.
+The chain of hashes alone cannot show that lines are missing at the end, or were added there. So a small file beside the
+log, the head file, names the head and the number of lines. While lines are appended, it also names their hashes: it is
+replaced before and after every append. The head may also be noted elsewhere, and every checkpoint holds one.
 
-Somebody who can write both files can compute another chain. Against him a chain proves nothing; heads noted out of his
-reach do, and a key that he does not have: where the key lies on the machine that he holds, only the heads are left. Not
-even a key shows that both files were put back to how they once were.
+Anyone who can write both files can compute another valid chain. Two things protect against such a person: heads noted
+out of their reach, and a key that they do not have. A key on a machine that they control does not protect. A key also
+cannot show that both files were replaced by earlier versions.
 
-A writer that is killed may leave an incomplete last line, without newline. It is not taken for tampering, and not lost:
-when the log is opened again it stays where it is, and a `LogReopened` behind it states its length and hash.
+A writer that is killed may leave an incomplete last line, without newline. This does not count as tampering, and the
+line is kept. When the log is opened again, a `LogReopened` line after it states its length and hash.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ __all__ = [
 
 _ABSENT = "audit log: there is no file {}; name a run's folder, or the audit.jsonl in it"
 _GENESIS = "0" * 64
-_READS = 1000  # of log and head file, until both are of one moment
+_READS = 1000  # reads of log and head file, until both belong to the same moment
 LEAST_KEY = 16
-"""Bytes of the shortest key."""
+"""The smallest length of a key, in bytes."""
 UNCHECKED = "its lines bear macs, which only the key can check"
-"""The remark on a log that was written with a key and read without."""
+"""The remark on a log that was written with a key and read without it."""
 
 
 class Fault(Enum):
-    """What is wrong at a line; the value is the phrase a user reads."""
+    """What is wrong with a line; the value is the phrase that users read."""
 
     CHANGED = "was changed"
     FOREIGN = "does not belong there"
@@ -75,17 +75,17 @@ class Fault(Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A place at which the log is not what was written.
+    """A place where the log differs from what was written.
 
     Attributes
     ----------
     line : int
-        Number of the line, from 1; behind the last one where lines are missing at the end. 0 where no line says
-        anything about what was found.
+        Number of the line, from 1. If lines are missing at the end, it is the number after the last line. 0 if the
+        finding belongs to no line.
     fault : Fault
         What is wrong.
     sentence : str
-        The same in words.
+        The finding in words.
     """
 
     line: int
@@ -93,24 +93,24 @@ class Finding:
     sentence: str
 
     def __str__(self) -> str:
-        """Return the sentence with its place."""
+        """Return the sentence with the number of the line."""
         return f"line {self.line}: {self.sentence}" if self.line else self.sentence
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes
     ----------
     lines : int
         How many events the log holds.
     head : str
-        Hash of the last of them.
+        Hash of the last line.
     findings : tuple of Finding
-        Where it is not what was written.
+        The places where the log differs from what was written.
     remarks : tuple of str
-        What one should know although it is no sign of tampering.
+        Remarks that are no sign of tampering.
     """
 
     lines: int
@@ -120,13 +120,13 @@ class Verdict:
 
     @property
     def intact(self) -> bool:
-        """Say whether nothing was found."""
+        """Say whether there are no findings."""
         return not self.findings
 
 
 @dataclass(frozen=True)
 class Record:
-    """An event with the line it stands in.
+    """An event with its line in the log.
 
     Attributes
     ----------
@@ -135,7 +135,7 @@ class Record:
     previous : str
         Hash of the line before.
     time : str
-        When it was written, UTC.
+        The time of writing, in UTC.
     event : Event
         What happened.
     """
@@ -148,14 +148,14 @@ class Record:
 
 
 class _Anchor(NamedTuple):
-    """What the head file says: how many lines there are, the hash of the last, and those of lines that may follow."""
+    """The content of the head file: the number of lines, the hash of the last, and those of announced lines."""
 
     lines: int
     head: str
     announced: tuple[str, ...] = ()
 
     def signed(self) -> bytes:
-        """Return what the mac is of."""
+        """Return the bytes that the mac signs."""
         return " ".join([str(self.lines), self.head, *self.announced]).encode()
 
 
@@ -165,25 +165,25 @@ def head_file(path: Path) -> Path:
 
 
 class AuditLog:
-    """The one writer of a log.
+    """The writer of a log; there is only one at a time.
 
-    With ``sync`` every `append` returns only when its lines are on the disk: they survive a power failure. Without,
-    they survive whatever happens to this process, but not to the machine. Many events in one `append` cost hardly
-    more than one, so pass together what happens together.
+    With ``sync``, `append` returns when its lines are on the disk, so they survive a power failure. Without it, they
+    survive the end of this process, but not a failure of the machine. Many events in one `append` take hardly longer
+    than one, so pass simultaneous events together.
 
     Parameters
     ----------
     path : Path
-        The file; made where it does not exist, otherwise verified and continued.
+        The file of the log. It is created if it does not exist, and otherwise verified and continued.
     key : bytes, optional
-        At least 16 bytes; every line then bears their mac. A log is written with one key from its start, or with none.
+        A key of at least 16 bytes, which signs every line with a mac. A log uses one key from its start, or none.
     sync : bool
         Whether to wait for the disk.
 
     Attributes
     ----------
     head : str
-        Hash of the last line; note it elsewhere to prove later that no line is missing.
+        Hash of the last line. Note it elsewhere to prove later that no line is missing.
     lines : int
         How many events the log holds.
 
@@ -217,7 +217,7 @@ class AuditLog:
         data = self.path.read_bytes()
         if not data and not head_file(self.path).exists():
             self.lines, self.head = 0, _GENESIS
-            self._seal()  # from here on a log without head file is a log that lost it
+            self._seal()  # from now on, a log without head file has lost it
             return
         *whole, torn = data.split(b"\n")
         if self._key is None and whole and "mac" in (_envelope(whole[0]) or ()):
@@ -226,7 +226,7 @@ class AuditLog:
         verdict = _examine(data, anchor, self._key)
         if torn and _envelope(torn) and verdict.intact:
             mended = _examine(data + b"\n", anchor, self._key)
-            if mended.intact:  # nothing was missing but the newline
+            if mended.intact:  # only the newline is missing
                 os.write(self._file, b"\n")
                 torn, verdict = b"", mended
         if not verdict.intact:
@@ -237,7 +237,7 @@ class AuditLog:
         self.lines, self.head = verdict.lines, verdict.head
         unsealed = self.lines - anchor.lines
         if torn:
-            # Every incomplete line since the last whole one: a writer may have been stopped here before.
+            # Every incomplete line since the last complete one: writers may have been interrupted here before.
             gap = b"\n".join([*_gap(whole), torn])
             self._write([LogReopened(len(gap), hashlib.sha256(gap).hexdigest(), unsealed)], b"\n")
         elif unsealed:
@@ -260,9 +260,9 @@ class AuditLog:
         Raises
         ------
         AuditError
-            If a field is not of its declared type; nothing is written then.
+            If a field is not of its declared type; then nothing is written.
         OSError
-            If the disk is full, say; what was written of the lines is taken back.
+            If the disk is full, for example; then the lines that were written are removed again.
         """
         if events:
             self._write(events)
@@ -301,7 +301,7 @@ class AuditLog:
         return text if self._key is None else text[:-1] + _mac_part(self._key, text)
 
     def _seal(self, announced: Collection[str] = ()) -> None:
-        """Replace the head file; lines announced may follow, and no others."""
+        """Replace the head file; only the announced lines may follow."""
         anchor = _Anchor(self.lines, self.head, tuple(announced))
         told: dict[str, Any] = {"lines": anchor.lines, "head": anchor.head}
         if announced:
@@ -310,23 +310,23 @@ class AuditLog:
             told["mac"] = _mac(self._key, anchor.signed())
         text = json.dumps(told).encode() + b"\n"
         write_atomically(head_file(self.path), lambda file: file.write(text), sync=self._sync)
-        if self._sync:  # else the lines might be on the disk, and what announces them not
+        if self._sync:  # otherwise the lines could reach the disk before their announcement
             sync_folder(self.path.absolute().parent)
 
     def close(self) -> None:
-        """Give the log back; closing twice does nothing."""
+        """Close the log; closing it twice has no effect."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def __enter__(self) -> Self:
-        """Return the log."""
+        """Return this log."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the log."""
         self.close()
 
 
@@ -338,14 +338,15 @@ def verify(
     Parameters
     ----------
     path : Path
-        The log; its head file is looked for beside it.
+        The file of the log; the head file is beside it.
     expect : collection of str
-        Heads that were noted at any time, elsewhere. The log must hold a line of each of these hashes; one that is the
-        log's end stands for a head file that is gone.
+        Heads that were noted elsewhere at any time. The log must hold a line with each of these hashes. If the head
+        file is missing, a noted head that matches the last line replaces it.
     known : collection of str
-        Heads that were found beside the log, in checkpoints: the same, but that they stand for nothing.
+        Heads found beside the log, in checkpoints. The log must hold them as well, but they do not replace a missing
+        head file.
     key : bytes, optional
-        The key it was written with.
+        The key with which the log was written.
 
     Raises
     ------
@@ -355,12 +356,12 @@ def verify(
     path = Path(path)
     if not path.is_file() and not head_file(path).is_file():
         raise AuditError(_ABSENT.format(path))
-    for _ in range(_READS):  # a writer may lengthen the log in between
+    for _ in range(_READS):  # a writer may append to the log meanwhile
         anchor = _read_anchor(path, key)
         data = path.read_bytes() if path.is_file() else b""
         if anchor == _read_anchor(path, key):
             break
-    if not data and path.is_file() and not head_file(path).exists():  # as a writer opens it
+    if not data and path.is_file() and not head_file(path).exists():  # the state just after a writer has opened it
         found = _examine(data, _Anchor(0, _GENESIS), key, expect, known)
         return replace(
             found, remarks=(*found.remarks, "the log is empty: its writer was stopped before the first line")
@@ -369,7 +370,7 @@ def verify(
 
 
 def read_log(path: Path | str) -> list[Record]:
-    """Return the events of a log in order, without verifying it; torn lines are left out.
+    """Return the events of a log in order, without verifying it; incomplete lines are skipped.
 
     Raises
     ------
@@ -402,18 +403,18 @@ def _mac(key: bytes, text: bytes) -> str:
 
 
 def _mac_part(key: bytes, text: bytes) -> bytes:
-    """Return what replaces the last brace of a line without mac."""
+    """Return the text that replaces the last brace of a line without mac."""
     return b',"mac":"' + _mac(key, text).encode() + b'"}'
 
 
 def _signed(key: bytes, line: bytes) -> bool:
-    """Say whether a line ends with the mac of all before it."""
+    """Say whether a line ends with the right mac."""
     length = len(_mac_part(key, b""))
     return hmac.compare_digest(line[-length:], _mac_part(key, line[:-length] + b"}"))
 
 
 def _envelope(line: bytes) -> dict[str, Any] | None:
-    """Return a line's object, or None if it is no line of a log."""
+    """Return the JSON object of a line, or None if it is not a line of a log."""
     try:
         read = json.loads(line)
     except (ValueError, RecursionError):
@@ -425,7 +426,7 @@ def _envelope(line: bytes) -> dict[str, Any] | None:
 
 
 def _gap(lines: list[bytes]) -> Iterator[bytes]:
-    """Yield the lines behind the last one that can be read."""
+    """Yield the lines after the last readable one."""
     last = max((index for index, line in enumerate(lines) if _envelope(line) is not None), default=-1)
     yield from lines[last + 1 :]
 
@@ -435,7 +436,7 @@ def _is_hash(value: object) -> bool:
 
 
 def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
-    """Return what the head file says, or the sentence that says why it says nothing."""
+    """Return the content of the head file, or a sentence that says why there is none."""
     where = head_file(path)
     try:
         anchor = json.loads(where.read_bytes())
@@ -461,7 +462,7 @@ def _examine(
     known: Collection[str] = (),
 ) -> Verdict:
     lines = data.split(b"\n")
-    torn = lines.pop()  # behind the last newline
+    torn = lines.pop()  # after the last newline
     chain = _Chain()
     macs = 0
     for number, line in enumerate(lines, 1):
@@ -480,7 +481,7 @@ def _examine(
     elif chain.gap:
         chain.close_gap(*((chain.expected, chain.head) if isinstance(anchor, str) else anchor[:2]))
     if isinstance(anchor, str):
-        if chain.head in expect:  # somebody knows better where the end is
+        if chain.head in expect:  # a noted head shows where the end is
             chain.remarks.append(anchor)
         else:
             chain.find(number, Fault.HEAD, anchor)
@@ -496,13 +497,13 @@ def _examine(
 
 
 class _Chain:
-    """The walk along a log: what the next line must be, and what was found so far."""
+    """The verification of a log line by line: what the next line must be, and the findings so far."""
 
     def __init__(self) -> None:
         self.expected = 0  # sequence of the next line
-        self.head: str | None = _GENESIS  # hash of the last line in its place; None: unreadable
+        self.head: str | None = _GENESIS  # hash of the last line in sequence; None if it is unreadable
         self.at = 0  # number of that line
-        self.broken = 0  # number of the last line whose link to the one before was broken
+        self.broken = 0  # number of the last line that does not fit the line before
         self.hashes: dict[int, str] = {}
         self.gap: list[tuple[int, bytes]] = []
         self.findings: list[Finding] = []
@@ -512,7 +513,7 @@ class _Chain:
         self.findings.append(Finding(line, fault, sentence))
 
     def take(self, number: int, record: dict[str, Any], digest: str) -> None:
-        """Take the next line that can be read."""
+        """Check the next readable line."""
         sequence, previous = record["sequence"], record["previous"]
         torn = b"\n".join(line for _, line in self.gap)
         recorded = record.get("torn_sha256") if record["kind"] == LogReopened.kind else ""
@@ -545,7 +546,7 @@ class _Chain:
         self.expected, self.head, self.at = sequence + 1, digest, number
 
     def close_gap(self, sequence: int, previous: str | None) -> None:
-        """Judge lines that cannot be read by the line behind them: they were put in, or stand for lines changed."""
+        """Judge unreadable lines by the line after them: they were inserted, or are changed lines."""
         inserted = previous == self.head
         for number, _ in self.gap:
             if inserted:
@@ -558,9 +559,9 @@ class _Chain:
         self.gap.clear()
 
     def break_link(self, number: int) -> None:
-        """Accuse the line whose hash the line ``number`` (or the head file) does not carry.
+        """Report the line whose hash differs from the one in line ``number`` or in the head file.
 
-        Where the link before it is broken, too, it is this line for sure, for its own ``previous`` was changed.
+        If the link before that line is broken too, this line was certainly changed, including its ``previous``.
         """
         if not self.at:
             self.find(number, Fault.CHANGED, f"the first line {Fault.CHANGED.value}, or those before it are missing")
@@ -575,7 +576,7 @@ class _Chain:
         self.broken = number
 
     def end(self, number: int, anchor: _Anchor) -> None:
-        """Hold the end against the head file."""
+        """Compare the end of the log with the head file."""
         if anchor.lines > self.expected:
             missing = anchor.lines - self.expected
             words = "1 line is" if missing == 1 else f"{missing} lines are"

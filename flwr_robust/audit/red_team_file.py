@@ -1,4 +1,4 @@
-"""What a red team found out about a strategy, read from the file that ``flwr-robust red-team`` wrote."""
+"""The results of a red team, read from the file that ``flwr-robust red-team`` wrote."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class RedTeamFile:
     name, sha256 : str
         The file's name and the hash of its content.
     setting : mapping
-        What was attacked, and how.
+        The strategy and the settings of the attack.
     families : mapping of str to tuple of str
         The attacks that were run, by family.
     found : mapping of (str, int) to (float, float or None)
-        By attack and number of attackers: accuracy in [0, 1] and success of the attack, means over the seeds.
+        Accuracy in [0, 1] and success of the attack, as means over the seeds, by attack and number of attackers.
     """
 
     name: str
@@ -51,7 +51,7 @@ class RedTeamFile:
         Raises
         ------
         AuditError
-            If there is none, or it holds something else.
+            If there is no such file, or it holds something else.
         """
         path = Path(path)
         if not path.is_file():
@@ -75,7 +75,7 @@ class RedTeamFile:
 
     @property
     def subject(self) -> dict[str, Any]:
-        """What was attacked, in the words of the file."""
+        """The attacked strategy, as described in the file."""
         keys = ("subject", "declared_f", "clients", "rounds", "task", "partition", "model", "message")
         return {key: self.setting[key] for key in keys if key in self.setting} | {
             "file": self.name,
@@ -83,7 +83,7 @@ class RedTeamFile:
         }
 
     def tests(self, rule: str) -> str:
-        """Say whether what was attacked is the rule of this defence string: yes, no, or not known."""
+        """Say whether the attacked strategy has the rule of this defence string: yes, no, or not known."""
         if not rule:
             return "not known"
         try:
@@ -92,9 +92,9 @@ class RedTeamFile:
             return "no"
 
     def worst(self) -> list[dict[str, Any]]:
-        """Return, of every family, the worst attack with at most the declared f attackers, and with more.
+        """Return the worst attack of every family, with at most the declared f attackers and with more.
 
-        By accuracy; and where its attacks want something in particular, by their success, too.
+        The worst is that of least accuracy; for attacks with a target, also that of greatest success.
         """
         f = int(self.setting["declared_f"])
         tests = []

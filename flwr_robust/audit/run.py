@@ -1,11 +1,11 @@
-"""A run that can be proved, resumed and rolled back: one folder with an audit log and checkpoints.
+"""An audited run: one folder with an audit log and checkpoints, for evidence, resumption and rollback.
 
     audit.jsonl, audit.jsonl.head    the log and its head file
     checkpoints/round-.../           the checkpoints
-    updates/                         raw updates, if they were asked for
+    updates/                         raw updates, if requested
 
-Checkpoints hold the head of the log, and the log holds the hashes of checkpoints: neither can be put back to what it
-was without the other.
+Checkpoints hold the head of the log, which is the hash of its last line. The log holds the hashes of checkpoints. So
+neither can be replaced by an earlier version without the other.
 """
 
 from __future__ import annotations
@@ -50,23 +50,24 @@ _PACKAGES = ("flwr-robust", "flwr", "torch", "numpy")
 
 
 class AuditedRun:
-    """The log and the checkpoints of one run, for a strategy to write to.
+    """The log and the checkpoints of one run, to which a strategy writes.
 
     Parameters
     ----------
     folder : Path
-        The run's; made where it does not exist.
+        The run's folder; created if it does not exist.
     config : mapping
-        All that decides the result: scalars by name.
+        Everything that determines the result, as scalars by name.
     rule : str
-        The defence string; empty for a rule that is not one of this project's.
+        The defence string; empty if the rule is not one of this project.
     strategy : str
-        The class that aggregates.
+        The class of the strategy.
     statements : mapping
-        What only the operator knows; the keys are those of `STATEMENTS`.
+        The operator's statements; the keys are those of `STATEMENTS`.
     resume : bool or int
-        False begins a run, in a folder that holds none. True goes on from the latest checkpoint, or from the start if
-        the run was stopped before there was one; a number goes on from that round's. `snapshot` holds what to restore.
+        False starts a new run; the folder must not hold one. True continues from the latest checkpoint, or from the
+        beginning if the run was stopped before its first one. A number continues from the checkpoint of that round.
+        `snapshot` then holds the state to restore.
     may_differ : collection of str
         Keys of the configuration that may change when a run is resumed.
     every : int
@@ -74,31 +75,31 @@ class AuditedRun:
     keep : int, optional
         How many checkpoints to keep; None keeps all.
     keep_updates : bool
-        Whether `keep_update` is to be called; it is on record.
+        Whether `keep_update` may be called; the log records this.
     key : bytes, optional
-        The audit log's; see `AuditLog`.
+        The key of the audit log; see `AuditLog`.
     sync : bool
         Whether to wait for the disk; see `AuditLog`.
     accept : callable (Snapshot)
-        Raises if a checkpoint is not one to go on from; called before anything is put on record, or aside.
+        Called with the checkpoint before anything is recorded or moved. It raises if the run cannot continue from it.
 
     Attributes
     ----------
     log : AuditLog
-        Open for this process alone.
+        The audit log, open for this process only.
     store : CheckpointStore
         The checkpoints.
     snapshot : Snapshot or None
-        What to go on from; None: from the start.
+        The state from which to continue; None starts from the beginning.
 
     Raises
     ------
     AuditError
         If the folder holds a run and ``resume`` is False, or another process writes to it.
     TamperedError
-        If its log is not intact, or log and checkpoint do not know each other.
+        If the log is not intact, or log and checkpoint do not fit each other.
     CheckpointError
-        If the checkpoint to resume from is damaged (an earlier one is then offered) or of another configuration.
+        If the checkpoint is damaged (an earlier one is then offered) or belongs to another configuration.
 
     Examples
     --------
@@ -176,7 +177,7 @@ class AuditedRun:
         self.store.put_aside(later)
 
     def _check_begun(self, may_differ: Collection[str]) -> None:
-        """Raise if a run that was stopped before its first checkpoint was begun with another configuration."""
+        """Raise if a run without a checkpoint was started with another configuration."""
         events = [record.event for record in read_log(self.log.path)]
         if written := sorted({event.round for event in events if isinstance(event, CheckpointWritten)}):
             raise CheckpointError(
@@ -191,23 +192,23 @@ class AuditedRun:
             )
 
     def record(self, *events: Event) -> None:
-        """Put events on record, in order; pass together what happens together."""
+        """Record events in order; pass simultaneous events together."""
         self.log.append(*events)
 
     def checkpoint(self, snapshot: Snapshot, *, force: bool = False) -> bool:
-        """Write a checkpoint if its round is due, and put it on record.
+        """Write a checkpoint if its round is due, and record it.
 
         Parameters
         ----------
         snapshot : Snapshot
-            ``head`` is filled in here.
+            The state to write; this method sets its ``head``.
         force : bool
-            Write it anyway, after the last round say.
+            Write it even if it is not due, for example after the last round.
 
         Returns
         -------
         bool
-            Whether it was written.
+            Whether the checkpoint was written.
         """
         if snapshot.round % self.every and not force:
             return False
@@ -216,15 +217,15 @@ class AuditedRun:
         return True
 
     def keep_update(self, server_round: int, node: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write a client's raw update to a file, and put that on record.
+        """Write a client's raw update to a file, and record it.
 
-        The file holds the arrays under their numbers, and their names as ``names``. Where the round is done once more,
-        the file of the time before is moved to ``updates/aside``.
+        The file holds the arrays under their numbers, and their names as ``names``. If the round is repeated, the
+        earlier file is moved to ``updates/aside``.
 
         Raises
         ------
         ConfigurationError
-            If the run was begun without ``keep_updates``.
+            If the run was started without ``keep_updates``.
         """
         if not self.keep_updates:
             raise ConfigurationError("audit: raw updates are not kept; begin the run with keep_updates=True")
@@ -237,7 +238,7 @@ class AuditedRun:
         self.log.append(UpdateKept(server_round, node, str(path.relative_to(self.folder)), file_sha256(path)))
 
     def end(self, server_round: int, outcome: str, sentence: str = "", model: str = "") -> str:
-        """Put the end of the run on record, and close the log.
+        """Record the end of the run, and close the log.
 
         Parameters
         ----------
@@ -246,63 +247,63 @@ class AuditedRun:
         outcome : str
             ``finished``, ``stopped`` or ``failed``.
         sentence : str
-            Why it stopped or failed.
+            Why the run stopped or failed.
         model : str
             Hash of the final model.
 
         Returns
         -------
         str
-            The log's head; note it elsewhere.
+            The log's head; note it elsewhere as evidence.
         """
         head = self.log.append(RunEnded(server_round, outcome, sentence, model))
         self.log.close()
         return head
 
     def close(self) -> None:
-        """Give the log back without a word, as when the process is killed; the run can be resumed."""
+        """Close the log without recording an end, as if the process were killed; the run can be resumed."""
         self.log.close()
 
     def __enter__(self) -> Self:
-        """Return the run."""
+        """Return this run."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the run's log."""
         self.close()
 
 
 def rollback(
     folder: Path | str, to_round: int, *, reason: str = "", key: bytes | None = None, sync: bool = True
 ) -> Snapshot:
-    """Make an earlier round's model current again; later checkpoints are put aside, and the log says so.
+    """Make an earlier round's model current again, move later checkpoints aside, and record this in the log.
 
     Parameters
     ----------
     folder : Path
-        The run's; nobody may be writing to it.
+        The run's folder; no other process may write to it.
     to_round : int
-        A round of which there is a checkpoint.
+        A round that has a checkpoint.
     reason : str
-        Why; it goes on record.
+        The reason, which is recorded.
     key : bytes, optional
-        The audit log's.
+        The key of the audit log.
     sync : bool
         Whether to wait for the disk.
 
     Returns
     -------
     Snapshot
-        What is current now.
+        The new current state.
 
     Raises
     ------
     AuditError
         If the folder holds no run, or another process writes to it.
     TamperedError
-        If its log is not intact, or log and checkpoint do not know each other.
+        If the log is not intact, or log and checkpoint do not fit each other.
     CheckpointError
         If there is no such checkpoint, or it is damaged.
     """
@@ -315,7 +316,7 @@ def rollback(
         snapshot = store.load(to_round)
         late = _check_recorded(log.path, store, standing, snapshot)
         later = store.later(to_round)
-        # First on record, then done: whoever is killed in between finds it in the log, and can do it again.
+        # Record first, then move: after a kill in between, the log shows what to do, and it can be repeated.
         log.append(*late, RolledBack(store.rounds()[-1], to_round, reason, tuple(path.name for path in later)))
         store.put_aside(later)
     return snapshot
@@ -325,14 +326,14 @@ _EVIDENCE = "keep both as evidence, and start a new run in another folder"
 
 
 def _check_hash(log: Path, store: CheckpointStore, standing: Standing, server_round: int | None) -> None:
-    """Raise if a round's checkpoint (None: the latest) is intact, but not the one on record: it need not be read."""
+    """Raise if a round's checkpoint (None: the latest) is intact but not the one on record; this needs no loading."""
     rounds = store.rounds()
     wanted = rounds[-1] if server_round is None and rounds else server_round
     if wanted not in rounds or (expected := standing.sha256(wanted)) is None:
         return
     try:
         same = store.sha256(wanted) == expected
-    except OSError:  # it is damaged, which loading it will say
+    except OSError:  # it is damaged, which loading it will report
         return
     if not same and store.damage(wanted) is None:
         raise TamperedError(
@@ -342,10 +343,10 @@ def _check_hash(log: Path, store: CheckpointStore, standing: Standing, server_ro
 
 
 def _check_recorded(log: Path, store: CheckpointStore, standing: Standing, snapshot: Snapshot) -> list[Event]:
-    """Raise unless a checkpoint is the one that the log has on record, and knows no line that the log lacks.
+    """Raise if a checkpoint is not the one on record, or names a line that the log lacks.
 
-    Where the process was killed between writing the newest one and putting it on record, the event that was not
-    written is returned, for the caller to append: from then on nothing may be in that place but this one.
+    If a process was killed between writing the newest checkpoint and recording it, return the missing event. The caller
+    appends it; from then on no other checkpoint is accepted for this round.
     """
     what = f"audit: the checkpoint of round {snapshot.round}"
     if not verify(log, known=[snapshot.head]).intact:
@@ -357,18 +358,18 @@ def _check_recorded(log: Path, store: CheckpointStore, standing: Standing, snaps
         return []
     try:
         late = standing.odd(store, newest) is None
-    except CheckpointError:  # a later one than asked for, which is put aside as it is
+    except CheckpointError:  # later than the requested one, and moved aside unchanged
         late = False
     return [CheckpointWritten(newest, store.path(newest).name, store.sha256(newest))] if late else []
 
 
 def _put_undone_aside(log: Path, store: CheckpointStore) -> Standing:
-    """Do what the log says was done: somebody was killed between putting it on record and moving the checkpoints.
+    """Move checkpoints aside that the log names as moved, which a killed process may not have done.
 
     Returns
     -------
     Standing
-        What the log has on record.
+        The checkpoints on record in the log.
     """
     standing = Standing.of(read_log(log))
     store.put_aside(standing.undone(store))
@@ -376,7 +377,7 @@ def _put_undone_aside(log: Path, store: CheckpointStore) -> Standing:
 
 
 def _software() -> dict[str, str]:
-    """Return the versions of what decides a result, where it is installed."""
+    """Return the versions of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

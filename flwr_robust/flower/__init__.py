@@ -1,4 +1,4 @@
-"""Flower strategies with robust rules, and what a federated run needs around them. The only part that imports flwr."""
+"""Flower strategies with robust rules, and the guard and records around them. Only this room imports flwr."""
 
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.adversarial import AdversarialGrid, AttackRecord, parse_attack

@@ -1,8 +1,9 @@
-"""All that this package uses of Flower beyond its public modules, each under a name of its own.
+"""Everything that this package uses of Flower beyond its public modules.
 
-Public are ``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp``, ``flwr.serverapp.strategy``, ``flwr.client`` and the
-names that ``flwr.common`` lists. What a release may change without notice stands here alone; a test reads the whole
-package for the rest. The versions meant below are those that this package allows, 1.32 to 1.42.
+Flower's public modules are ``flwr.app``, ``flwr.clientapp``, ``flwr.serverapp``, ``flwr.serverapp.strategy``,
+``flwr.client`` and the names that ``flwr.common`` lists. A release may change everything else without notice. Such
+names are used in this module only; a test checks the whole package. "All versions" below means flwr 1.32 to 1.42, the
+versions that this package allows.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ T = TypeVar("T", ArrayRecord, MetricRecord, ConfigRecord, RecordDict)
 
 
 def create_run(run_id: int) -> Run:
-    """Return Flower's record of a run of which nothing but its id is known.
+    """Return Flower's record of a run, with nothing but its id filled in.
 
-    The class stands in ``flwr.supercore.run`` in the releases that have that module, else in ``flwr.common.typing``.
+    The class is in ``flwr.supercore.run``; releases without that module have it in ``flwr.common.typing``.
     """
     return Run.create_empty(run_id)
 
 
 def become_server(run_id: int, node_id: int) -> None:
-    """Tell Flower that this process is the server of a run; without it no message can be made.
+    """Tell Flower that this process is the server of a run; only a server can create messages.
 
-    Releases with ``flwr.supercore.task_identity`` ask for it; earlier ones do not, and there nothing happens.
+    Releases with ``flwr.supercore.task_identity`` require it. In earlier releases this function does nothing.
     """
     if TaskIdentity is not None:
         TaskIdentity.task_id = 1
@@ -71,14 +72,14 @@ def become_server(run_id: int, node_id: int) -> None:
 def private_environment(home: Path, ports: tuple[int, int]) -> dict[str, str]:
     """Return the environment variables of a ``flwr run`` that shares nothing with other runs on this machine.
 
-    Releases ignore variables that they do not know: ports can be chosen where ``flwr run`` starts a local SuperLink.
+    Each release ignores variables that it does not know. The ports matter where ``flwr run`` starts a local SuperLink.
 
     Parameters
     ----------
     home : Path
-        Where Flower keeps its files.
+        Folder of Flower's own files.
     ports : (int, int)
-        Of the SuperLink's HTTP API, and of its Control API.
+        Ports of the SuperLink's HTTP API and of its Control API.
     """
     return {
         "FLWR_HOME": str(home),
@@ -91,16 +92,16 @@ def private_environment(home: Path, ports: tuple[int, int]) -> dict[str, str]:
 
 
 def connected_nodes(grid: Grid, available: int, size: int) -> list[int]:
-    """Wait until a grid has enough nodes, and return all of them, in all versions by what Flower's FedAvg calls.
+    """Wait until a grid has enough nodes, and return all of them; in all versions Flower's FedAvg does the same.
 
     Parameters
     ----------
     grid : Grid
-        Where the nodes are.
+        The grid with the nodes.
     available : int
         How many nodes to wait for.
     size : int
-        How many are to be asked; at least as many are waited for.
+        How many to ask; the function waits for at least as many.
     """
     return list(sample_nodes(grid, available, size)[1])
 
@@ -109,19 +110,19 @@ def connected_nodes(grid: Grid, available: int, size: int) -> list[int]:
 
 
 def set_message_id(message: Message, identifier: str) -> None:
-    """Give a message its id, which in all versions only Flower's own grids set."""
+    """Give a message its id; in all versions only Flower's own grids set it."""
     message.metadata.__dict__["_message_id"] = identifier
 
 
 def with_content(message: Message, content: RecordDict) -> Message:
-    """Return a message that differs in its content alone, set past the checks that all versions make of it."""
+    """Return a copy of a message with another content; this bypasses the checks that all versions make."""
     received = copy.copy(message)
     received.__dict__["_content"] = content
     return received
 
 
 def unwrapped(client: Any) -> NumPyClient:
-    """Return the NumPyClient inside what ``to_client()`` returns in all versions, or the client itself."""
+    """Return the NumPyClient inside the result of ``to_client()``, or the client itself."""
     inner: NumPyClient = getattr(client, "numpy_client", client)
     return inner
 
@@ -130,10 +131,10 @@ def unwrapped(client: Any) -> NumPyClient:
 
 
 def fill(record: T, items: Mapping[str, Any]) -> T:
-    """Put items that are known to be valid into a record, and return it.
+    """Put items into a record without checking them, and return the record; the caller knows that they are valid.
 
-    Flower checks every item at a cost of several microseconds, which in process is most of a small round. Where its
-    records keep a plain dict, as they do in all versions, the items go straight into it.
+    Flower's check of an item takes several microseconds. In one process these checks take most of the time of a small
+    round. In all versions a record keeps a plain dict, and the items are written into it directly.
     """
     held = record.__dict__.get("_data")
     if type(held) is dict:
@@ -145,19 +146,19 @@ def fill(record: T, items: Mapping[str, Any]) -> T:
 
 
 def twin(array: Array) -> Array:
-    """Return an array with the same attributes, in all versions plain ones; its bytes are immutable, and shared."""
+    """Return an array with the same attributes; both share the bytes, which are immutable."""
     made = object.__new__(type(array))
     made.__dict__.update(array.__dict__)
     return made
 
 
 def packed(content: RecordDict) -> bytes:
-    """Return records as the bytes that Flower sends, of one order, in the protocol buffers of all versions."""
+    """Return records as the bytes that Flower sends, in a fixed order."""
     data: bytes = recorddict_to_proto(content).SerializeToString(deterministic=True)
     return data
 
 
 def unpacked(data: bytes) -> RecordDict:
-    """Return the records that `packed` made bytes of, in all versions; raises what Flower does for other bytes."""
+    """Return the records from which `packed` made the bytes; for other bytes Flower's own error is raised."""
     content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(data))
     return content

@@ -1,9 +1,9 @@
-"""What a reply must be to be let in; everything else is refused with a reason, and nothing raises.
+"""Admission: the check that decides whether the server uses a client's reply.
 
-A reply is judged alone, against what the server sent: never against other replies, and never by what it says of itself.
-Cheap questions come first: who answers which message, how many records, names and numbers there are, what the headers
-declare against the bytes that came. Only arrays of exactly the names, shapes and types that were sent are looked at,
-once, where they lie. So judging takes no memory to speak of, whatever is sent.
+A reply that fails is refused with a reason; no reply raises an exception. Each reply is compared with what the server
+sent, never with other replies. Cheap checks come first. They compare sender and message, count records, names and
+numbers, and compare the headers with the bytes that arrived. The numbers of an array are read only if its name, shape
+and type are those that were sent. They are read once and not copied, so a check needs almost no memory.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ __all__ = [
 
 _MOST_NUMBERS = 10_000  # in the metrics of one reply
 _LONGEST_NAME = 256  # of a metric
-MOST_EXAMPLES = 2.0**53  # beyond it a float no longer counts by ones
+MOST_EXAMPLES = 2.0**53  # above this, a float no longer holds every integer
 
 
 class Reason(Enum):
-    """Why a reply is refused; the value is the phrase a user reads."""
+    """The reason why a reply is refused; the value is the phrase that users read."""
 
     ERROR = "the client answered with an error"
     NOT_ASKED = "the node was not asked"
@@ -61,21 +61,21 @@ class Reason(Enum):
 
     @property
     def blames(self) -> bool:
-        """Say whether it is certain that the node named has sent what was refused.
+        """Say whether the named node certainly sent the refused reply itself.
 
-        An error may be the network's, and a message that answers nothing may have been sent in another's name.
+        The network may have caused an error. A message that answers no question may carry another node's name.
         """
         return self not in (Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reply that was not let in.
+    """A reply that was not admitted.
 
     Attributes
     ----------
     node : int
-        Flower's id of the node, as far as it is known.
+        Flower's id of the node, if known.
     reason : Reason
         Why.
     detail : str
@@ -89,7 +89,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A reply that was let in.
+    """A reply that was admitted.
 
     Attributes
     ----------
@@ -98,15 +98,15 @@ class Admitted:
     message : Message
         What it sent.
     arrays : tuple of arrays
-        In the order in which they were demanded; empty in evaluation, and of a node that abstains.
+        In the expected order; empty in evaluation, and if the node abstains.
     num_examples : float
-        Examples it says it has; finite, above 0, at most the cap.
+        The number of examples that the node states; finite, above 0, at most ``max_examples``.
     partition : int or None
-        The partition it says it holds.
+        The partition (the node's share of the data, by number) that the node states.
     names : tuple of str
         The names of the arrays.
     abstains : bool
-        Whether the node has nothing to say to what the round asks for.
+        Whether the node abstains: it answers, but has no arrays for this round.
     """
 
     node: int
@@ -125,18 +125,19 @@ class Admitted:
 
 @dataclass(frozen=True)
 class Terms:
-    """What replies must hold beside the model.
+    """What replies must hold in addition to the model's arrays.
 
     Attributes
     ----------
     weighted_by_key : str
-        Name of the metric with the number of examples.
+        Name of the metric that holds the number of examples.
     max_examples : float
-        The largest number of examples that is believed, > 0.
+        The largest number of examples that is accepted, > 0.
     metrics : tuple of str, optional
-        Metrics that every reply must hold, each one number; any when not given.
+        Metrics that every reply must hold, each a single number. When not given, any metrics are allowed.
     records : (str, str), optional
-        The names under which a reply must hold its ArrayRecord and its MetricRecord; any when not given.
+        The names under which a reply must hold its ArrayRecord and its MetricRecord. When not given, any names are
+        allowed.
 
     Raises
     ------
@@ -169,12 +170,12 @@ def admit(
     Parameters
     ----------
     replies : iterable of Message
-        As they came; read once.
+        The replies in the order of arrival; read once.
     messages : sequence of Message
-        What was sent. A reply belongs to the node asked by the message that it answers; where a Grid gives messages
-        no ids, to the node that it names as its source.
+        The messages that were sent. A reply belongs to the node that received the message it answers. If the Grid gives
+        messages no ids, it belongs to the node that it names as its source.
     terms : Terms
-        What replies must hold beside the model.
+        What replies must hold in addition to the model's arrays.
     expected : Expected or None
         What training replies must match; None in evaluation.
 
@@ -182,7 +183,7 @@ def admit(
     -------
     admitted : list of Admitted
     refused : list of Refusal
-        One for every reply not let in.
+        One for every reply that was not admitted.
     """
     admitted: list[Admitted] = []
     refused: list[Refusal] = []
@@ -192,7 +193,7 @@ def admit(
     for message in replies:
         try:
             verdict = _identify(message, asked, kinds, waiting) or _judge(message, kinds, terms, expected)
-        except Exception as error:  # what a client sends never stops a round, not even by a way nobody thought of
+        except Exception as error:  # what a client sends must never stop a round, not even through an unforeseen error
             node = message.metadata.src_node_id
             verdict = Refusal(node, Reason.UNREADABLE, short(f"{type(error).__name__}: {error}"))
         if isinstance(verdict, Admitted):
@@ -203,13 +204,13 @@ def admit(
 
 
 def _by_id(messages: Iterable[Message]) -> dict[str, int]:
-    """Return whom messages were sent to, by their ids; empty where the Grid keeps these to itself."""
+    """Return the receivers of messages by message id; empty if the Grid does not give the ids."""
     asked = {message.metadata.message_id: message.metadata.dst_node_id for message in messages}
     return {} if "" in asked else asked
 
 
 def answers_to(messages: Sequence[Message], replies: Iterable[Message]) -> Iterator[tuple[int, Message]]:
-    """Yield the replies that come from the nodes that were asked, each with its node; others are nobody's."""
+    """Yield each reply that comes from a node that was asked, with that node; skip all others."""
     asked, nodes = _by_id(messages), {message.metadata.dst_node_id for message in messages}
     for reply in replies:
         node = reply.metadata.src_node_id
@@ -220,9 +221,9 @@ def answers_to(messages: Sequence[Message], replies: Iterable[Message]) -> Itera
 def _identify(
     message: Message, asked: Mapping[str, int], kinds: Mapping[int, str], waiting: set[int]
 ) -> Refusal | None:
-    """Refuse errors and replies from nobody who is waited for; else return None and wait no longer."""
+    """Refuse errors and unexpected replies; otherwise return None and mark the node as answered."""
     node, answers = message.metadata.src_node_id, message.metadata.reply_to_message_id
-    if message.has_error():  # Flower may answer in a dead node's name, as a source of its own
+    if message.has_error():  # Flower may answer for a dead node, with itself as the source
         return Refusal(asked.get(answers, node), Reason.ERROR, short(str(message.error.reason or "")))
     if node not in kinds:
         return Refusal(node, Reason.NOT_ASKED)
@@ -235,7 +236,7 @@ def _identify(
 
 
 def _finite(value: object) -> bool:
-    """Say whether a metric is a finite number; an integer may be too large for a float."""
+    """Say whether a metric is a finite number; an integer too large for a float is not."""
     try:
         return isinstance(value, int | float) and math.isfinite(float(value))
     except OverflowError:
@@ -243,7 +244,7 @@ def _finite(value: object) -> bool:
 
 
 def short(text: str) -> str:
-    """Return what a client wrote as one line of at most 200 characters that a terminal does not obey."""
+    """Return a client's text as one line of at most 200 characters, without terminal control codes."""
     line = " ".join(text[:2000].split())
     return "".join(character if character.isprintable() else "?" for character in line)[:200]
 
@@ -277,7 +278,7 @@ def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, expected: E
 
 
 def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None:
-    """Say what is wrong with the numbers of a reply."""
+    """Return what is wrong with the metrics of a reply."""
     number = metrics.get(terms.weighted_by_key)
     if isinstance(number, list | None) or not _finite(number):
         return Reason.NUM_EXAMPLES, "not finite"
@@ -321,25 +322,25 @@ def _arrays(node: int, record: ArrayRecord, expected: Expected) -> dict[str, NDA
 def rebuilt(
     admitted: Sequence[Admitted], terms: Terms, expected: Expected | None, clamp: float | None
 ) -> list[RecordDict]:
-    """Return what was admitted as records that Flower's own functions can be given.
+    """Return the admitted replies as records that Flower's own functions can read.
 
     Parameters
     ----------
     admitted : sequence of Admitted
         The replies.
     terms : Terms
-        What they were judged by.
+        The terms of their admission.
     expected : Expected or None
-        What training replies were judged against; None in evaluation.
+        What training replies had to match; None in evaluation.
     clamp : float or None
         A number of examples above this multiple of the median is lowered to it.
 
     Returns
     -------
     list of RecordDict
-        In each one ArrayRecord (in training), with the model's arrays in their order, and one MetricRecord, with the
-        same metrics in all (see `flwr_robust.flower.metrics`), both under the names that most of the replies use.
-        What else a reply holds is left out.
+        Each holds one MetricRecord, with the same metrics in all (see `flwr_robust.flower.metrics`). In training it
+        also holds one ArrayRecord, with the model's arrays in their order. Both have the names that most replies use.
+        Everything else in a reply is left out.
     """
     metrics = [records_of(reply.content, MetricRecord)[0] for reply in admitted]
     even = levelled(metrics, terms.weighted_by_key, clamp, terms.metrics)

@@ -1,15 +1,17 @@
-"""AdversarialGrid: turn an attack on any Flower strategy, without the strategy or the clients knowing.
+"""AdversarialGrid: attack any Flower strategy; neither the strategy nor the clients need to be changed.
 
-A Grid stands between a strategy and its clients. This one hands everything on as it is but for the training replies of
-compromised nodes: these an attack rewrites, once the round's replies are there. So whatever is omniscient is here,
-never in a client or a strategy, and the same red team works under every strategy, in process and on Ray.
+A Grid carries the messages between a strategy and its clients (Flower calls them nodes). This one passes everything on
+unchanged, except the training replies of compromised nodes. When all replies of a round have arrived, an attack
+rewrites those of the compromised nodes. So only the grid needs to know all replies, and the same attack works with
+every strategy, in process and on Ray.
 
-Where a round asks for classes (`DeSGD`), the attack sees, class by class, those who sent it; a compromised node that
-abstains has nothing to rewrite, so attackers' clients should answer for every class.
+If a round asks for classes (`DeSGD`), the attack handles one class after the other. For each class it sees the nodes
+that sent it. The reply of a compromised node that abstains holds nothing to rewrite, so attackers' clients should
+answer for every class.
 
-The attack sees rows as a `RobustStrategy` does: the floating-point arrays that are learnt, relative to the model that
-was sent where clients send parameters. Replies that fail, do not fit the model or are not finite are left out of its
-view, and stay as they are.
+The attack sees the same rows as a `RobustStrategy`: the learnt floating-point arrays of each reply. If clients send
+parameters, the row is their difference from the model that was sent. Replies that fail, do not fit the model or are not
+finite are invisible to the attack and stay unchanged.
 """
 
 from __future__ import annotations
@@ -76,11 +78,12 @@ class AttackRecord:
     round : int
         The round.
     nodes : tuple of int
-        The nodes whose replies were rewritten or held back, by position; an attacker whom a fault spared is not there.
+        The nodes whose replies were rewritten or held back, in order of position. Attackers that a fault did not affect
+        are not listed.
     positions : tuple of int
-        Their positions among all nodes: their partitions, as far as known.
+        Their positions among all nodes; these are their partitions if known.
     strength : float or None
-        For attacks along a line: the strength they chose.
+        The strength that the attack chose, if it has one.
     """
 
     round: int
@@ -101,50 +104,50 @@ class _Reply:
 
 @dataclass(frozen=True)
 class _Model:
-    """The model that was sent, without what is not learnt."""
+    """The learnt arrays of the model that was sent."""
 
     names: tuple[str, ...]
     arrays: tuple[NDArray[Any], ...]
-    prefix: str = ""  # what stands before the names in replies
+    prefix: str = ""  # prefix of the array names in replies
 
 
 @dataclass
 class _Round:
-    """Training messages that were pushed together, and the replies that have come."""
+    """Training messages that were pushed together, and the replies received so far."""
 
     messages: dict[str, Message]
     replies: list[Message]
 
 
 class AdversarialGrid(Grid):
-    """A Grid some of whose nodes are compromised.
+    """A Grid in which some nodes are compromised.
 
     Parameters
     ----------
     grid : Grid
-        Where the nodes are: an `InProcessGrid`, or what Flower gives to a ServerApp.
+        The grid with the nodes: an `InProcessGrid`, or the grid that Flower gives to a ServerApp.
     attack : MessageAttack, Fault or str
-        What the attackers do, as an object or as text, such as ``"alie()"`` or ``"crash(p=0.5)"``.
+        The attack, as an object or as text, such as ``"alie()"`` or ``"crash(p=0.5)"``.
     attackers : int or collection of int
-        How many nodes are compromised, the last ones by position; or their positions; or, with ``by="node"``, their
-        ids. This is the real f, whatever a strategy declares.
+        The number of compromised nodes, which are the last ones by position. Or a collection of their positions, or of
+        their ids with ``by="node"``. This number is the real f; the declared f of a strategy may differ.
     knowledge : Knowledge or str
-        What the attackers may look at. An attack that needs more is refused.
+        What the attackers may see. An attack that needs more raises an error.
     known : int, optional
-        How many honest replies partial knowledge shows: those of the lowest positions.
+        With partial knowledge: how many honest replies the attackers see, those of the lowest positions.
     rule : Rule, str or RobustStrategy, optional
-        The defence in use, for attackers that know it. A strategy's own state is looked at; a rule's is followed by
-        running it on every round's replies, unless it turns out to have none.
+        The defence in use, for attackers that know it. With a strategy, the grid reads the strategy's own state. With a
+        rule, it computes the state by running the rule on every round's replies, unless the rule has no state.
     start : int
         First round of the attack.
     stop : int, optional
         Last round of the attack; none when not given.
     redraw : bool
-        Draw as many attackers anew in every round, from the seed.
+        Draw the same number of attackers anew in every round, from the seed.
     message : str
         What clients send: ``parameters``, ``delta``, ``gradient`` or ``momentum``.
     by : str
-        ``position`` or ``node``: what a collection of attackers holds.
+        ``position`` or ``node``: whether a collection of attackers holds positions or node ids.
     seed : int
         Source of all draws.
 
@@ -153,21 +156,22 @@ class AdversarialGrid(Grid):
     history : list of AttackRecord
         One record per round of the attack.
     state : State
-        The attack's state, or those of a fault's nodes, keys prefixed by position. A strategy's checkpoints hold it.
+        The attack's state; for a fault the states of its nodes, with keys prefixed by position. A strategy's
+        checkpoints hold it.
     partitions : dict of int to int
-        The partition of each node, as far as it is known: its position. It is learnt from a reply that holds the metric
-        ``partition-id``, or set beforehand; other nodes have their place in the order of node ids.
+        The known partitions by node; a node's partition is its position. It is read from the metric ``partition-id`` of
+        a reply, or set beforehand. The position of any other node is its place in the order of node ids.
 
     Raises
     ------
     ConfigurationError
-        If a parameter is outside its bounds, or the attack needs more knowledge than granted.
+        If a parameter is outside its bounds, or the attack needs more knowledge than it has.
 
     Notes
     -----
-    A strategy that pushes and pulls by itself gets the replies of a training round together, when the last has come.
-    The round is read from the messages' ``server-round``, else counted. The reply of an attacker that failed to answer
-    by itself stays a failure.
+    A strategy that pushes and pulls messages itself receives all replies of a training round together, after the last
+    one. The round number is the messages' ``server-round``; if they hold none, the grid counts. If an attacker's client
+    fails to answer, its reply stays a failure.
 
     Examples
     --------
@@ -247,7 +251,7 @@ class AdversarialGrid(Grid):
 
     @property
     def state(self) -> State:
-        """What the attack remembers."""
+        """What the attack remembers from round to round."""
         return self._adversary.state
 
     @state.setter
@@ -255,7 +259,7 @@ class AdversarialGrid(Grid):
         self._adversary.state = state
 
     def memory(self) -> dict[str, Any]:
-        """Return what lasts from round to round, for checkpoints; see `Progress.memory`."""
+        """Return what the grid remembers from round to round, for checkpoints; see `Progress.memory`."""
         return {
             "state": self.state,
             "rule_state": self._rule_state,
@@ -275,18 +279,18 @@ class AdversarialGrid(Grid):
     # -- what a Grid does -------------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
-        """Look up what a Grid need not have, such as `InProcessGrid.contexts`, on the grid behind this one."""
+        """Look up attributes that only some Grids have, such as `InProcessGrid.contexts`, on the inner grid."""
         if name == "_grid":  # before __init__, when unpickled or copied
             raise AttributeError(name)
         return getattr(self._grid, name)
 
     def set_run(self, run: Any) -> None:
-        """Set the run."""
+        """Set the run of the inner grid."""
         self._grid.set_run(run)
 
     @property
     def run(self) -> Any:
-        """The run."""
+        """The run of the inner grid."""
         return self._grid.run
 
     def create_message(
@@ -297,19 +301,19 @@ class AdversarialGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Create a message."""
+        """Create a message with the inner grid."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids."""
+        """Return the node ids of the inner grid."""
         return self._grid.get_node_ids()
 
     def get_nodes(self) -> Any:
-        """Return the nodes."""
+        """Return the nodes of the inner grid."""
         return self._grid.get_nodes()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Push messages."""
+        """Push messages to the inner grid and remember those for training."""
         pushed = list(messages)
         self._settle(pushed)
         identifiers = list(self._grid.push_messages(pushed))
@@ -319,7 +323,7 @@ class AdversarialGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies; those of a training round come together, rewritten."""
+        """Pull replies; those of a training round are returned together, after the attack."""
         handed: list[Message] = []
         for reply in self._grid.pull_messages(message_ids):
             asked = reply.metadata.reply_to_message_id
@@ -349,12 +353,12 @@ class AdversarialGrid(Grid):
     # -- who attacks ------------------------------------------------------------------------------
 
     def _settle(self, messages: Iterable[Message]) -> None:
-        """Before the first training round: see which arrays are learnt, and that the attackers are among the nodes."""
+        """Before the first training round, find the learnt arrays and check that the attackers are among the nodes."""
         first = next((message for message in messages if _trains(message)), None)
         if self._nodes or first is None:
             return
         if isinstance(self.attack, MessageAttack) and not self._learnt:
-            # The first model's types count: Flower's built-ins turn integers into floats later on.
+            # Use the types of the first model: Flower's own strategies later turn integers into floats.
             self._learnt = tuple(learnt(_model_in(first)))
             if not self._learnt:
                 raise ConfigurationError(
@@ -376,7 +380,7 @@ class AdversarialGrid(Grid):
         check_honest_left("AdversarialGrid", looking, count, total)
 
     def _position(self, node: int) -> int:
-        """Return a node's place: its partition, else its place in the order of node ids."""
+        """Return a node's position: its partition if known, otherwise its place in the order of node ids."""
         if node in self.partitions:
             return self.partitions[node]
         if node not in self._nodes:
@@ -384,7 +388,7 @@ class AdversarialGrid(Grid):
         return self._nodes.index(node)
 
     def _compromised(self, server_round: int, nodes: Iterable[int]) -> list[int]:
-        """Return the nodes, of those asked, that are attackers in a round, by position."""
+        """Return the attackers among the nodes asked in a round, in order of position."""
         total, attackers = len(self._nodes), self._attackers
         if self._redraw:
             count = attackers if isinstance(attackers, int) else len(attackers)
@@ -397,7 +401,7 @@ class AdversarialGrid(Grid):
     # -- what they do -----------------------------------------------------------------------------
 
     def _rewrite(self, sent: Sequence[Message], replies: Sequence[Message]) -> list[Message]:
-        """Return a round's replies, those of attackers rewritten, in the order they came."""
+        """Return a round's replies in their order of arrival, those of attackers rewritten."""
         self._counted = server_round = _round_of(sent[0], self._counted + 1)
         for reply in replies:
             self._learn_partition(reply)
@@ -438,7 +442,7 @@ class AdversarialGrid(Grid):
         kind: int | None = None,
         several: bool = False,
     ) -> None:
-        """Let the attack rewrite the replies of nodes, in place; where a round asks for classes, those of one."""
+        """Let the attack rewrite the replies of nodes in place; if the round asks for classes, for one class."""
         assert isinstance(self.attack, MessageAttack)
         model = dataclasses.replace(model, prefix=f"{kind}/" if several else "")
         read = self._read(model, replies)
@@ -502,7 +506,7 @@ class AdversarialGrid(Grid):
         _rewrite_arrays(reply.message, arrays)
 
     def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:
-        """Run the rule on a round's replies as the server will, for its state."""
+        """Run the rule on a round's replies, as the server will, to follow its state."""
         assert self.rule is not None
         if not (read := self._read(model, replies)):
             return
@@ -515,7 +519,7 @@ class AdversarialGrid(Grid):
     def _fail(
         self, server_round: int, nodes: Sequence[int], asked: Mapping[int, Message], replies: Iterable[Message]
     ) -> list[Message]:
-        """Let the nodes fail, each for itself."""
+        """Let each node fail independently."""
         handed, failed = [], []
         for reply in replies:
             node = reply.metadata.src_node_id
@@ -525,7 +529,7 @@ class AdversarialGrid(Grid):
                 continue
             try:
                 layers = {name: as_tensor(values) for name, values in decode_record(records[0]).items()}
-            except (PayloadError, TypeError):  # it has failed by itself
+            except (PayloadError, TypeError):  # the client itself has failed
                 handed.append(reply)
                 continue
             position = self._position(node)
@@ -571,7 +575,7 @@ def parse_attack(text: str) -> MessageAttack | Fault:
 
 
 def _unchanged(layers: Mapping[str, Tensor], answer: Mapping[str, Tensor]) -> bool:
-    """Say whether an answer is the very arrays that were there."""
+    """Say whether an answer holds exactly the same arrays as before."""
     return layers.keys() == answer.keys() and all(answer[name] is layers[name] for name in layers)
 
 
@@ -580,7 +584,7 @@ def _trains(message: Message) -> bool:
 
 
 def _round_of(message: Message, counted: int) -> int:
-    """Return the round that a message names, else the one counted."""
+    """Return the round that a message names; if it names none, the counted one."""
     for record in records_of(message.content, ConfigRecord):
         named = record.get("server-round")
         if isinstance(named, int) and not isinstance(named, bool):
@@ -589,7 +593,7 @@ def _round_of(message: Message, counted: int) -> int:
 
 
 def _classes_in(message: Message) -> list[int]:
-    """Return the classes that a message asks for, if it does; see `DeSGD`."""
+    """Return the classes that a message asks for, if any; see `DeSGD`."""
     for record in records_of(message.content, ConfigRecord):
         named = record.get("classes")
         if isinstance(named, list):
@@ -598,7 +602,7 @@ def _classes_in(message: Message) -> list[int]:
 
 
 def _together(records: Sequence[AttackRecord]) -> AttackRecord:
-    """Return one record of what was done to the classes of a round; of the strengths the first."""
+    """Combine the records of a round's classes into one; its strength is that of the first class."""
     who = sorted({pair for record in records for pair in zip(record.positions, record.nodes, strict=True)})
     strength = next((record.strength for record in records if record.strength is not None), None)
     return AttackRecord(records[0].round, tuple(n for _, n in who), tuple(p for p, _ in who), strength)
@@ -615,7 +619,7 @@ def _model_in(message: Message) -> dict[str, NDArray[Any]]:
 
 
 def _fitting(message: Message, model: _Model) -> list[NDArray[Any]] | None:
-    """Return a reply's arrays in the order of the model; None where they do not fit it."""
+    """Return a reply's arrays in the order of the model, or None if they do not fit the model."""
     records = records_of(message.content, ArrayRecord) if message.has_content() else []
     if len(records) != 1:
         return None
@@ -633,7 +637,7 @@ def _fitting(message: Message, model: _Model) -> list[NDArray[Any]] | None:
 
 
 def _num_examples(message: Message) -> float | None:
-    """Return the number of examples that a reply names, if it is one."""
+    """Return the number of examples that a reply states, if it is a valid number."""
     for record in records_of(message.content, MetricRecord):
         number = record.get("num-examples")
         if isinstance(number, int | float) and 0 < number < math.inf:
@@ -642,14 +646,14 @@ def _num_examples(message: Message) -> float | None:
 
 
 def _unit(replies: Iterable[_Reply]) -> float:
-    """Return the relative error of rounding to the coarsest type of the replies."""
+    """Return the relative rounding error of the least precise type in the replies."""
     return max(float(np.finfo(values.dtype).eps) / 2 for reply in replies for values in reply.arrays)
 
 
 def _rewrite_arrays(
     message: Message, arrays: Mapping[str, NDArray[Any]], dropped: Collection[str] = frozenset()
 ) -> None:
-    """Give a reply other arrays; all else in it stays as it is."""
+    """Replace the arrays of a reply; everything else in it stays unchanged."""
     content = copy_content(message.content)
     new = encode_record(arrays)
     for name, record in message.content.items():

@@ -1,8 +1,8 @@
-"""Audit: puts a strategy's run on record, and has it go on from a checkpoint.
+"""Audit: record a strategy's run in an audit log, and resume it from a checkpoint.
 
-A checkpoint holds all that the server needs to go on as if it had never stopped: the model, the rule's state or what
-the guarded strategy keeps, partitions, refusals, records, metrics, and what nodes are sent in configs. What clients
-keep for themselves, momenta in their Context say, it holds where they are asked for it (``client_states``).
+A checkpoint holds everything that the server needs to continue as if it had never stopped. This is the model, the
+rule's state or that of the guarded strategy, and the configs sent to nodes. It is also the partitions, refusals,
+records and metrics. A client's own state, such as a momentum in its Context, is included only with ``client_states``.
 """
 
 from __future__ import annotations
@@ -67,41 +67,43 @@ _NO_RUN = (
 class Audit(Observer):
     """An audit log and checkpoints of a run, in one folder; see ``docs/audit-log.md``.
 
-    Rounds are on record from ``start`` to its end. The log is verified and locked when a run starts.
+    The log holds every round from the beginning to the end of ``start``. It is verified and locked when a run starts.
 
     Parameters
     ----------
     folder : Path
-        The run's; made where it does not exist.
+        The run's folder; it is created if it does not exist.
     every : int
-        Rounds between checkpoints; the initial model and the last round have one always.
+        Rounds between checkpoints. The initial model and the last round always have one.
     keep : int, optional
         How many checkpoints to keep; None keeps all.
     resume : bool or int
-        False begins a run, in a folder that holds none. True goes on from the latest checkpoint, or begins where there
-        is none; a number goes on from that round's. The model passed to ``start`` must then have the same arrays.
+        False starts a new run; the folder must not hold one yet. True continues from the latest checkpoint, or starts a
+        new run if there is none. A number continues from the checkpoint of that round. The model passed to ``start``
+        must have the same arrays as the checkpoint.
     config : mapping, optional
-        What else decides the result, as scalars: a run config, say. Together with the strategy's own options it must
-        be the same when the run is resumed.
+        Other settings that determine the result, as scalars; for example a run config. These and the strategy's own
+        options must be the same when the run is resumed.
     may_differ : collection of str
-        Keys of it that need not be.
+        Keys of ``config`` that may differ when the run is resumed.
     statements : mapping, optional
-        What only the operator knows, for the robustness card; see `flwr_robust.audit.events.STATEMENTS`.
+        Statements of the operator for the robustness card; see `flwr_robust.audit.events.STATEMENTS`.
     measured : sequence of Measured
-        What was measured before the run and belongs to its record, such as how much the clients' labels differ.
+        Measurements made before the run that belong in its log, such as how much the clients' labels differ.
     client_states : bool
-        Whether checkpoints hold what clients keep in their Context, which they are asked for at every checkpoint and
-        given back when the run is resumed; `serve` answers, where the app says so. Otherwise momenta, and what else
-        is theirs, begin anew, unless the nodes outlive the server.
+        Whether checkpoints hold the clients' states, which are what they keep in their Context. The server asks for
+        them at every checkpoint and returns them when the run is resumed. The clients must answer, as those of
+        ``serve(..., hand_over_state=True)`` do. Without this option a resumed run starts with empty client states,
+        unless the nodes outlive the server.
     most_state_bytes : int, optional
-        How long a client's state may be; 64 times the model, but 64 MiB always, when not given. A longer one is not
-        held, which is on record.
+        The largest size of a client's state. When not given, it is 64 times the model, and at least 64 MiB. A larger
+        state is not kept; the log says so.
     hash_updates, keep_updates : bool
-        Whether to put the hash of every update on record, and to keep the updates themselves.
+        Whether to record the hash of every update, and whether to keep the updates themselves.
     key : bytes, optional
         Signs the log; at least 16 bytes.
     sync : bool
-        Whether to wait for the disk, so that a power failure loses nothing, either.
+        Whether to wait for the disk after each write, so that even a power failure loses nothing.
 
     Examples
     --------
@@ -160,21 +162,21 @@ class Audit(Observer):
         self._opening: Opening | None = None
         self._states: ClientStates | None = None
         self._round = 0
-        self._resting: int | None = None  # the round that a run goes on from, until the next one begins
+        self._resting: int | None = None  # the round from which a run continues, until the next one begins
         self._waiting: list[Event] = []
         self._hashed: tuple[ArrayRecord | None, str] = None, ""
 
     # -- the run ----------------------------------------------------------------------------------
 
     def run_started(self, opening: Opening) -> Progress | None:
-        """Open the folder, and return what the run goes on from, if it does.
+        """Open the folder, and return the progress from which the run continues, if any.
 
         Raises
         ------
         AuditError
-            If the folder holds a run that is not to be resumed, or another process writes to it.
+            If the folder holds a run and ``resume`` is False, or if another process writes to it.
         CheckpointError
-            If the checkpoint is damaged, or of another configuration or model.
+            If the checkpoint is damaged, or belongs to another configuration or model.
         """
         config = {**opening.config, **self._config}
         self._run = AuditedRun(
@@ -188,18 +190,18 @@ class Audit(Observer):
         self._opening, snapshot = opening, self._run.snapshot
         self._states = ClientStates(opening.grid, opening.nodes, opening.timeout) if self._wants_states else None
         self._resting = 0 if snapshot is None else snapshot.round
-        if self._run.log.lines == 1:  # it has just begun
+        if self._run.log.lines == 1:  # the round has just begun
             self._run.record(*self._measured)
         if snapshot is None:
             return None
         self._round = snapshot.round
-        self._hashed = None, model_sha256(snapshot.model)  # of the end, should no round follow
+        self._hashed = None, model_sha256(snapshot.model)  # in case no round follows
         if self._states is not None and "clients" in snapshot.values:
             self._states.recall(thaw(snapshot.values["clients"], snapshot.states["arrays"]))
         return progress_of(snapshot)
 
     def _restore(self, states: ClientStates, server_round: int, asked: Sequence[int]) -> None:
-        """Give clients back what they had handed over, and put that on record."""
+        """Return the clients' states to them, and record it."""
         given, missing = states.meet(asked)
         if given or missing:
             self._waiting.append(ClientStatesRestored(server_round, tuple(given), _by_node(missing)))
@@ -208,7 +210,7 @@ class Audit(Observer):
             log.warning("resume: what clients keep begins anew on %s: %s", *_summary(missing))
 
     def _collect(self, states: ClientStates, progress: Progress) -> None:
-        """Ask clients for what they keep, and put on record who did not hand it over."""
+        """Ask clients for their states, and record which clients did not send one."""
         length = sum(len(array.data) for array in progress.result.arrays.values())
         missing = states.collect(self._most_state_bytes or most_bytes(length))
         self._waiting.append(ClientStatesKept(progress.round, len(states), _by_node(missing)))
@@ -216,7 +218,7 @@ class Audit(Observer):
             log.warning("checkpoint: what clients keep is not in it of %s: %s", *_summary(missing))
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
-        """Write a checkpoint, if it is due."""
+        """Write a checkpoint if one is due."""
         run = self._opened()
         if last or progress.round % run.every == 0:
             if self._states is not None:
@@ -225,10 +227,10 @@ class Audit(Observer):
             run.checkpoint(snapshot_of(progress, run.config, self._states), force=True)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
-        """Put the end on record, and close the log."""
+        """Record the end of the run, and close the log."""
         if self._run is None:
             return
-        # The strategy may have failed before it knew of the rounds that it was to go on from.
+        # The strategy may have failed before it received the earlier rounds.
         server_round = server_round if self._resting is None else self._resting
         try:
             self._flush()
@@ -247,7 +249,7 @@ class Audit(Observer):
         self._waiting.clear()
 
     def _hash(self, arrays: ArrayRecord) -> str:
-        """Return a model's hash; that of one round's model is the next one's model before."""
+        """Return a model's hash; one round's final model is the next round's first one, so it is kept."""
         if self._hashed[0] is not arrays:
             self._hashed = arrays, model_sha256(decode_record(arrays))
         return self._hashed[1]
@@ -260,12 +262,12 @@ class Audit(Observer):
     def round_configured(
         self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
     ) -> None:
-        """Put on record who is asked, before anybody is.
+        """Record which nodes are asked, before the messages are sent.
 
         Raises
         ------
         ConfigurationError
-            If no run is under way, because another strategy or a `start` of its own holds the loop over the rounds.
+            If no run is in progress, because another strategy or an own `start` runs the loop over the rounds.
         """
         if self._run is None:
             raise ConfigurationError(_NO_RUN)
@@ -278,7 +280,7 @@ class Audit(Observer):
             self._restore(self._states, server_round, asked)
 
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:
-        """Put a verdict on record, together with the others of the round."""
+        """Keep a verdict, to record it together with the others of the round."""
         place = (server_round, kind, verdict.node, self._partition(verdict.node))
         if isinstance(verdict, Refusal):
             self._waiting.append(ReplyRefused(*place, verdict.reason.name, verdict.detail))
@@ -291,19 +293,19 @@ class Audit(Observer):
             self._opened().keep_update(server_round, verdict.node, update)
 
     def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
-        """Put it on record, together with the verdicts of the round."""
+        """Keep an abstention, to record it together with the verdicts of the round."""
         self._waiting.append(ReplyAbstained(server_round, kind, node, self._partition(node)))
 
     def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
-        """Put it on record."""
+        """Record that a node is put into quarantine."""
         self._waiting.append(Quarantined(server_round, node, self._partition(node), refusals))
 
     def node_released(self, node: int) -> None:
-        """Put it on record; where no run is under way, when the next one starts."""
+        """Record the release; if no run is in progress, do so when the next one starts."""
         self._waiting.append(Released(self._round, node, self._partition(node)))
 
     def aggregated(self, aggregation: Aggregation) -> None:
-        """Put on record what the rule made of the replies, and of the model."""
+        """Record how the rule aggregated the replies, and how the model changed."""
         record, self._resting = aggregation.record, None
         before = self._hash(aggregation.before)
         if torch.get_num_threads() > 1:
@@ -329,11 +331,11 @@ class Audit(Observer):
         self._flush()
 
     def evaluated(self, record: RoundRecord, metrics: MetricRecord | None) -> None:
-        """Put the clients' metrics on record, as far as they are numbers."""
+        """Record those of the clients' metrics that are numbers."""
         self._put_metrics(record.round, "clients", metrics or {})
 
     def server_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
-        """Put the server's metrics on record."""
+        """Record the server's metrics."""
         self._put_metrics(server_round, "server", metrics)
 
     def _put_metrics(self, server_round: int, source: str, metrics: Mapping[str, Any]) -> None:
@@ -351,7 +353,7 @@ def _check_arguments(
     statements: Mapping[str, str] | None,
     key: object,
 ) -> None:
-    """Raise before anything is made of them."""
+    """Raise if an argument is of the wrong type, before any is used."""
     if not isinstance(folder, str | Path):
         raise ConfigurationError(f"audit: the run's folder must be a path; got {folder!r}")
     if Path(folder).exists() and not Path(folder).is_dir():
@@ -377,7 +379,7 @@ def _check_arguments(
 
 
 def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -> tuple[Observer, ...]:
-    """Return the observers of a guard: the audit first, so that evidence comes before whatever others do."""
+    """Return the observers of a guard, the audit first, so that it records before other observers act."""
     check_observers(observers)
     if audit is None:
         return tuple(observers)
@@ -385,7 +387,7 @@ def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -
 
 
 def _measured(aggregation: Aggregation) -> dict[str, Any]:
-    """Return distances, angles and length, where there is an aggregate."""
+    """Return distances, angles and length, if there is an aggregate."""
     point = _point(aggregation)
     if point is None or aggregation.rows is None:
         return {}
@@ -393,7 +395,7 @@ def _measured(aggregation: Aggregation) -> dict[str, Any]:
 
 
 def _point(aggregation: Aggregation) -> torch.Tensor | None:
-    """Return what the updates are measured against: the aggregate; or the model's change, where a strategy made it."""
+    """Return the point from which the updates are measured: the aggregate, or the change of the model."""
     if aggregation.record.outcome is Outcome.INFEASIBLE or aggregation.rows is None:
         return None
     if aggregation.aggregate is not None:
@@ -411,6 +413,6 @@ def _by_node(missing: Mapping[int, str]) -> dict[str, str]:
 
 
 def _summary(missing: Mapping[int, str]) -> tuple[str, str]:
-    """Return how many nodes there are, and the reason of the first of them."""
+    """Return the number of nodes and the reason of the first one."""
     node, why = next(iter(missing.items()))
     return f"{len(missing)} nodes", f"node {node}: {why}"

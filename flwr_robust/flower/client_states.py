@@ -1,13 +1,13 @@
-"""What clients keep from round to round, such as momenta: taken into checkpoints, and given back.
+"""Client states: what clients keep from round to round, such as momenta, saved in checkpoints and returned to them.
 
-Flower keeps a node's state in its Context, which lasts as long as the run: one that is resumed is another run, with new
-Contexts. So the server asks nodes for their states when a checkpoint is due (the query ``state``), and hands them back
-before it asks those nodes for anything else (``restore``). `serve` answers both where the app says so.
+Flower keeps a node's state in its Context, which lasts as long as the run. A resumed run is a new run for Flower, with
+new Contexts. So the server asks nodes for their states when a checkpoint is due (the query ``state``). In a resumed run
+it returns them before it asks those nodes for anything else (the query ``restore``). A client app made by `serve`
+answers both with ``hand_over_state=True``.
 
-To the server a state is bytes, those that Flower would send: it looks at nothing but their length, and what a client
-handed over comes back to nobody but that client: the node of the same id; or, where that is gone, as in Flower's
-simulation, whose nodes have other ids in every run, a new node that alone is known to hold the partition which the
-other alone was known to hold.
+For the server a state is a sequence of bytes, as Flower would send them; it checks only their length. A client's state
+is returned to that client only, which is the node with the same id. In Flower's simulation, nodes have new ids in every
+run. There the state is returned to a new node if that node alone holds the partition that the former node alone held.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ __all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
 log = logging.getLogger("flwr")
 
 STATE, RESTORE = "query.state", "query.restore"
-"""The types of the two messages."""
+"""The types of the two queries."""
 
 
 def most_bytes(model_bytes: int) -> int:
-    """Return how long a client's state may be where nobody says it: 64 times the model, and 64 MiB always."""
+    """Return the default limit of a client's state in bytes: 64 times the model, and at least 64 MiB."""
     return max(64 * model_bytes, 1 << 26)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A client's state, and the partition that it alone was known to hold when it handed that over."""
+    """A client's state, and its partition if it alone was known to hold that partition."""
 
     partition: int | None
     state: NDArray[np.uint8]
 
 
 class ClientStates:
-    """The states of a run's clients, as far as they were handed over.
+    """The states that a run's clients have sent to the server.
 
     Parameters
     ----------
     grid : Grid
-        Where the nodes are.
+        The grid with the nodes.
     nodes : Nodes
-        Their partitions, and which of them are in quarantine.
+        The partitions of the nodes, and the nodes in quarantine, which are not asked.
     timeout : float
         Seconds to wait for answers.
     """
@@ -63,29 +63,29 @@ class ClientStates:
     def __init__(self, grid: Grid, nodes: Nodes, timeout: float) -> None:
         self._grid, self._nodes, self._timeout = grid, nodes, timeout
         self._held: dict[int, _Held] = {}
-        self._asked: set[int] = set()  # since they last handed their state over
+        self._asked: set[int] = set()  # since they last sent their state
         self._known: set[int] = set()  # every node that was ever asked
-        self._waiting: dict[int, _Held] = {}  # states of before the run was resumed, for nodes yet to come
+        self._waiting: dict[int, _Held] = {}  # states of the earlier run, for nodes that have not appeared yet
         self._met: set[int] = set()  # nodes of the resumed run
 
     def __len__(self) -> int:
-        """Return how many clients' states are held."""
+        """Return the number of states held."""
         return len(self._held) + len(self._waiting)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
     def collect(self, most: int) -> dict[int, str]:
-        """Ask the nodes that were asked anything since the last time, but those in quarantine, for their states.
+        """Ask nodes for their states: those asked anything since the last call, except those in quarantine.
 
         Parameters
         ----------
         most : int
-            How many bytes a state may have.
+            The largest number of bytes of a state.
 
         Returns
         -------
         dict of int to str
-            The nodes whose state is not held, and why; what they answer raises nothing.
+            The nodes whose state is not held, with the reason. No answer raises an error.
         """
         away = set(self._nodes.quarantined)
         nodes = sorted(self._asked - away)
@@ -96,7 +96,7 @@ class ClientStates:
             state = _taken(answers.get(node, "no answer"), most)
             if isinstance(state, str):
                 missing[node] = state
-                self._held.pop(node, None)  # what it was before is not what it is now
+                self._held.pop(node, None)  # the earlier state is out of date
             else:
                 self._held[node] = _Held(own.get(node), state)
         self._asked -= set(self._held)
@@ -111,21 +111,21 @@ class ClientStates:
         }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Take over what `memory` returned, to be given back by `meet`."""
+        """Take over what `memory` returned; `meet` gives the states back."""
         self._known = set(memory["known"])
         self._waiting = {node: _Held(partition, state) for node, partition, state in memory["clients"]}
 
     # -- rounds -----------------------------------------------------------------------------------
 
     def meet(self, nodes: Iterable[int]) -> tuple[list[int], dict[int, str]]:
-        """Give nodes that are about to be asked, and all others that are there, their states back, once.
+        """Return their states to the nodes that are about to be asked and to all other connected nodes, once each.
 
         Returns
         -------
         list of int
-            The nodes that were given theirs.
+            The nodes that received their state.
         dict of int to str
-            The nodes, of those that were asked before or are new, that begin anew, and why.
+            The newly met nodes that start without a state, with the reason.
         """
         asked = set(nodes)
         self._asked |= asked
@@ -154,14 +154,14 @@ class ClientStates:
         return [node for node in given if node not in missing], missing
 
     def _former(self, partition: int | None, present: set[int]) -> int | None:
-        """Return the id that a new node of a partition had before, if there is one that can be told."""
+        """Return the id that a new node had in the earlier run, if its partition shows it."""
         if partition is None:
             return None
         found = [node for node, each in self._waiting.items() if each.partition == partition and node not in present]
         return found[0] if len(found) == 1 else None
 
     def _answers(self, messages: Sequence[Message]) -> dict[int, RecordDict | str]:
-        """Send messages; return each node's first answer, or why it is none."""
+        """Send messages; return each node's first answer, or the reason why there is none."""
         found: dict[int, RecordDict | str] = {}
         replies = list(self._grid.send_and_receive(messages, timeout=self._timeout)) if messages else []
         for node, reply in answers_to(messages, replies):
@@ -171,12 +171,12 @@ class ClientStates:
 
 
 def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
-    """Return a state's bytes, or why there are none."""
+    """Return a state's bytes, or the reason why there are none."""
     if isinstance(answer, str):
         return answer
     try:
         data = packed(answer)
-    except Exception as error:  # what a client keeps may be anything
+    except Exception as error:  # a client's state may be anything
         return short(f"{type(error).__name__}: {error}")
     if len(data) > most:
         return f"its state is too long: {len(data)} bytes, where {most} are taken"
@@ -184,7 +184,7 @@ def _taken(answer: RecordDict | str, most: int) -> NDArray[np.uint8] | str:
 
 
 def _content_of(state: NDArray[np.uint8]) -> RecordDict:
-    """Return a state as a message holds it; empty where its bytes are none, which no client can have done."""
+    """Return a state as message content; empty if its bytes cannot be read, which no client can cause."""
     try:
         return unpacked(state.tobytes())
     except Exception as error:

@@ -1,6 +1,6 @@
-"""DeSGD: Byz-DeSGD as a strategy: every round asks for the momenta of one class, or of some, and steps with a buffer.
+"""DeSGD: Byz-DeSGD as a strategy. Every round asks for the momenta of one or several classes.
 
-See `flwr_robust.protocol.classes` for the method and its conventions, and `serve` for what a client answers.
+`flwr_robust.protocol.classes` explains the method and its conventions. `serve` explains what a client answers.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ __all__ = ["DeSGD"]
 
 
 class DeSGD(RobustStrategy):
-    """Class-wise momenta, robustly aggregated among those who hold the class (Byz-DeSGD).
+    """Class-wise momenta, each aggregated robustly over the clients that hold the class (Byz-DeSGD).
 
-    Every round's config names its ``classes``. A client answers with its momenta of those that it holds, or abstains,
-    which is on record as such (`RoundRecord.abstained`) and neither a refusal nor a silence.
+    Every round's config names its ``classes``. A client answers with its momenta of those classes that it holds. If it
+    holds none of them, it abstains. The record lists it under `RoundRecord.abstained`; it counts neither as refused nor
+    as silent.
 
     Parameters
     ----------
     rule : Rule or str
-        The defence. It is given the rows of those who sent a class, so n changes from round to round and is smaller
-        than the number of nodes asked. Its declared f stays: whoever lies may claim every class. Where the rows of
-        a class are too few for the rule, nothing is aggregated for it.
+        The defence. It receives the rows of the nodes that sent a class. So n changes from round to round and may be
+        smaller than the number of nodes asked. Its declared f stays the same, because attackers may claim every class.
+        If a class has too few rows for the rule, nothing is aggregated for this class.
     classes : int
         K, the number of classes.
     gamma : float
         Weight of the buffer's mean in the step, in [0, 1]; 0 steps with what was sent alone.
     alpha : float
-        What the buffer's other classes fade by each round, in (0, 1]; the paper's beta. Clients weigh a new gradient
-        by the same number.
+        Rate at which the buffer's other classes fade in each round, in (0, 1]; the paper's beta. It is also the weight
+        of a new gradient in the clients' momenta.
     schedule : str
-        ``cyclic`` or ``random``: how the classes of a round are chosen.
+        ``cyclic`` or ``random``: the order in which classes are asked for.
     classes_per_round : int
-        How many classes a round asks for, 1 .. K. Each is aggregated on its own.
+        How many classes a round asks for, 1 .. K. Each is aggregated separately.
     server_learning_rate : float
         eta, > 0.
     seed : int
@@ -62,16 +63,15 @@ class DeSGD(RobustStrategy):
     Raises
     ------
     ConfigurationError, UnknownNameError
-        If a parameter is outside its bounds, an option is unknown, or the rule compares with an update of the
-        server's own.
+        If a parameter is outside its bounds, an option is unknown, or the rule needs the server's own update.
 
     Notes
     -----
-    A round in which no class could be aggregated is infeasible: model and buffer stay as they were. Where that is so
-    of some of several classes, the round goes on with the others, and these fade in the buffer; the record's stats say
-    so under ``infeasible``. What a rule remembers of points among the rows (the centre of centered clipping) it
-    remembers class by class. With several classes a round, a reply's weight is the mean of its weights, 0 for a class
-    that it did not send, and distances from the aggregate are not known.
+    A round in which no class can be aggregated is infeasible: model and buffer stay unchanged. If only some of its
+    classes can be aggregated, the round continues with these. The others fade in the buffer, and the record's stats
+    list them under ``infeasible``. A rule that remembers a point among the rows (the centre of centered clipping) keeps
+    one for each class. With several classes in a round, a reply's weight is the mean of its weights, which are 0 for
+    classes not sent. Distances from the aggregate are then unknown.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class DeSGD(RobustStrategy):
         self.state = {}
 
     def classes_of(self, server_round: int) -> tuple[int, ...]:
-        """Return the classes that a round asks for, ascending."""
+        """Return the classes that a round asks for, in ascending order."""
         seed = self.guard.nodes.seed
         return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, seed)
 

@@ -1,4 +1,4 @@
-"""What the replies to a round of training must hold, as an object that admission asks."""
+"""What the replies to a round of training must hold, as an object that admission calls."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _STATISTICS = ("running_mean", "running_var")  # BatchNorm's
 
 
 class Expected(Protocol):
-    """What admission asks about a reply to training."""
+    """What admission has to know about the replies to a round of training."""
 
     @property
     def may_abstain(self) -> bool:
-        """Whether a reply may hold no ArrayRecord at all: the node has nothing to say to what the round asks for."""
+        """Whether a node may abstain, that is, answer without an ArrayRecord."""
 
     def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
-        """Return what a reply with arrays of these names must hold: for each name an array of its shape and type."""
+        """Return the arrays that a reply with these names must hold; each gives the shape and the type."""
 
 
 def learnt(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the names of the arrays that are learnt: floating point, not empty, and no BatchNorm statistics."""
+    """Return the names of the learnt arrays: floating point, not empty, and not BatchNorm statistics."""
     return [
         name
         for name, values in arrays.items()
@@ -38,7 +38,7 @@ def learnt(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 class SentModel:
-    """The model that was sent, whose arrays every reply must hold.
+    """The model that was sent; every reply must hold its arrays.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class SentModel:
     Attributes
     ----------
     record : ArrayRecord
-        The model, in a record of its own, so that it stays what others do to theirs.
+        The model, in a separate record, so that changes to the caller's record do not affect it.
     arrays : dict of str to array
         The model's arrays by name, read-only.
     learnt : tuple of int
@@ -57,7 +57,7 @@ class SentModel:
     Raises
     ------
     ConfigurationError
-        If the model is empty, cannot be read, or holds other numbers.
+        If the model is empty, cannot be read, or holds numbers of other types.
     """
 
     def __init__(self, record: ArrayRecord) -> None:
@@ -82,9 +82,9 @@ class SentModel:
 
     @property
     def may_abstain(self) -> bool:
-        """Whether a reply may hold no ArrayRecord at all: never."""
+        """False: every reply must hold the model's arrays."""
         return False
 
     def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
-        """Return the arrays of the model, whatever a reply holds."""
+        """Return the arrays of the model; the names in the reply do not matter."""
         return self.arrays

@@ -1,4 +1,4 @@
-"""What the replies to a round of class-wise momenta must hold: see `DeSGD`."""
+"""What the replies to a round of class-wise momenta must hold; see `DeSGD`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["ClassesAsked"]
 
 
 class ClassesAsked(SentModel):
-    """The model that was sent to ask for classes: a reply holds its arrays for at least one of them, or abstains.
+    """The model and the classes that were sent: a reply holds the arrays for at least one class, or abstains.
 
     Parameters
     ----------
     record : ArrayRecord
         The model; floating-point, integer and boolean arrays.
     classes : sequence of int
-        The classes that the round asks for, ascending; at least one.
+        The classes that the round asks for, in ascending order; at least one.
 
     Attributes
     ----------
@@ -44,15 +44,15 @@ class ClassesAsked(SentModel):
 
     @property
     def may_abstain(self) -> bool:
-        """Whether a reply may hold no ArrayRecord at all: where the node holds none of the classes."""
+        """True: a node that holds none of the classes abstains."""
         return True
 
     def answered(self, names: Collection[str]) -> tuple[int, ...]:
-        """Return the classes, of those asked for, that a reply with arrays of these names answers for."""
+        """Return the requested classes for which a reply with these array names answers."""
         return answered_classes(names, self.classes)
 
     def demanded(self, names: Collection[str]) -> Mapping[str, NDArray[Any]]:
-        """Return the arrays of the model, under the names that they have for each class answered."""
+        """Return the arrays of the model, once for each answered class, under the names that replies use."""
         if len(self.classes) < 2:
             return self.arrays
         answered = self.answered(names)

@@ -1,7 +1,7 @@
-"""Face: how strategies with a guard are called, how they show themselves, and where their run ends.
+"""Face: the constructor call, the text and the end of a run of strategies with a guard.
 
-Their parameters have names: a value without one and an unknown name are each one sentence that says what to write. A
-strategy's text is the call that made it, on one line.
+The constructors take named parameters only. A value without a name, or an unknown name, raises an error that says what
+to write. The text (``repr``) of a strategy is the call that made it, on one line.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ log = logging.getLogger("flwr")
 
 _BY_NAME = inspect.Parameter.KEYWORD_ONLY
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-_FITTED = ("min_train_nodes", "min_available_nodes")  # their defaults follow from the rule
+_FITTED = ("min_train_nodes", "min_available_nodes")  # the rule determines their defaults
 _SIMPLE = (str, int, float, tuple)
 _LONGEST = 80
 
 
 class Face(Guarding):
-    """The part of a strategy with a guard that its callers see.
+    """What callers see of a strategy with a guard.
 
-    A subclass with a constructor of its own is called as that constructor says.
+    A subclass may have another constructor; its calls are not checked here.
     """
 
-    _options: ClassVar[Collection[str]] = ()  # what ``**options`` of the constructor takes
+    _options: ClassVar[Collection[str]] = ()  # what the constructor accepts as ``**options``
     _made: Mapping[str, Any]  # the arguments of the constructor
 
     def __new__(cls, *values: Any, **options: Any) -> Self:
-        """Make a strategy, after a check of how it is called.
+        """Make a strategy after checking the call.
 
         Raises
         ------
         ConfigurationError, UnknownNameError
-            If a value has no name, or a name is unknown.
+            If a value is given without a name, or a name is unknown.
         """
         parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
         if cls.__init__.__module__.partition(".")[0] == __name__.partition(".")[0]:
@@ -54,7 +54,7 @@ class Face(Guarding):
         return made
 
     def __repr__(self) -> str:
-        """Return the call that made the strategy, without what is as it is by default, on one line."""
+        """Return the call that made the strategy on one line, without arguments equal to their defaults."""
         kind = type(self)
         by_place = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.kind in _BY_PLACE]
         defaults = _defaults(kind)
@@ -66,10 +66,10 @@ class Face(Guarding):
         return f"{kind.__name__}({', '.join(parts)})"
 
     def _ends_before(self, server_round: int) -> bool:
-        """Say whether the run has ended before a round, so that no node is to be asked.
+        """Say whether the run ended before this round, so that no node is asked.
 
-        Where `start` holds the loop, that ends with the run. Another's loop goes on, and begins another run where it
-        counts its rounds anew.
+        If this strategy's `start` runs the loop over the rounds, the loop ends with the run. The loop of another
+        strategy continues; a lower round number means that it has started another run.
         """
         guard = self.guard
         if guard.stopped and not self._stopped_before(server_round):
@@ -87,7 +87,7 @@ class Face(Guarding):
 def _check_call(
     cls: type[Face], parameters: list[inspect.Parameter], values: tuple[Any, ...], options: Mapping[str, Any]
 ) -> None:
-    """Raise unless a constructor of this package is called as it has to be."""
+    """Raise unless a constructor of this package is called correctly."""
     owner = cls.__name__
     by_place = [parameter.name for parameter in parameters if parameter.kind in _BY_PLACE]
     by_name = [parameter.name for parameter in parameters if parameter.kind is _BY_NAME]
@@ -102,7 +102,7 @@ def _check_call(
 
 
 def _defaults(kind: type) -> dict[str, Any]:
-    """Return the defaults of a class's constructor, and of those that it passes its options on to."""
+    """Return the defaults of a class's constructor and of the constructors that receive its options."""
     found: dict[str, Any] = {}
     for each in kind.__mro__:
         if isinstance(own := vars(each).get("__init__"), type(_defaults)):
@@ -112,12 +112,12 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _same(value: Any, default: Any) -> bool:
-    """Say whether a value is the default; arrays and other objects have an equality of their own."""
+    """Say whether a value equals the default; for arrays and other objects, ``==`` may not return a boolean."""
     return value is default or (isinstance(value, _SIMPLE) and isinstance(default, _SIMPLE) and value == default)
 
 
 def _shown(value: Any) -> str:
-    """Return a value as it would be written in a call, in one short line."""
+    """Return a value as written in a call, on one short line."""
     if isinstance(value, Rule):
         return repr(str(value))
     if isinstance(value, np.generic):
@@ -133,7 +133,7 @@ def _shown(value: Any) -> str:
 
 
 def _each(values: list[Any] | tuple[Any, ...]) -> Iterator[str]:
-    """Yield the first few values as they would be written."""
+    """Yield the first few values as written in a call."""
     most = 8
     yield from map(_shown, values[:most])
     if len(values) > most:

@@ -1,7 +1,7 @@
-"""What the operator's own code raised, as text for the log.
+"""Errors raised by the operator's own code, as text for the log.
 
-An exception's message may hold what a client sent, so it is one short line of printable text. The frames are the
-operator's own source.
+An exception's message may hold text from a client, so it is shortened to one line of printable text. The stack frames
+show the operator's own source.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from flwr_robust.flower.admission import short
 
 __all__ = ["failure"]
 
-_MOST = 60  # lines, about: exceptions behind one another may be many
+_MOST = 60  # approximate number of lines; a chain of exceptions may be long
 
 
 def failure(source: object, error: BaseException) -> str:
-    """Return what raised an exception, the exception, and where it was raised.
+    """Return a text that shows an exception, what raised it, and where.
 
     Parameters
     ----------
     source : object
         The function that raised it.
     error : BaseException
-        What it raised.
+        The exception that it raised.
 
     Returns
     -------
     str
-        A first line, then the frames, those of the exceptions behind it below.
+        A first line, then the stack frames, then the same for the exceptions that caused this one.
     """
     name = f"{getattr(source, '__module__', '')}.{getattr(source, '__qualname__', type(source).__qualname__)}"
     lines, each = [f"{name.removeprefix('.')} raised {_said(error)}"], error

@@ -1,8 +1,9 @@
-"""InProcessGrid: the same ServerApp and ClientApp without Ray, in one process and one thread.
+"""InProcessGrid: run the same ServerApp and ClientApp without Ray, in one process and one thread.
 
-Nothing is serialised, so a round costs about what the clients compute. Everything else is as under Flower's
-simulation: each node keeps its own Context, contents are not shared between sender and receiver, a client that raises
-becomes an error reply. Replies come in the order of the messages.
+A Grid carries the messages between a strategy and its nodes, which are the clients. This one serialises nothing, so a
+round takes little longer than the clients' computations. Otherwise it behaves like Flower's simulation. Each node keeps
+its own Context, and sender and receiver share no content. A client that raises an exception answers with an error
+reply. Replies arrive in the order of the messages.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["InProcessGrid", "run_in_process"]
 
 log = logging.getLogger("flwr")
 
-_SERVER_NODE = 1  # what Flower calls the SuperLink
+_SERVER_NODE = 1  # the node id of Flower's SuperLink
 _FIRST_NODE = 2
 _RUN = 1
 _RAISED = 2  # Flower's error code for a ClientApp that raised
@@ -33,12 +34,12 @@ Config = Mapping[str, bool | float | int | str]
 
 
 class InProcessGrid(Grid):
-    """A Grid that calls the ClientApp itself.
+    """A Grid that calls the ClientApp directly.
 
     Parameters
     ----------
     client_app : ClientApp
-        What the nodes run.
+        The app that every node runs.
     num_supernodes : int
         Number of nodes, >= 1. Node i holds partition i of num_supernodes.
     run_config : mapping, optional
@@ -47,7 +48,7 @@ class InProcessGrid(Grid):
     Attributes
     ----------
     contexts : dict of int to Context
-        Every node's context, by node id; its state lasts as long as the grid.
+        The Context of every node, by node id; its state lasts as long as the grid.
 
     Examples
     --------
@@ -75,12 +76,12 @@ class InProcessGrid(Grid):
         become_server(_RUN, _SERVER_NODE)
 
     def set_run(self, run: Run) -> None:
-        """Set the run."""
+        """Set the run that messages belong to."""
         self._run = run
 
     @property
     def run(self) -> Run:
-        """The run."""
+        """The run that messages belong to."""
         return self._run
 
     def create_message(
@@ -95,11 +96,11 @@ class InProcessGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the node ids, by partition."""
+        """Return the node ids in the order of partitions."""
         return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Take messages; they are delivered when their replies are pulled."""
+        """Accept messages; they are delivered when their replies are pulled."""
         identifiers = []
         for message in messages:
             identifier = str(next(self._ids))
@@ -109,13 +110,13 @@ class InProcessGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the ClientApp on the messages named and return its replies."""
+        """Run the ClientApp on the messages with these ids, and return its replies."""
         return [
             self._deliver(self._waiting.pop(identifier)) for identifier in message_ids if identifier in self._waiting
         ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Push messages and pull their replies; there is nothing to wait for."""
+        """Push messages and pull their replies; the timeout has no effect."""
         return self.pull_messages(self.push_messages(messages))
 
     def _deliver(self, message: Message) -> Message:
@@ -129,7 +130,7 @@ class InProcessGrid(Grid):
             reply = self._client_app(received, context)
             if not isinstance(reply, Message):
                 raise TypeError(f"a ClientApp must return a Message; got {type(reply).__name__}")
-        except Exception as error:  # as Flower does: a client's failure is a reply, and its state stays as it was
+        except Exception as error:  # as in Flower: a reply says so, and the state stays unchanged
             context.state = before
             log.error("ClientApp of node %s raised %s", context.node_id, short(f"{type(error).__name__}: {error}"))
             reply = Message(Error(_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
@@ -150,11 +151,11 @@ def run_in_process(
     Parameters
     ----------
     server_app, client_app
-        The two apps, as ``flwr run`` would run them.
+        The two apps, as for ``flwr run``.
     num_supernodes : int
         Number of nodes.
     run_config : mapping, optional
-        The run config both see; unlike ``flwr run`` nothing is read from a pyproject.toml.
+        The run config of both apps. Unlike ``flwr run``, this function does not read a pyproject.toml.
 
     Returns
     -------

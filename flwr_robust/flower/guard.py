@@ -1,7 +1,10 @@
-"""Guard: judges the replies to a round that a strategy opens, and closes it with a record of what came of them.
+"""Guard: check the replies of every round, and record the result.
 
-A strategy opens a round on its guard with the messages it sends, has the guard judge the replies, and closes the round
-with what came of them. The guard tells observers, and whom to ask it leaves to its `Nodes`. It knows no rule.
+A round of training or evaluation has three steps on the guard. The strategy opens the round with the messages that it
+sends. The guard checks each reply and admits or refuses it (`flwr_robust.flower.admission`). The strategy closes the
+round with its result, which becomes a `RoundRecord`. At each step the guard informs its observers, such as an audit
+log. Its `Nodes` decide which nodes to ask, and which are in quarantine, that is, not asked any more. The guard does not
+depend on the rule.
 """
 
 from __future__ import annotations
@@ -29,32 +32,32 @@ log = logging.getLogger("flwr")
 
 
 class Guard:
-    """Judges replies, and keeps the records of rounds.
+    """Checks replies and keeps the records of rounds.
 
     Parameters
     ----------
     terms : Terms
-        What replies to training must hold beside the model.
+        What replies to training must hold in addition to the model's arrays.
     evaluation_terms : Terms
         The same in evaluation.
     seed, least, quarantine_after
         As for `Nodes`.
     on_infeasible : str
-        ``keep`` or ``stop``: whether the run goes on after a round that was infeasible.
+        ``keep`` or ``stop``: whether the run continues after an infeasible round, that is, one without an aggregate.
     clamp : float, optional
-        In what functions of Flower's and the user's are given, a number of examples above this multiple of the median
-        is lowered to it; >= 1.
+        Largest number of examples passed to functions of Flower and of the user, as a multiple of the median; >= 1.
+        Larger numbers are lowered to it.
     observers : sequence of Observer
-        Who is told.
+        The objects that are informed of every step.
 
     Attributes
     ----------
     nodes : Nodes
-        Their partitions, and whom of them to ask.
+        The nodes of the run: their partitions, and which of them to ask.
     history, evaluations : list of RoundRecord
         One record per round of training, and of evaluation.
     stopped : str
-        Why the run is to end; empty as long as it is not.
+        Why the run ends; empty while it continues.
 
     Raises
     ------
@@ -90,17 +93,17 @@ class Guard:
 
     @property
     def partitions(self) -> dict[int, int]:
-        """The partition of each node, as far as it is known."""
+        """The known partitions, by node."""
         return self.nodes.partitions
 
     @property
     def refusals(self) -> dict[int, int]:
-        """How often each node was refused for what was certainly its own doing, since it was last released."""
+        """How many replies of each node were refused for a fault that is certainly its own, since its last release."""
         return self.nodes.refusals
 
     @property
     def replaced(self) -> dict[int, int]:
-        """The partitions of nodes that had other ids before the run was resumed."""
+        """The partitions of nodes that had another id before the run was resumed."""
         return self.nodes.replaced
 
     @property
@@ -110,11 +113,11 @@ class Guard:
 
     @property
     def least(self) -> int:
-        """How many nodes quarantine leaves at least."""
+        """The smallest number of nodes that quarantine leaves to ask."""
         return self.nodes.least
 
     def settings(self) -> dict[str, Scalar]:
-        """Return its scalar parameters, named as in a run config."""
+        """Return the guard's scalar parameters, named as in a run config."""
         return {
             "seed": self.nodes.seed,
             "least": self.nodes.least,
@@ -124,11 +127,11 @@ class Guard:
         }
 
     def over(self) -> bool:
-        """Say whether nobody is to be asked any more, because a round was infeasible."""
+        """Say whether the run has ended because a round was infeasible, so that no node is asked any more."""
         return bool(self.stopped)
 
     def release(self, node: int) -> None:
-        """Let a node out of quarantine and forget its refusals."""
+        """Take a node out of quarantine and forget its refusals."""
         if self.nodes.release(node):
             for observer in self.observers:
                 observer.node_released(node)
@@ -136,14 +139,14 @@ class Guard:
     # -- one round --------------------------------------------------------------------------------
 
     def open(self, opened: Round, arrays: ArrayRecord) -> list[Message]:
-        """Remember what is sent, and return it.
+        """Open a round, and return its messages.
 
         Parameters
         ----------
         opened : Round
             The round.
         arrays : ArrayRecord
-            The model that is sent.
+            The model to send.
         """
         self._open = opened
         if opened.quarantined:
@@ -153,19 +156,19 @@ class Guard:
         return list(opened.messages)
 
     def judge(self, kind: str, replies: Iterable[Message]) -> Round | None:
-        """Judge the replies to the round that is open.
+        """Check the replies to the open round.
 
         Parameters
         ----------
         kind : str
             ``train`` or ``evaluate``.
         replies : iterable of Message
-            As they came.
+            The replies in the order of arrival.
 
         Returns
         -------
         Round or None
-            The round, with its verdicts; None if no such round is open.
+            The round with the admitted and refused replies; None if no round of this kind is open.
         """
         opened, self._open = self._open, None
         if opened is None or opened.kind != kind:
@@ -206,23 +209,23 @@ class Guard:
                 observer.node_quarantined(server_round, node, count)
 
     def contents(self, judged: Round) -> list[RecordDict]:
-        """Return the replies admitted to a round as `rebuilt` makes them."""
+        """Return the replies admitted to a round, rebuilt by `rebuilt`."""
         return rebuilt(judged.admitted, self.terms[judged.kind], judged.model, self.clamp)
 
     def metrics(self, judged: Round, aggregate: MetricsFunction) -> MetricRecord | None:
-        """Aggregate the metrics of a round; a function that stumbles over what a client sent gives way to medians.
+        """Aggregate the metrics of a round; if the function fails, return medians instead.
 
         Parameters
         ----------
         judged : Round
             The round.
         aggregate : callable (list of RecordDict, str) -> MetricRecord
-            Flower's or the user's.
+            The function of Flower or of the user.
 
         Returns
         -------
         MetricRecord or None
-            None if no reply was admitted.
+            The aggregated metrics; None if no reply was admitted.
         """
         if not judged.admitted:
             return None
@@ -264,16 +267,16 @@ class Guard:
         aggregate: Aggregate | None = None,
         state: State | None = None,
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        """Put a round of training on record.
+        """Record a round of training.
 
         Parameters
         ----------
         judged : Round
             The round.
         outcome : Outcome
-            How it ended.
+            How the aggregation ended.
         sentence : str
-            Why it was infeasible, if it was.
+            The reason, if the round was infeasible.
         arrays : ArrayRecord
             The next model.
         metrics : MetricRecord or None
@@ -303,7 +306,7 @@ class Guard:
         return arrays, metrics
 
     def close_evaluation(self, judged: Round, metrics: MetricRecord | None) -> MetricRecord | None:
-        """Put a round of evaluation on record, and return its metrics."""
+        """Record a round of evaluation, and return its metrics."""
         sentence = "" if judged.admitted else NOBODY
         record = self._record(judged, Outcome.INFEASIBLE if sentence else Outcome.OK, sentence)
         self.evaluations.append(record)

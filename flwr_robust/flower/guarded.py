@@ -1,13 +1,16 @@
-"""Guarded: any strategy of Flower's Message API, behind the same admission and records as the robust ones.
+"""Guarded: put any strategy of Flower's Message API behind the admission and the records of the robust strategies.
 
-The strategy inside sees only replies that were admitted, rebuilt as the model demands: arrays in the model's order, the
-same metrics in all, none with more examples than ``clamp`` times the median. What it then does wrong is mended: its
-model gets the names, order, shapes and types of the model that was sent (integers are rounded, numbers beyond a type's
-range end there). Where it raises, returns no model, or one that does not fit or is not finite, the model stays as it
-was, the strategy goes on with the attributes it had, and the round is on record as infeasible. Arrays, tensors, records
-and containers among them hold what they held; other objects are the same ones, and their inside is not looked into.
+Admission is the check of every reply before it is used (`flwr_robust.flower.admission`). The inner strategy receives
+only admitted replies, with arrays in the model's order and the same metrics in all. Numbers of examples are at most
+``clamp`` times the median.
 
-A rule that is not robust does not become so: finite arrays of the right shape are the strategy's own business.
+The model that the strategy returns is corrected: it gets the names, order and types of the model that was sent. Values
+are rounded for integer types, and limited to the range of the type. The strategy fails if it raises, or if its model is
+missing, does not fit or is not finite. Then the round is recorded as infeasible, the model stays unchanged, and the
+strategy gets its former attributes back. This restores the contents of arrays, tensors, records and containers. Other
+objects stay the same objects, and their inner state is not restored.
+
+The guard does not make a rule robust: the strategy receives every finite array of the right shape.
 """
 
 from __future__ import annotations
@@ -54,25 +57,25 @@ class Guarded(Face, Strategy):
     Parameters
     ----------
     strategy : Strategy
-        Flower's FedAvg, FedAdam, Krum, ..., or your own. It samples, and aggregates, as it always did. Replies must
-        hold the model's arrays; strategies whose arrays change their shape (XGBoost's trees) cannot be guarded.
+        Flower's FedAvg, FedAdam, Krum, ..., or your own. It samples and aggregates as before. Replies must hold the
+        model's arrays. Strategies whose arrays change their shape (XGBoost's trees) cannot be guarded.
     least : int, optional
-        The fewest replies that it is given; with fewer the model stays. When not given, what the theory of Krum and
-        MultiKrum (2f + 3) and Bulyan (4f + 3) demands of Flower's, else 1.
+        The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
+        it is 2f + 3 for Flower's Krum and MultiKrum, 4f + 3 for Bulyan, and 1 for others.
     clamp : float, optional
-        A number of examples above this multiple of the median is lowered to it; None believes every client.
+        A number of examples above this multiple of the median is lowered to it. None accepts all numbers.
     metrics_aggr_fn : callable, optional
-        Aggregates clients' metrics, whatever the strategy makes of them; None leaves it to the strategy. What the
-        strategy reports under other names stays.
+        Aggregates the clients' metrics in place of the strategy; None leaves this to the strategy. Other metrics that
+        the strategy reports are kept.
     train_metrics, evaluate_metrics, records, max_examples, quarantine_after, on_infeasible, observers, audit
-        As for `RobustStrategy`. Messages to nodes in quarantine are taken out of what the strategy sends.
+        As for `RobustStrategy`. The guard drops the strategy's messages to nodes in quarantine.
 
     Attributes
     ----------
     strategy : Strategy
-        The strategy inside.
+        The inner strategy.
     guard : Guard
-        Judges replies and keeps the records.
+        Checks replies and keeps the records.
 
     Raises
     ------
@@ -102,7 +105,7 @@ class Guarded(Face, Strategy):
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
     ) -> None:
-        # One with a start of its own holds the loop itself, so that its own guard cannot record the run.
+        # A strategy with its own start() runs the loop itself, so its own guard cannot record the run.
         guarded = isinstance(strategy, Guarding) and not _has_own_start(type(strategy))
         if not isinstance(strategy, Strategy) or guarded:
             what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
@@ -118,8 +121,8 @@ class Guarded(Face, Strategy):
             )
         self.strategy = strategy
         self.metrics_aggr_fn = metrics_aggr_fn
-        self._before: dict[str, Fingerprint] = {}  # those of its attributes, when a run started, that cannot be stored
-        self._named: set[str] = set()  # those that a warning named
+        self._before: dict[str, Fingerprint] = {}  # attributes that cannot be stored, at the start of a run
+        self._named: set[str] = set()  # attributes that a warning has named
         self._own = {name: getattr(strategy, name) for name in METHODS}
         key = getattr(strategy, "weighted_by_key", "num-examples")
         self.guard = Guard(
@@ -133,12 +136,12 @@ class Guarded(Face, Strategy):
         )
 
     def summary(self) -> None:
-        """Log the guard, then the strategy's settings."""
+        """Log the guard's settings, then those of the strategy."""
         log.info("\t├──> Guarded: at least %s replies", self.guard.least)
         self.strategy.summary()
 
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
-        """Return the strategy inside, and its own ``start``; its four methods are the guarded ones meanwhile."""
+        """Return the inner strategy and its own ``start``; a run uses the guarded methods instead of its four."""
         self._named = set()
         self._before = self._fingerprints() if self.guard.observers else {}
         return self.strategy, self.strategy.start
@@ -147,17 +150,17 @@ class Guarded(Face, Strategy):
 
     @property
     def label(self) -> str:
-        """The name that records give to the strategy."""
+        """The name of the strategy in records."""
         return f"Guarded({type(self.strategy).__name__})"
 
     def settings(self) -> dict[str, Scalar]:
-        """Return all options of the strategy inside that are scalars."""
+        """Return all scalar options of the inner strategy."""
         return scalars(self.strategy)
 
     def memory(self) -> Mapping[str, Any]:
-        """Return those attributes of the strategy inside that a checkpoint can hold.
+        """Return those attributes of the inner strategy that a checkpoint can hold.
 
-        Others are named in a warning, once in a run, unless they are as they were when it started.
+        A warning names the others, once in a run, unless they have not changed since its start.
         """
         unlike = Fingerprint(None, None)
         lost = [
@@ -173,12 +176,12 @@ class Guarded(Face, Strategy):
         return {name: value for name, value in self._held().items() if storable(value)}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Restore them."""
+        """Restore the attributes that `memory` returned."""
         held = vars(self.strategy)
         for name, value in memory.items():
             own = held.get(name)
             if isinstance(own, dict) and type(own) is not dict and isinstance(value, dict):
-                own.clear()  # a defaultdict, say, remains one
+                own.clear()  # keep the type, for example defaultdict
                 own.update(value)
             else:
                 held[name] = value
@@ -187,7 +190,7 @@ class Guarded(Face, Strategy):
         return {name: value for name, value in vars(self.strategy).items() if name not in METHODS}
 
     def _fingerprints(self) -> dict[str, Fingerprint]:
-        """Return those of the attributes that cannot be stored and are not yet known to be lost."""
+        """Return fingerprints of attributes that cannot be stored and that no warning has named yet."""
         return {
             name: Fingerprint(value, self.strategy)
             for name, value in self._held().items()
@@ -199,7 +202,7 @@ class Guarded(Face, Strategy):
     def _ask(
         self, kind: str, server_round: int, messages: Iterable[Message], model: SentModel | None = None
     ) -> Round | None:
-        """Return a round of the strategy's messages but those to nodes in quarantine; None if it sends none."""
+        """Return a round with the strategy's messages, without those to nodes in quarantine; None if it sends none."""
         messages = list(messages)
         held = self.guard.nodes.withheld(message.metadata.dst_node_id for message in messages)
         kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
@@ -208,12 +211,12 @@ class Guarded(Face, Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the strategy ask.
+        """Let the strategy choose the nodes and messages of a round.
 
         Raises
         ------
         ConfigurationError
-            Before the first round: if the model cannot be used, or the strategy asks fewer than ``least``.
+            Before the first round: if the model cannot be used, or the strategy asks fewer nodes than ``least``.
         """
         if self._ends_before(server_round):
             return []
@@ -232,7 +235,7 @@ class Guarded(Face, Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Let the strategy ask."""
+        """Let the strategy choose the nodes and messages of a round of evaluation."""
         if self._stopped_before(server_round):
             return []
         messages = self._own["configure_evaluate"](server_round, arrays, config, grid)
@@ -242,7 +245,7 @@ class Guarded(Face, Strategy):
     # -- aggregating ------------------------------------------------------------------------------
 
     def _clean(self, judged: Round) -> list[Message]:
-        """Return the replies admitted, rebuilt."""
+        """Return the admitted replies, rebuilt for the strategy."""
         messages = []
         for reply, content in zip(judged.admitted, self.guard.contents(judged), strict=True):
             message = copy.copy(reply.message)
@@ -253,7 +256,7 @@ class Guarded(Face, Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the strategy aggregate what is admitted, and mend its model; never raises for what a client sent."""
+        """Let the strategy aggregate the admitted replies, and correct its model; no reply raises an error."""
         judged = self.guard.judge(MessageType.TRAIN, replies)
         if judged is None or judged.model is None:
             return None, None
@@ -275,7 +278,7 @@ class Guarded(Face, Strategy):
         return self.guard.close_training(judged, outcome, sentence, arrays, self._metrics(judged, told), rows=rows)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Let the strategy aggregate what is admitted."""
+        """Let the strategy aggregate the admitted replies."""
         judged = self.guard.judge(MessageType.EVALUATE, replies)
         if judged is None:
             return None
@@ -290,7 +293,7 @@ class Guarded(Face, Strategy):
         return self.guard.close_evaluation(judged, self._metrics(judged, told))
 
     def _answer(self, method: str, server_round: int, judged: Round) -> Any:
-        """Return what the strategy makes of the replies admitted; where it raises, the log shows what and where."""
+        """Return the strategy's result for the admitted replies; if it raises, log the error and its place."""
         try:
             return self._own[method](server_round, self._clean(judged))
         except Exception as error:
@@ -298,7 +301,7 @@ class Guarded(Face, Strategy):
             raise
 
     def _metrics(self, judged: Round, told: MetricRecord | None) -> MetricRecord | None:
-        """Return what the strategy reports, clients' metrics replaced by those that no minority steers."""
+        """Return the strategy's metrics, with the clients' metrics replaced by robust ones."""
         if self.metrics_aggr_fn is None:
             return told
         ours = self.guard.metrics(judged, self.metrics_aggr_fn)
@@ -306,13 +309,13 @@ class Guarded(Face, Strategy):
 
 
 def _has_own_start(kind: type) -> bool:
-    """Say whether a strategy with a guard holds the loop over the rounds, or wraps what does."""
+    """Say whether a strategy with a guard runs the loop over the rounds itself, or wraps one that does."""
     own: object = getattr(kind, "start", None)
     return own is not Guarding.start
 
 
 def _least(strategy: Strategy) -> int:
-    """Return how many replies the theory of Flower's own strategies demands."""
+    """Return how many replies the theory of Flower's own strategies requires."""
     if isinstance(strategy, Bulyan):
         return 4 * strategy.num_malicious_nodes + 3
     if isinstance(strategy, MultiKrum):
@@ -321,12 +324,12 @@ def _least(strategy: Strategy) -> int:
 
 
 def _mended(found: ArrayRecord | None, sent: SentModel) -> ArrayRecord:
-    """Return a model with the names, order, shapes and types of the one that was sent.
+    """Return a model corrected to the names, order and types of the model that was sent.
 
     Raises
     ------
     ValueError
-        If it lacks an array, or one has another shape or is not finite.
+        If the model lacks an array, or an array has another shape or is not finite.
     """
     if found is None:
         raise ValueError("it returned no model")
@@ -344,7 +347,7 @@ def _mended(found: ArrayRecord | None, sent: SentModel) -> ArrayRecord:
 
 
 def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return finite numbers in another type: rounded for integers, and no farther than its range."""
+    """Return finite numbers in another type: rounded for integer types, and limited to the range of the type."""
     if dtype.kind == "b":
         return np.asarray(values >= 0.5)
     if dtype.kind == "f":
@@ -352,7 +355,7 @@ def _cast(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
         return values.clip(limits.min, limits.max).astype(dtype)
     bounds = np.iinfo(dtype)
     if values.dtype.kind == "f":
-        # Not every limit of an integer type is a float: the first beyond it would wrap around.
+        # Some limits of integer types are not exact floats: the nearest float above would wrap around.
         above = np.float64(bounds.max)
         values = np.rint(values).clip(bounds.min, above if int(above) == bounds.max else np.nextafter(above, 0))
         return values.astype(dtype)

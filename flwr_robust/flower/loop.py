@@ -1,7 +1,8 @@
-"""Loop: a run of Flower's rounds under guard, put on record from its start to its end, and resumed where it stopped.
+"""Loop: run Flower's rounds under guard, inform observers from start to end, and resume where a run stopped.
 
-Flower's own loop goes over the rounds. Meanwhile the four methods that it calls are the guarded strategy's, each with
-what the run has to know of it: the number of the round, counted from where a run goes on, and what came of it.
+A round is one cycle: the server sends the model to nodes (the clients), and combines their replies. Flower's own loop
+runs the rounds and calls four methods in each. During the run these are the methods of the guarded strategy, wrapped by
+`Loop`. The wrappers count the rounds from where the run continues, and keep their results.
 """
 
 from __future__ import annotations
@@ -29,45 +30,45 @@ log = logging.getLogger("flwr")
 EvaluateFunction = Callable[[int, ArrayRecord], MetricRecord | None]
 
 METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregate_evaluate")
-"""What Flower's loop calls in every round."""
+"""The methods that Flower's loop calls in every round."""
 
 _CONFIGS = ("train_config", "evaluate_config")
 
 
 @runtime_checkable
 class Remembering(Protocol):
-    """What keeps something from round to round that a run needs to go on: strategies, and grids that attack."""
+    """Objects with a state that a resumed run needs: strategies, and grids that attack."""
 
     def memory(self) -> Mapping[str, Any]:
-        """Return what is kept; all of it is `storable`."""
+        """Return the state; all of it is `storable`."""
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Restore what `memory` returned."""
+        """Restore the state that `memory` returned."""
 
 
 class _Stopped(Exception):  # noqa: N818
-    """Ends Flower's loop over the rounds, which knows no other way out."""
+    """Ends Flower's loop over the rounds, which can only be left by an exception."""
 
 
 class Loop:
-    """One run of a strategy, to its end, or until it is stopped.
+    """One run of a strategy, until its end or until it is stopped.
 
-    Where an observer returns the progress of an earlier run, the rounds up to there are left out, and Flower's log
-    counts those that follow from 1. A round that is to be the last is finished with its evaluations; then the result
-    is what there is so far.
+    If an observer returns the progress of an earlier run, the loop skips the rounds that are done. Flower's log then
+    counts the remaining rounds from 1. If the run is stopped in a round, the evaluations of this round are finished.
+    The result is then that of the rounds so far.
 
     Parameters
     ----------
     guarding : Guarding
         The strategy with a guard.
     looped : Strategy
-        The one whose methods Flower's loop calls.
+        The strategy whose methods Flower's loop calls.
     start : callable
-        Its ``Strategy.start`` as Flower wrote it, bound.
+        Flower's ``Strategy.start``, bound to ``looped``.
     evaluate_fn : callable, optional
-        The argument of that name.
+        The argument ``evaluate_fn`` of ``start``.
     arguments : mapping
-        The other arguments.
+        The other arguments of ``start``.
     """
 
     def __init__(
@@ -81,17 +82,17 @@ class Loop:
         self._guarding, self._guard = guarding, guarding.guard
         self._looped, self._start = looped, start
         self._evaluate_fn, self._arguments = evaluate_fn, arguments
-        # Copies: what strategies write into them must not be taken for the caller's when a run is resumed.
+        # Copies, so that changes by strategies are not mistaken for the caller's values when a run is resumed.
         self._configs = {name: ConfigRecord({**(arguments[name] or {})}) for name in _CONFIGS}
         self._holders: dict[str, Remembering] = {"strategy": guarding}
         if isinstance(grid := arguments["grid"], Remembering):
             self._holders["grid"] = grid
-        self._result = Result()  # what the run has come to
+        self._result = Result()  # the result of the run so far
         self._result.arrays = arguments["initial_arrays"]
-        self._unfinished: int | None = 0  # a round of it whose evaluations may not be over
+        self._unfinished: int | None = 0  # a round whose evaluations may not be finished
 
     def run(self) -> Result:
-        """Return what Flower's loop does, once it is over."""
+        """Run Flower's loop, and return its result."""
         guard = self._guard
         guard.stopped = ""
         try:
@@ -116,7 +117,7 @@ class Loop:
     # -- its beginning and its end ----------------------------------------------------------------
 
     def _begin(self) -> int:
-        """Tell observers, restore the progress that one of them has, and return its round."""
+        """Inform observers, restore the progress that one of them returns, and return its round."""
         guard, guarding, arguments = self._guard, self._guarding, self._arguments
         sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
@@ -152,7 +153,7 @@ class Loop:
     # -- its rounds -------------------------------------------------------------------------------
 
     def _finish(self, *, last: bool = False) -> None:
-        """Tell observers that a round is over, if one is."""
+        """If a round is finished, inform observers."""
         if self._unfinished is None:
             return
         guard, nodes = self._guard, self._guard.nodes
@@ -175,7 +176,7 @@ class Loop:
         self._unfinished = None
 
     def _methods(self, done: int) -> dict[str, Callable[..., Any]]:
-        """Return what Flower's loop is to call, rounds counted from where the run goes on."""
+        """Return the methods for Flower's loop, with rounds counted from where the run continues."""
         own = {name: getattr(self._guarding, name) for name in METHODS}
 
         def configure_train(server_round: int, *arguments: Any, **named: Any) -> Iterable[Message]:
@@ -212,11 +213,11 @@ class Loop:
         return {method.__name__: method for method in methods}
 
     def _evaluated(self, evaluate_fn: EvaluateFunction, done: int) -> EvaluateFunction:
-        """Return the server's evaluation by the true number of the round, which goes on record."""
+        """Return the server's evaluation function, which uses the true round number and informs observers."""
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if done and server_round == 0:
-                return None  # it was evaluated before
+                return None  # the earlier run has evaluated it
             number = server_round + done
             metrics = evaluate_fn(number, arrays)
             if metrics is not None:
@@ -230,7 +231,7 @@ class Loop:
 
 @contextmanager
 def replaced(strategy: Strategy, methods: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Put other methods into one strategy's place for those of its class, for a while."""
+    """Replace methods of one strategy object for the duration of a ``with`` block."""
     held = vars(strategy)
     before = {name: held[name] for name in methods if name in held}
     held.update(methods)
@@ -243,19 +244,19 @@ def replaced(strategy: Strategy, methods: Mapping[str, Callable[..., Any]]) -> I
 
 
 def scalars(strategy: object) -> dict[str, Scalar]:
-    """Return a strategy's public attributes that are scalars, named as in a run config; None may become anything."""
+    """Return a strategy's public scalar attributes, named as in a run config; attributes that are None are left out."""
     held = {name.replace("_", "-"): value for name, value in vars(strategy).items() if not name.startswith("_")}
     return {name: value for name, value in held.items() if isinstance(value, Scalar) and value is not None}
 
 
 class Guarding:
-    """What strategies with a guard let their users see of it; ``guard`` is theirs to set."""
+    """Base of strategies with a guard: passes on what users read from it. Subclasses set ``guard``."""
 
     guard: Guard
 
     @abstractmethod
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
-        """Return the strategy whose methods Flower's loop calls, and the ``start`` that holds the loop."""
+        """Return the strategy whose methods Flower's loop calls, and the ``start`` that runs the loop."""
 
     def start(
         self,
@@ -267,7 +268,7 @@ class Guarding:
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFunction | None = None,
     ) -> Result:
-        """Run Flower's rounds, as many as there are to be, under guard; see its ``Strategy.start``."""
+        """Run Flower's rounds under guard; see its ``Strategy.start`` for the parameters."""
         arguments = {
             "grid": grid,
             "initial_arrays": initial_arrays,
@@ -280,19 +281,19 @@ class Guarding:
 
     @property
     def label(self) -> str:
-        """The name that records give to the strategy."""
+        """The name of the strategy in records."""
         return type(self).__name__
 
     def settings(self) -> dict[str, Scalar]:
-        """Return what decides a run's result, as far as it is scalars."""
+        """Return the scalar settings that determine a run's result."""
         return scalars(self)
 
     def memory(self) -> Mapping[str, Any]:
-        """Return what is kept from round to round; see `Progress`."""
+        """Return the state that lasts from round to round; see `Progress`."""
         return {}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Restore what `memory` returned."""
+        """Restore the state that `memory` returned."""
 
     @property
     def history(self) -> list[RoundRecord]:
@@ -306,11 +307,11 @@ class Guarding:
 
     @property
     def partitions(self) -> dict[int, int]:
-        """The partition of each node, as far as it is known.
+        """The known partitions (numbered shares of the data), by node.
 
-        Replies are aggregated, and clients sampled, in this order, so that runs repeat to the bit although Flower
-        draws new node ids. It is learnt from a node's first reply that holds the metric ``partition-id``, or set
-        beforehand; node ids serve where it is not known.
+        Flower draws new node ids in every run. So that runs repeat to the bit, replies are aggregated and clients
+        sampled in the order of partitions. A partition is read from the node's first reply with the metric
+        ``partition-id``, or set beforehand. Nodes without a known partition follow in the order of their ids.
         """
         return self.guard.nodes.partitions
 
@@ -319,7 +320,7 @@ class Guarding:
         self.guard.nodes.partitions = partitions
 
     def identify(self, identities: Mapping[int, Identity]) -> None:
-        """Set the nodes' partitions, as `discover` returns them, with which of them are the nodes' own word."""
+        """Set the nodes' partitions, as `discover` returns them; each says whether the node stated it itself."""
         self.guard.nodes.identify(identities)
 
     @property
@@ -328,5 +329,5 @@ class Guarding:
         return self.guard.nodes.quarantined
 
     def release(self, node: int) -> None:
-        """Let a node out of quarantine and forget its refusals."""
+        """Take a node out of quarantine and forget its refusals."""
         self.guard.release(node)

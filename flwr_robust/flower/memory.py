@@ -1,4 +1,4 @@
-"""Memory: what a strategy keeps from round to round, as tensors and JSON, so that a checkpoint can hold it."""
+"""Memory: convert the state of a strategy into tensors and JSON for a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["freeze", "storable", "thaw"]
 
 
 def storable(value: object) -> bool:
-    """Say whether `thaw` gives a value back: numbers, text, bytes, arrays, tensors, models; containers."""
+    """Say whether `thaw` restores a value: numbers, text, bytes, arrays, tensors, models, and containers of them."""
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "fiub" and value.dtype.itemsize <= 8 and value.dtype.isnative
     if isinstance(value, dict):
@@ -29,14 +29,14 @@ def storable(value: object) -> bool:
 
 
 def _is_key(value: object) -> bool:
-    """Say whether a value comes back equal and of the same type, and can be a key: not so numpy's scalars."""
+    """Say whether a value can be a key and comes back equal and of the same type; numpy's scalars do not."""
     if type(value) is tuple:
         return all(_is_key(each) for each in value)
     return value is None or type(value) in (bool, int, float, str, bytes)
 
 
 def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return a storable value as JSON holds it, its arrays put into ``tensors``.
+    """Return a storable value as JSON data; its arrays are put into ``tensors``.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
             return {"items": {key: freeze(each, tensors) for key, each in value.items()}}
         return {"pairs": [[freeze(key, tensors), freeze(each, tensors)] for key, each in value.items()]}
     if isinstance(value, set | frozenset):
-        # Their order differs from process to process; a checkpoint's bytes must not.
+        # The order of sets differs between processes; the bytes of a checkpoint must not.
         kind = "set" if isinstance(value, set) else "frozenset"
         return {kind: [freeze(each, tensors) for each in sorted(value, key=repr)]}
     if isinstance(value, tuple):
@@ -69,7 +69,7 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def thaw(frozen: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return what was given to `freeze`; numpy's scalars come back as arrays without dimensions."""
+    """Return the value that was given to `freeze`; numpy's scalars become arrays without dimensions."""
     if isinstance(frozen, list):
         return [thaw(each, tensors) for each in frozen]
     if not isinstance(frozen, Mapping):

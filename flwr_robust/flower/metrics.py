@@ -1,9 +1,9 @@
-"""Clients' metrics, such that no minority steers what an operator reads.
+"""Robust aggregation of clients' metrics: no minority of clients can control what the operator reads.
 
-A server cannot know beforehand which metrics clients will report. So either it is told (``train_metrics=``,
-``evaluate_metrics=``), and a reply that lacks one is refused; or a metric counts when more than half of a round's
-admitted replies hold it in the same form, and what else a reply holds is left out. Nobody is refused for what others
-report: whoever set that standard, in round 1 say, could have honest clients refused for the rest of the run.
+A server cannot know beforehand which metrics clients will report. With ``train_metrics=`` and ``evaluate_metrics=`` the
+operator names them, and a reply that lacks one is refused. Without these options, a metric is used if more than half of
+the round's admitted replies hold it in the same form. Other metrics are left out, but never a reason to refuse a reply.
+Otherwise a client that reports special metrics in round 1 could get honest clients refused in all later rounds.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from flwr_robust.flower.wire import records_of
 __all__ = ["PARTITION", "MetricsFunction", "levelled", "robust_metrics", "trimmed_metrics"]
 
 PARTITION = "partition-id"
-"""The metric by which a client says which partition it holds; it is meant for the server, not for a reader."""
+"""The metric in which a client states its partition; only the server uses it."""
 
 MetricsFunction = Callable[[list[RecordDict], str], MetricRecord]
-"""What Flower's strategies take to aggregate metrics: replies, and the name of the number of examples."""
+"""A function that aggregates metrics for Flower's strategies, from replies and the name of the number of examples."""
 
 
 def levelled(
     records: Sequence[MetricRecord], key: str, clamp: float | None, stated: Collection[str] | None = None
 ) -> list[MetricRecord]:
-    """Return admitted replies' metrics such that all hold the same ones.
+    """Return the metrics of admitted replies, made uniform: all hold the same ones.
 
     Parameters
     ----------
     records : sequence of MetricRecord
-        As they were admitted.
+        The metrics of the admitted replies.
     key : str
-        Name of the number of examples, which all of them hold.
+        Name of the number of examples, which every record holds.
     clamp : float or None
         A number of examples above this multiple of the median is lowered to it.
     stated : collection of str, optional
-        The only metrics to keep. When not given, those that more than half hold in the same form, a number or a list
-        of one length; a reply that lacks one of them is given the median of those that hold it.
+        The only metrics to keep. When not given, these are the metrics that more than half of the replies hold in the
+        same form. A form is a number, or a list of one length. A reply that lacks such a metric gets the median of the
+        others.
 
     Returns
     -------
@@ -71,7 +72,7 @@ def levelled(
 
 
 def _typical(values: Sequence[Any]) -> float | list[float]:
-    """Return the median of numbers, or of lists at each position."""
+    """Return the median of numbers; for lists, the median at each position."""
     if isinstance(values[0], list):
         return [_median(column) for column in zip(*values, strict=True)]
     return _median(values)
@@ -82,14 +83,14 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _trimmed(values: Sequence[float], f: int) -> float:
-    """Return the mean of all values but the f smallest and the f largest."""
+    """Return the mean of the values without the f smallest and the f largest."""
     kept = sorted(values)[f : len(values) - f]
-    # Dividing first, and never beyond the extremes: the mean of values near the largest number must not overflow.
+    # Divide first and limit to the extremes, so that the mean of values near the largest float does not overflow.
     return float(min(max(sum(value / len(kept) for value in kept), kept[0]), kept[-1]))
 
 
 def _columns(contents: Sequence[RecordDict], key: str) -> Iterator[tuple[str, list[float]]]:
-    """Yield, by name, the scalar metrics that more than half of the replies hold."""
+    """Yield the names and values of the scalar metrics that more than half of the replies hold."""
     columns: dict[str, list[float]] = {}
     for content in contents:
         for name, value in records_of(content, MetricRecord)[0].items():
@@ -99,14 +100,14 @@ def _columns(contents: Sequence[RecordDict], key: str) -> Iterator[tuple[str, li
 
 
 def robust_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-    """Aggregate clients' metrics by the median of each, whatever number of examples they name.
+    """Aggregate each of the clients' metrics by its median, without regard to their numbers of examples.
 
     Parameters
     ----------
     contents : list of RecordDict
         Admitted replies.
     weighted_by_key : str
-        Left out of the result, as is ``partition-id``.
+        Name of the number of examples. The result holds neither it nor ``partition-id``.
 
     Returns
     -------
@@ -117,12 +118,13 @@ def robust_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
 
 
 def trimmed_metrics(f: int) -> MetricsFunction:
-    """Return a function that aggregates clients' metrics by the trimmed mean of each.
+    """Return a function that aggregates each of the clients' metrics by its trimmed mean.
 
     Parameters
     ----------
     f : int
-        How many of the smallest and of the largest values are dropped; with fewer than 2f + 1 a metric is left out.
+        How many of the smallest and of the largest values are dropped. A metric with fewer than 2f + 1 values is left
+        out.
 
     Returns
     -------

@@ -1,8 +1,9 @@
 """Serve a NumPyClient behind Flower's Message API.
 
-Flower's Message-API strategies cannot talk to ``ClientApp(client_fn=...)``. `serve` makes a ClientApp whose train and
-evaluate functions call ``fit`` and ``evaluate``; it also answers the query ``identity``, so that a server can learn
-which partition a node holds before it samples; and, where it is asked to, it hands its state over for checkpoints.
+Flower's Message-API strategies cannot work with ``ClientApp(client_fn=...)``. `serve` makes a ClientApp whose train and
+evaluate functions call ``fit`` and ``evaluate``. The app also answers the query ``identity``: it tells the server which
+partition (numbered share of the data) the node holds. With ``hand_over_state=True`` it sends its state to the server
+for checkpoints.
 """
 
 from __future__ import annotations
@@ -37,28 +38,32 @@ _QUERY = "query.identity"
 
 
 def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options: Any) -> ClientApp:
-    """Make a Message-API ClientApp out of NumPyClients.
+    """Make a Message-API ClientApp from NumPyClients.
 
     Parameters
     ----------
     client_fn : callable (Context) -> NumPyClient
-        Called for every message, as by Flower; keep what must last in ``context.state``. One that ends in
-        ``.to_client()`` will do, too.
+        Called for every message, as in Flower. Store what must last from round to round in ``context.state``. The
+        function may also return ``NumPyClient.to_client()``.
     hand_over_state : bool
-        Whether the server is given ``context.state`` when it asks, so that its checkpoints hold that (`Audit`), and may
-        set it when a run is resumed. A momentum is what the client sends anyway; what is personal is not.
+        Whether the app sends ``context.state`` when the server asks for it for a checkpoint (`Audit`). It also lets the
+        server restore the state when a run is resumed. A momentum is no secret, as the client sends it in every round
+        anyway. Personal data in the state would leave the client only through this option.
     **options
-        Passed to ClientApp, e.g. ``mods``.
+        Options of ClientApp, such as ``mods``.
 
     Returns
     -------
     ClientApp
-        Where a server asks for momenta by class (`DeSGD`), the config that ``fit`` is given holds the list ``classes``;
-        ``fit`` returns one model's arrays after the other for those of them that it has, which it lists, ascending, as
-        the metric ``classes``, or no arrays at all, which is an abstention.
-        Replies hold the arrays under the names, in the order and with the floating-point types they were sent, and the
-        metrics ``num-examples`` and
-        ``partition-id`` beside those that ``fit`` returns. Text, bytes and booleans among these go into a ConfigRecord.
+        The app. Its replies hold the arrays under the names, in the order and with the floating-point types in which
+        they were sent. Their metrics are ``num-examples``, ``partition-id`` and those that ``fit`` returns. Text, bytes
+        and booleans among these go into a ConfigRecord.
+
+    Notes
+    -----
+    If a server asks for momenta by class (`DeSGD`), the config of ``fit`` holds the list ``classes``. ``fit`` then
+    returns the arrays of one model after the other, for each of these classes that the client has. It lists them in
+    ascending order as the metric ``classes``. If it has none, it returns no arrays, which is an abstention.
     """
     app = ClientApp(**options)
 
@@ -99,7 +104,7 @@ def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options
 
 
 def _answer_for_state(app: ClientApp) -> None:
-    """Have an app hand its state over, and take it back."""
+    """Let an app send its state to the server, and restore it from there."""
 
     @app.query(STATE.partition(".")[2])
     def state(message: Message, context: Context) -> Message:
@@ -116,7 +121,7 @@ def _numpy_client(client_fn: ClientFunction, context: Context) -> NumPyClient:
 
 
 def _like(values: Any, sent: np.dtype[Any]) -> NDArray[Any]:
-    """Return an array; numpy's float64 for a float32 model becomes float32 again."""
+    """Return an array in the type of the model if numpy has turned float32 into float64."""
     array = np.asarray(values)
     return array.astype(sent) if array.dtype.kind == sent.kind == "f" else array
 
@@ -126,7 +131,7 @@ def _read(message: Message) -> tuple[list[str], list[NDArray[Any]], dict[str, An
     if len(records) != 1:
         raise ValueError(f"a message to a NumPyClient must hold one ArrayRecord; got {len(records)}")
     config = {k: v for record in records_of(message.content, ConfigRecord) for k, v in record.items()}
-    # Each client may write into its parameters, as NumPyClients do.
+    # Copies, because NumPyClients may write into their parameters.
     return list(records[0]), [decode(array).copy() for array in records[0].values()], config
 
 
@@ -153,24 +158,24 @@ def _reply(
 
 
 def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, Identity]:
-    """Ask nodes served by `serve` which partition they hold and which GPUs they see.
+    """Ask nodes whose app is made by `serve` which partition they hold and which GPUs they see.
 
-    A node that is silent, or claims a number outside 0 .. n - 1 or one that another node claims, too, cannot stop a
-    run: it is assigned one of the numbers left, in the order of node ids, and a warning is logged.
+    A wrong answer does not stop the run. A node without an answer, with a number outside 0 .. n - 1, or with the number
+    of another node gets a free number. These numbers are assigned in the order of node ids, and a warning is logged.
 
     Parameters
     ----------
     grid : Grid
-        Where the nodes are.
+        The grid with the nodes.
     nodes : iterable of int
-        Their ids; n of them.
+        The ids of the n nodes.
     timeout : float
         Seconds to wait.
 
     Returns
     -------
     dict of int to Identity
-        For every node; of their partitions each of 0 .. n - 1 once. To be passed to a strategy's ``identify``.
+        One per node; each partition 0 .. n - 1 appears once. Pass it to a strategy's ``identify``.
     """
     asked = sorted(nodes)
     claims: dict[int, Identity] = {}

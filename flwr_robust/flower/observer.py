@@ -1,4 +1,4 @@
-"""Observer: what watches a run, such as an audit log or a checkpointer."""
+"""Observer: an object that is informed of every step of a run, such as an audit log."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ __all__ = ["Observer", "check_observers"]
 
 
 class Observer:
-    """What watches a guard: an audit log, a checkpointer. Every method does nothing until it is overridden.
+    """An object that a guard informs of every step. Each method does nothing unless a subclass overrides it.
 
-    The methods are called in the order in which they stand here. One that raises ends the run: without evidence the
-    operator must decide what to do.
+    The guard calls the methods in the order in which they are defined here. An exception in one of them ends the run,
+    because the run must not continue without a record.
     """
 
     def run_started(self, opening: Opening) -> Progress | None:
-        """``start`` was called; an observer may return the progress from which the run resumes."""
+        """Called when ``start`` begins; an observer may return the progress from which the run resumes."""
         return None
 
     def round_configured(
         self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
     ) -> None:
-        """Nodes are about to be sent a model."""
+        """Called before a model is sent to the nodes of a round."""
 
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:
-        """A reply was admitted, or refused."""
+        """Called when a reply was admitted or refused."""
 
     def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
-        """A node had nothing to say to what the round asks for; called after the verdicts."""
+        """Called when a node abstained (answered without arrays for the round), after the calls of `reply_judged`."""
 
     def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
-        """A node is not to be asked any more."""
+        """Called when a node is put into quarantine: it is not asked any more."""
 
     def node_released(self, node: int) -> None:
-        """A node may be asked again."""
+        """Called when a node is released from quarantine: it may be asked again."""
 
     def aggregated(self, aggregation: Aggregation) -> None:
-        """A round of training is over."""
+        """Called when a round of training is over."""
 
     def evaluated(self, record: RoundRecord, metrics: MetricRecord | None) -> None:
-        """A round of evaluation by clients is over."""
+        """Called when a round of evaluation by clients is over."""
 
     def server_evaluated(self, server_round: int, metrics: MetricRecord) -> None:
-        """The server has evaluated the model; 0 is the round before the first."""
+        """Called when the server has evaluated the model; round 0 is before the first."""
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
-        """A round is over with all its evaluations; round 0 is where a run begins."""
+        """Called when a round and all its evaluations are over; round 0 is the beginning of a run."""
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
-        """``start`` is over: ``finished``, ``stopped`` by an infeasible round, or ``failed``, and why."""
+        """Called when ``start`` ends: ``finished``, ``stopped`` by an infeasible round, or ``failed``, and why."""
 
 
 def check_observers(observers: object) -> None:
-    """Raise unless these are observers."""
+    """Raise unless all given objects are observers."""
     if not isinstance(observers, Sequence) or not all(isinstance(each, Observer) for each in observers):
         raise ConfigurationError(f"strategy: observers must be a list of Observer objects; got {observers!r:.100}")

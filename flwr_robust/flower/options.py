@@ -1,4 +1,4 @@
-"""The options that strategies share: their names and types, and the check of those that are FedAvg's."""
+"""The options that all strategies share: names, types, and the check of FedAvg's options."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
 V = TypeVar("V")
 
 TrustedFunction = Callable[[int, ArrayRecord], Sequence[NDArray[Any]]]
-"""Returns, for a round and the model that was sent, what an honest client would have answered."""
+"""Takes a round and the model that was sent; returns the answer that an honest client would give."""
 
 
 class FedAvgOptions(TypedDict, total=False):
-    """The options of Flower's FedAvg; they keep their meaning."""
+    """The options of Flower's FedAvg, with the same meaning."""
 
     fraction_train: float
     fraction_evaluate: float
@@ -47,7 +47,7 @@ class FedAvgOptions(TypedDict, total=False):
 
 
 class GuardOptions(FedAvgOptions, total=False):
-    """The options of the guard, then FedAvg's."""
+    """The options of the guard and of FedAvg."""
 
     train_metrics: tuple[str, ...] | None
     evaluate_metrics: tuple[str, ...] | None
@@ -60,7 +60,7 @@ class GuardOptions(FedAvgOptions, total=False):
 
 
 class SeedlessOptions(GuardOptions, total=False):
-    """The options of strategies whose rule has a ``seed`` of its own; their client samples come from seed 0."""
+    """The options of strategies whose rule has its own ``seed``; they sample clients from seed 0."""
 
     message: Literal["parameters", "delta", "gradient", "momentum"]
     server_learning_rate: float
@@ -75,24 +75,24 @@ class Options(SeedlessOptions, total=False):
     seed: int
 
 
-# A round that asks nobody trains nothing, so only the minimum of evaluation may be 0.
+# A round of training needs at least one node, so only the minimum of evaluation may be 0.
 _MINIMA = {"min_train_nodes": 1, "min_evaluate_nodes": 0, "min_available_nodes": 1}
 
 
 def check_fedavg_options(owner: str, options: FedAvgOptions) -> None:
-    """Raise unless FedAvg's options are inside their bounds.
+    """Check that FedAvg's options are inside their bounds.
 
     Parameters
     ----------
     owner : str
-        Who owns the options; it opens the sentence.
+        The owner of the options; the error message begins with it.
     options : FedAvgOptions
-        Those that were given.
+        The given options.
 
     Raises
     ------
     ConfigurationError
-        If one of them is not.
+        If an option is outside its bounds.
     """
     given: dict[str, object] = {**options}
     for name, value in given.items():
@@ -110,7 +110,7 @@ def check_fedavg_options(owner: str, options: FedAvgOptions) -> None:
 
 
 def plain(value: V) -> V:
-    """Return Python's own number for numpy's, which no record can hold; also inside a dict of options."""
+    """Convert numpy's numbers, which records cannot hold, to Python's; also inside a dict of options."""
     if isinstance(value, dict):
         return cast(V, {name: plain(each) for name, each in value.items()})
     return cast(V, value.item()) if isinstance(value, np.generic) else value

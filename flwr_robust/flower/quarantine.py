@@ -1,9 +1,12 @@
-"""Whom to ask: the nodes of a run by partition, those in quarantine, and the sample of a round.
+"""Quarantine: the nodes of a run, those that are no longer asked, and the sample of each round.
 
-Quarantine: a node whose replies were refused ``quarantine_after`` times, for what was certainly its own doing, is no
-longer asked, until it is released. The nodes left are never fewer than the strategy's rule needs: where they would be,
-those in quarantine with the fewest refusals are asked all the same, and judged like everybody. So whoever has others,
-or itself, put into quarantine gains nothing: the round has no fewer replies than it would have had without.
+A node (a client of Flower) holds a partition, which is its numbered share of the data. A node goes into quarantine
+after ``quarantine_after`` refused replies, if the faults are certainly its own. It is then no longer asked until it is
+released.
+
+At least as many nodes as the strategy's rule needs are always left. If quarantine leaves fewer, the nodes in quarantine
+with the fewest refusals are asked as well, and their replies are checked as usual. So an attacker gains nothing by
+getting itself or others into quarantine: the round has enough replies all the same.
 """
 
 from __future__ import annotations
@@ -25,16 +28,16 @@ log = logging.getLogger("flwr")
 
 
 class Identity(NamedTuple):
-    """What a node says of itself.
+    """What a node states about itself.
 
     Attributes
     ----------
     partition : int
-        The partition that it holds.
+        The partition of the node.
     gpus : str
-        Its CUDA_VISIBLE_DEVICES; ``all`` where it is not set.
+        The node's CUDA_VISIBLE_DEVICES; ``all`` if it is not set.
     assigned : bool
-        Whether the partition was assigned to it, because it named none, or one that others named, too.
+        Whether the server assigned the partition, because the node named none or one that others named too.
     """
 
     partition: int
@@ -43,28 +46,28 @@ class Identity(NamedTuple):
 
 
 class Nodes:
-    """The nodes of a run: their partitions, how often they were refused, and which of them to ask.
+    """The nodes of a run: their partitions, their refusals, and which of them to ask.
 
     Parameters
     ----------
     seed : int
         Source of the samples.
     least : int
-        Quarantine leaves at least as many nodes; >= 1.
+        The smallest number of nodes that quarantine leaves to ask; >= 1.
     quarantine_after : int, optional
-        Refusals after which a node is no longer asked; never when not given.
+        Number of refusals after which a node is no longer asked. When not given, there is no quarantine.
 
     Attributes
     ----------
     partitions : dict of int to int
-        The partition of each node, as far as it is known.
+        The known partitions, by node.
     refusals : dict of int to int
-        How often each node was refused for what was certainly its own doing, since it was last released.
+        How many replies of each node were refused for a fault that is certainly its own, since its last release.
     assigned : set of int
-        Nodes whose partition was assigned to them, because they named none, or one that others named, too: they are
-        taken for nobody's successor.
+        Nodes whose partition the server assigned, because they named none or one that others named too. They are never
+        recognised as nodes of an earlier run.
     replaced : dict of int to int
-        The partitions of nodes that had other ids before the run was resumed; their records name the old ones.
+        The partitions of nodes that had another id before the run was resumed, by the old id, which older records name.
 
     Raises
     ------
@@ -94,31 +97,32 @@ class Nodes:
     # -- who they are -----------------------------------------------------------------------------
 
     def identify(self, identities: Mapping[int, Identity]) -> None:
-        """Set the partitions, with which of them are the nodes' own word."""
+        """Set the partitions, and keep which of them the server assigned."""
         self.partitions = {node: each.partition for node, each in identities.items()}
         self.assigned = {node for node, each in identities.items() if each.assigned}
 
     def order(self, node: int) -> tuple[int, int, int]:
-        """Nodes of known partition first, by partition; then, and where two claim the same, by id."""
+        """Return a sort key: nodes with a known partition come first, by partition; ties and all others by id."""
         partition = self.partitions.get(node)
         return (1, 0, node) if partition is None else (0, partition, node)
 
     def own_partitions(self, nodes: Iterable[int]) -> dict[int, int]:
-        """Return the partitions of the nodes that alone, of all these, are said to hold theirs, by themselves."""
+        """Return the partitions that exactly one of these nodes holds by its own statement."""
         known = {node: self.partitions[node] for node in nodes if node in self.partitions}
         count = Counter(known.values())
         return {node: own for node, own in known.items() if count[own] == 1 and node not in self.assigned}
 
     def recall(self, partitions: Mapping[int, int], refusals: Mapping[int, int], replaced: Mapping[int, int]) -> None:
-        """Restore what is known of nodes, also of those that have new ids since, as all have that Flower simulates.
+        """Restore what is known of the nodes of an earlier run, whose ids may have changed, as in Flower's simulation.
 
-        They are known by their partition, if it is known before the run goes on, and if one node alone was said to
-        hold it, then and now: nobody gets another one into quarantine by naming its partition.
+        A node with a new id is recognised by its partition. This requires that the partition is known before the run
+        continues, and that exactly one node held it then and now. So no node can bring another into quarantine by
+        naming its partition.
 
         Parameters
         ----------
         partitions, refusals, replaced : mapping of int to int
-            What these attributes were when the run stopped.
+            The values of these attributes when the run stopped.
         """
         known, counts = dict(partitions), dict(refusals)
         then, own = Counter(known.values()), self.own_partitions(self.partitions)
@@ -144,16 +148,16 @@ class Nodes:
         return tuple(sorted(held, key=lambda node: (self.refusals[node], self.order(node))))
 
     def refused(self, node: int) -> bool:
-        """Count a refusal of a node's own doing, and say whether it is the one that puts the node into quarantine."""
+        """Count a refusal that is a node's own fault, and say whether it puts the node into quarantine."""
         self.refusals[node] = self.refusals.get(node, 0) + 1
         return self.refusals[node] == self.quarantine_after
 
     def release(self, node: int) -> bool:
-        """Let a node out of quarantine and forget its refusals; say whether there were any."""
+        """Take a node out of quarantine and forget its refusals; say whether there were any."""
         return self.refusals.pop(node, None) is not None
 
     def withheld(self, nodes: Iterable[int]) -> tuple[int, ...]:
-        """Return the nodes, of those that could be asked, that quarantine leaves out."""
+        """Return which of the available nodes are not asked because of quarantine."""
         nodes = set(nodes)
         held = [node for node in self.quarantined if node in nodes]
         return tuple(held[max(self.least - (len(nodes) - len(held)), 0) :])
@@ -161,7 +165,7 @@ class Nodes:
     def sample(
         self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int, available: int
     ) -> tuple[list[int], tuple[int, ...]]:
-        """Draw the nodes to ask from the seed, in order, once there are enough.
+        """Wait for enough nodes, and draw those to ask from the seed; return them in order.
 
         Parameters
         ----------
@@ -170,11 +174,11 @@ class Nodes:
         server_round : int
             The round.
         grid : Grid
-            Where the nodes are.
+            The grid with the nodes.
         fraction : float
             The share of all nodes to ask.
         minimum : int
-            The smallest number to ask; fewer only if quarantine leaves fewer.
+            The smallest number of nodes to ask, unless quarantine leaves fewer.
         available : int
             How many nodes to wait for.
 

@@ -1,4 +1,4 @@
-"""How replies become rows: what is learnt of each, relative to the model that was sent where the replies are models."""
+"""Turn replies into rows: the learnt arrays of each reply, relative to the sent model if replies are models."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["admitted_rows", "layout_of", "learnt_of", "rows_of"]
 
 
 def learnt_of(sent: SentModel) -> dict[str, NDArray[Any]]:
-    """Return those arrays of the model that are learnt, by name."""
+    """Return the learnt arrays of the model, by name."""
     named = list(sent.arrays.items())
     return dict(named[place] for place in sent.learnt)
 
 
 def layout_of(model: Mapping[str, NDArray[Any]]) -> list[Layer]:
-    """Return names and shapes of arrays."""
+    """Return the names and shapes of arrays."""
     return [Layer(name, values.shape) for name, values in model.items()]
 
 
@@ -45,11 +45,11 @@ def rows_of(
     model : mapping of str to array
         The learnt arrays of the model that was sent.
     relative : bool
-        Whether replies are models, so that rows are their changes.
+        Whether replies are models; the rows are then the differences from the model that was sent.
     counts : sequence of float, optional
-        The numbers of examples.
+        The clients' numbers of examples.
     asked : int
-        How many clients were asked.
+        The number of clients that were asked.
     trusted : Tensor (d,), optional
         The server's own row.
     """

@@ -1,4 +1,4 @@
-"""What is known of a run and its rounds: records that are kept, and what observers are handed."""
+"""Records of rounds, and the data that observers receive."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flwr_robust.flower.quarantine import Nodes
 __all__ = ["NOBODY", "Aggregation", "Opening", "Progress", "Round", "RoundRecord", "Scalar"]
 
 NOBODY = "no reply was admitted"
-"""Why a round is infeasible that has nothing to aggregate."""
+"""The reason why a round without admitted replies is infeasible."""
 
 Scalar = str | int | float | bool | None
-"""What a run's configuration is made of."""
+"""The types of values in a run's configuration."""
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,25 @@ class RoundRecord:
     asked : tuple of int
         The nodes that were asked.
     admitted : tuple of int
-        The nodes whose replies were let in, in the order they were aggregated.
+        The nodes whose replies were admitted, in the order of aggregation.
     partitions : tuple of (int or None)
-        The partitions of the nodes admitted.
+        The partitions of the admitted nodes.
     refused : tuple of Refusal
-        The replies that were not.
+        The replies that were refused.
     outcome : Outcome
-        How the aggregation ended; INFEASIBLE leaves the model as it was.
+        How the aggregation ended; INFEASIBLE leaves the model unchanged.
     sentence : str
-        Why it was infeasible; empty otherwise.
+        Why the round was infeasible; otherwise empty.
     weights : tuple of float
-        What the rule gave to each reply admitted; empty where that is not known.
+        The rule's weight for each admitted reply; empty if unknown.
     stats : mapping
         The rule's diagnostics.
     kind : str
         ``train`` or ``evaluate``.
     quarantined : tuple of int
-        The nodes that were there but not asked, because they are in quarantine.
+        The connected nodes that were not asked because they are in quarantine.
     abstained : tuple of int
-        The nodes that answered, and had nothing to say to what the round asked for.
+        The nodes that abstained: they answered, but had no arrays for the round.
     """
 
     round: int
@@ -72,25 +72,25 @@ class RoundRecord:
 
     @property
     def silent(self) -> tuple[int, ...]:
-        """The nodes that were asked and did not answer at all."""
+        """The nodes that were asked and did not answer."""
         heard = {*self.admitted, *self.abstained, *(refusal.node for refusal in self.refused)}
         return tuple(node for node in self.asked if node not in heard)
 
 
 @dataclass(frozen=True)
 class Aggregation:
-    """A round of training with its arrays, as observers see it; read them, never write into them.
+    """A round of training with its arrays, for observers, who must not write into the arrays.
 
     Attributes
     ----------
     record : RoundRecord
-        What is kept of the round.
+        The record of the round.
     before, after : ArrayRecord
-        The model that was sent, and the next one; one object where the model stays.
+        The model that was sent, and the next one; the same object if the model stays unchanged.
     rows : Rows or None
         The updates, in the order of ``record.admitted``; None if there are none.
     aggregate : Aggregate or None
-        What the rule returned; None where it did not, or another strategy aggregated.
+        The rule's result; None if there is none, or if another strategy aggregated.
     state : State
         The rule's state after the round.
     """
@@ -105,7 +105,7 @@ class Aggregation:
 
 @dataclass(frozen=True)
 class Round:
-    """A round that is under way.
+    """A round in progress.
 
     Attributes
     ----------
@@ -114,17 +114,17 @@ class Round:
     kind : str
         ``train`` or ``evaluate``.
     messages : tuple of Message
-        What was sent.
+        The messages that were sent.
     quarantined : tuple of int
-        The nodes left out of it.
+        The nodes that are not asked because they are in quarantine.
     model : SentModel or None
         What training replies must match; None in evaluation.
     admitted : tuple of Admitted
-        The replies let in, in the order of partitions.
+        The admitted replies, in the order of partitions.
     refused : tuple of Refusal
-        The replies that were not.
+        The replies that were refused.
     abstained : tuple of int
-        The nodes that had nothing to say to what the round asks for, in the order of partitions.
+        The nodes that abstained, in the order of partitions.
     """
 
     number: int
@@ -149,19 +149,19 @@ class Opening:
     Attributes
     ----------
     nodes : Nodes
-        Their partitions, and which of them are in quarantine.
+        The nodes of the run: their partitions, and which of them are in quarantine.
     strategy : str
-        The class that aggregates.
+        The name of the strategy's class.
     rule : str
-        The defence string; empty where another strategy aggregates.
+        The defence string; empty if another strategy aggregates.
     config : mapping
-        What is known to decide the result: scalars by name.
+        The known settings that determine the result: scalars by name.
     arrays : ArrayRecord
         The initial model.
     grid : Grid
-        Where the nodes are.
+        The grid with the nodes.
     timeout : float
-        How many seconds to wait for them.
+        How many seconds to wait for replies.
     """
 
     nodes: Nodes
@@ -175,22 +175,22 @@ class Opening:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run has come to after a round: all that the server needs to go on as if it had never stopped.
+    """The state of a run after a round: everything that the server needs to continue as if it had never stopped.
 
     Attributes
     ----------
     round : int
-        The last round that is over.
+        The last finished round.
     result : Result
-        Flower's, up to that round: the model, and all metrics.
+        Flower's result up to that round: the model and all metrics.
     history, evaluations : sequence of RoundRecord
-        What the guard has on record.
+        The records of the guard.
     partitions, refusals, replaced : mapping of int to int
-        What the guard knows of nodes.
+        What the guard knows about nodes.
     memory : mapping
-        ``strategy``: what the strategy keeps from round to round; ``grid``: the same, if it is `Remembering`;
-        ``train_config`` and ``evaluate_config``: what the nodes are sent, which strategies may change on the way. All
-        of it is `storable`.
+        ``strategy`` and ``grid`` hold the states of the strategy and of the grid, if it is `Remembering`.
+        ``train_config`` and ``evaluate_config`` hold the configs sent to nodes, which strategies may change during a
+        run. All of it is `storable`.
     """
 
     round: int

@@ -1,4 +1,4 @@
-"""State: the attributes of a strategy that is not ours, taken back as they were, or found changed."""
+"""Saved: copy the attributes of any strategy to restore them later, and detect whether they have changed."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MAPPINGS = (dict, ArrayRecord, ConfigRecord, MetricRecord)
 
 
 class Saved:
-    """What a strategy remembers at one moment, to be put back.
+    """A copy of a strategy's attributes at one moment, which can be restored.
 
-    Saved are its attributes and what stands in them: arrays, tensors, records, and lists, dicts, sets and deques,
-    however deep, also in strategies that it holds, as Flower's for differential privacy do. Other objects are not
-    looked into: after `restore` they are the same objects, in whatever state they are.
+    The copy holds the attributes and the contents of arrays, tensors, records, lists, dicts, sets and deques, at any
+    depth. This includes inner strategies, such as those in Flower's strategies for differential privacy. Other objects
+    are not copied: after `restore` they are the same objects, and their inner state is not restored.
 
     Parameters
     ----------
@@ -37,9 +37,9 @@ class Saved:
 
     Notes
     -----
-    Copied are the numbers of writable arrays and of tensors that the strategy holds, and nothing else: what it does not
-    hold, the model and the replies of a round, has no effect on later rounds, and the bytes of Flower's arrays cannot
-    be changed, so that a strategy which keeps the model that was sent costs no copy of it.
+    Only the numbers of writable arrays and of tensors in the strategy are copied. The model and replies of a round are
+    not in the strategy and have no effect on later rounds. The bytes of Flower's arrays are immutable, so a strategy
+    that keeps the model that was sent needs no copy of it.
 
     Examples
     --------
@@ -54,7 +54,7 @@ class Saved:
     """
 
     def __init__(self, strategy: Strategy) -> None:
-        self._found: dict[int, tuple[Any, Any]] = {}  # by id: the object, kept so that the id stays its own; content
+        self._found: dict[int, tuple[Any, Any]] = {}  # by id: the object, which keeps its id in use; its content
         pending: list[Any] = [vars(strategy)]
         while pending:
             value = pending.pop()
@@ -70,9 +70,9 @@ class Saved:
                     pending.extend(content)
 
     def restore(self) -> None:
-        """Put everything back into the objects that it was in, so that others which share them see it too.
+        """Restore every content in the original objects, so that other holders of these objects see it too.
 
-        It never raises: what does not let itself be written to stays, and is named in a warning.
+        It never raises: an object that cannot be written stays as it is, and a warning names it.
         """
         for value, content in self._found.values():
             try:
@@ -82,7 +82,7 @@ class Saved:
 
 
 def _content(value: object) -> Any:
-    """Return a copy of what stands in an object that can be changed in place; None for other objects."""
+    """Return a copy of the content of an object that can be changed in place; None for other objects."""
     if isinstance(value, np.ndarray):
         return value.copy() if value.flags.writeable else None
     if isinstance(value, Tensor):
@@ -106,11 +106,11 @@ def _put_back(value: Any, content: Any) -> None:
             try:
                 if value.shape != content.shape:
                     value.data = content
-                value.copy_(content)  # what shares its memory sees it, too
-            except RuntimeError:  # expanded, it has one place in memory for several numbers
+                value.copy_(content)  # objects that share its memory see it too
+            except RuntimeError:  # an expanded tensor stores several numbers in one place in memory
                 value.data = content
     elif isinstance(value, _MAPPINGS):
-        # Only where something changed: Flower's own record of the model that was sent may be among them.
+        # Only if something has changed: Flower's own record of the model that was sent may be among them.
         if not _same(value.items(), content.items()):
             value.clear()
             value.update(content)
@@ -126,25 +126,25 @@ def _put_back(value: Any, content: Any) -> None:
 
 
 def _same(first: Iterable[tuple[Any, Any]], second: Iterable[tuple[Any, Any]]) -> bool:
-    """Say whether the same objects stand under the same names, in the same order; arrays have no truth value."""
+    """Say whether both hold the same objects under the same names and in the same order, without comparing arrays."""
     one, two = list(first), list(second)
     return len(one) == len(two) and all(a[0] == b[0] and a[1] is b[1] for a, b in zip(one, two, strict=True))
 
 
 class Fingerprint:
-    """What tells whether an object of any kind changed in place, within one process.
+    """A fingerprint that shows, within one process, whether any object has changed in place.
 
     Parameters
     ----------
     value : object
-        The object. It is pickled, and only a hash is kept of that.
+        The object. Only a hash of its pickled form is kept.
     owner : object
-        What is not looked into where the object refers to it.
+        An object that is left out where ``value`` refers to it.
 
     Notes
     -----
-    Functions, classes and modules are told from each other by identity, as are locks; they are kept, so that no other
-    object gets their identity. What cannot be pickled equals nothing, not even itself.
+    Functions, classes, modules and locks are compared by identity. They are kept, so that no other object gets their
+    id. An object that cannot be pickled matches nothing, not even itself.
 
     Examples
     --------
@@ -162,18 +162,18 @@ class Fingerprint:
         writer = _Hashed()
         try:
             _Pickler(writer, owner, self._named).dump(value)
-        except Exception:  # objects say in many ways that they cannot be pickled
+        except Exception:  # objects that cannot be pickled raise many kinds of errors
             self._digest = None
         else:
             self._digest = writer.digest.digest()
 
     def matches(self, other: Fingerprint) -> bool:
-        """Say whether both are known, and of objects in the same state."""
+        """Say whether both fingerprints exist and show the same state."""
         return self._digest is not None and self._digest == other._digest
 
 
 class _Hashed:
-    """A file that keeps nothing but the hash of what is written, since objects may be as large as models."""
+    """A file that keeps only the hash of what is written, because objects may be as large as models."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -189,7 +189,7 @@ class _Pickler(pickle.Pickler):
         self._owner, self._named = owner, named
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Return a name for what is told from others by identity alone."""
+        """Return a name for objects that are compared by identity."""
         if obj is self._owner:
             return "owner"
         bound = not isinstance(getattr(obj, "__self__", None), ModuleType | None)

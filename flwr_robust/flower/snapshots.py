@@ -1,4 +1,4 @@
-"""A run's progress as an audit's checkpoint holds it, and back."""
+"""Convert a run's progress into the snapshot in an audit's checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_m
 
 
 def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientStates | None = None) -> Snapshot:
-    """Return a run's progress as a checkpoint holds it.
+    """Return the snapshot of a run's progress for a checkpoint.
 
     Parameters
     ----------
     progress : Progress
-        What the run has come to.
+        The state of the run after a round.
     config : mapping
-        What decides its result.
+        The settings that determine its result.
     states : ClientStates, optional
-        What clients keep.
+        The states of clients.
     """
     tensors: dict[str, torch.Tensor] = {}
     values = {
@@ -54,7 +54,7 @@ def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientSta
 
 
 def progress_of(snapshot: Snapshot) -> Progress:
-    """Return what was given to `snapshot_of`, without what clients keep."""
+    """Return the progress that was given to `snapshot_of`, without the clients' states."""
     values, tensors, result = snapshot.values, snapshot.states["arrays"], Result()
     result.arrays = encode_record(snapshot.model)
     for name in _METRICS:
@@ -89,7 +89,7 @@ def _read(written: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Ro
 
 
 def check_fits(opening: Opening, snapshot: Snapshot) -> None:
-    """Raise unless a checkpoint is of no later round, and its model has the same arrays, as a run was started with."""
+    """Check that a checkpoint fits the run: not later than its last round, and with the same arrays."""
     if (rounds := opening.config["rounds"]) < snapshot.round:  # type: ignore[operator]
         raise ConfigurationError(
             f"strategy: num_rounds must be at least the {snapshot.round} rounds that the run has behind it; got "

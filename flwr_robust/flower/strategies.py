@@ -1,6 +1,7 @@
-"""One strategy per rule: its parameters are the rule's, then the options of every robust strategy.
+"""One strategy per rule: its parameters are those of the rule, followed by the options of every robust strategy.
 
-Each names its condition on n, the number of replies, and f, the declared number of faulty clients among them.
+Each names its condition on n and f. n is the number of replies. f is the declared f: how many faulty clients the
+operator expects among them at most.
 """
 
 from __future__ import annotations
@@ -198,9 +199,9 @@ class Krum(RobustStrategy):
     f : int
         Declared number of faulty clients.
     variant : str
-        Which library's scores: "paper", "byzfl" or "byzantine_momentum".
+        Whose definition of the scores to use: "paper", "byzfl" or "byzantine_momentum".
     strict : bool
-        Whether n >= 2f + 3 is demanded; else n >= f + 3.
+        Whether n >= 2f + 3 is required; if False, n >= f + 3.
     **options
         As for `RobustStrategy`.
 
@@ -230,7 +231,7 @@ class MultiKrum(RobustStrategy):
     m : int, optional
         How many updates are averaged; n - f when not given.
     variant : str
-        Which library's scores, as for `Krum`.
+        Whose definition of the scores to use, as for `Krum`.
     strict : bool
         As for `Krum`.
     **options
@@ -326,7 +327,7 @@ class GeometricMedian(RobustStrategy):
     nu : float
         Smoothing, as a multiple of the radius of the updates; > 0.
     iterations : int, optional
-        Do exactly this many steps instead.
+        Do exactly this many steps, without regard to ``tolerance``.
     maximum : int
         Give up after this many steps, with the outcome NOT_CONVERGED.
     weighted : bool
@@ -384,7 +385,7 @@ class MinimumDiameter(RobustStrategy):
     f : int
         Declared number of faulty clients, and of updates left out.
     maximum_subsets : int
-        Refuse where the search could look at more subsets than this per step.
+        Refuse if the search could look at more subsets than this per step.
     **options
         As for `RobustStrategy`.
 
@@ -401,18 +402,18 @@ class MinimumDiameter(RobustStrategy):
 
 
 class MixTailor(RobustStrategy):
-    """Every round another rule, drawn from a pool, so that no attack can be tailored to it.
+    """In every round another rule, drawn from a pool, so that no attack can be fitted to it.
 
-    It needs an n that fits one member of the pool at least. See `flwr_robust.aggregators.mixtailor`.
+    It needs an n that fits at least one member of the pool. See `flwr_robust.aggregators.mixtailor`.
 
     Parameters
     ----------
     f : int
-        Declared number of faulty clients, also of every member whose text leaves it open.
+        Declared number of faulty clients, also for every member whose text does not give it.
     pool : "paper" or sequence of str
         The paper's pool, or the members' defence strings.
     seed : int, optional
-        What the draws come from; the operating system's entropy when not given.
+        Source of the draws; when not given, the operating system's entropy.
     **options
         As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
 
@@ -449,7 +450,7 @@ class Monna(RobustStrategy):
 
     Examples
     --------
-    >>> def own(server_round, arrays):  # in earnest: train on the server's own data
+    >>> def own(server_round, arrays):  # in practice: train on the server's own data
     ...     return arrays.to_numpy_ndarrays()
     >>> Monna(f=2, trusted_fn=own)
     Monna(f=2, trusted_fn=own)
@@ -582,7 +583,7 @@ class DnC(RobustStrategy):
     sub_dimension : int
         How many coordinates are drawn each time.
     seed : int
-        What the draws come from.
+        Source of the draws.
     **options
         As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
 
@@ -656,7 +657,7 @@ class ClippedClustering(RobustStrategy):
 
 
 class SignGuard(RobustStrategy):
-    """The clipped mean of the updates of usual length whose signs are like most others'.
+    """The clipped mean of the updates of usual length whose signs are similar to most others.
 
     It needs n >= 1. There is no f: the rule keeps a majority at most. See `flwr_robust.aggregators.signguard`.
 
@@ -669,7 +670,7 @@ class SignGuard(RobustStrategy):
     share : float
         Share of the coordinates whose signs are counted; in (0, 1].
     seed : int
-        Of the choice of coordinates.
+        Source of the choice of coordinates.
     **options
         As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
 
@@ -723,7 +724,7 @@ class SMEA(RobustStrategy):
     f : int
         Declared number of faulty clients.
     maximum : int
-        Refuse to look at more subsets than this, binomial(n, f).
+        Refuse if there are more subsets than this, binomial(n, f).
     **options
         As for `RobustStrategy`.
 
@@ -814,7 +815,7 @@ class SignMajority(RobustStrategy):
 
 
 class FLTrust(RobustStrategy):
-    """The mean of the updates, weighted by their cosine to the server's own, at that one's length.
+    """The mean of the updates, scaled to the length of the server's own and weighted by their cosine to it.
 
     It needs n >= 1, and a ``trusted_fn`` for the server's own update. There is no f. See
     `flwr_robust.aggregators.fltrust`.
@@ -826,7 +827,7 @@ class FLTrust(RobustStrategy):
 
     Examples
     --------
-    >>> def own(server_round, arrays):  # in earnest: train on the server's own data
+    >>> def own(server_round, arrays):  # in practice: train on the server's own data
     ...     return arrays.to_numpy_ndarrays()
     >>> FLTrust(trusted_fn=own)
     FLTrust(trusted_fn=own)
@@ -837,7 +838,7 @@ class FLTrust(RobustStrategy):
 
 
 class FoolsGold(RobustStrategy):
-    """The mean in which updates count less the more they point the way of another, as sybils' do.
+    """The mean in which an update counts less the more similar its direction is to another's, as with sybils.
 
     It needs n >= 1. There is no f. Momentum messages suit it best. See `flwr_robust.aggregators.foolsgold`.
 
@@ -868,7 +869,7 @@ class FLAME(RobustStrategy):
     noise : float
         Standard deviation of the noise as a multiple of the median norm; >= 0.
     seed : int
-        Of the noise.
+        Source of the noise.
     **options
         As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
 

@@ -1,18 +1,20 @@
-"""RobustStrategy: FedAvg's place in a Flower app, with a robust rule behind it.
+"""RobustStrategy: a strategy that replaces FedAvg in a Flower app and aggregates with a robust rule.
 
-Every round: the model is sent, replies are judged by `admission`, turned into updates relative to the model that was
-sent, aggregated by the rule, and the model is stepped,
+In every round, the strategy sends the model to the sampled clients (nodes). The admission check
+(`flwr_robust.flower.admission`) refuses unusable replies. The rule A aggregates the others as updates relative to the
+model that was sent, and the model takes a step:
 
     x <- x + server_learning_rate * A({x_i - x})      message "parameters"
     x <- x + server_learning_rate * A({delta_i})      message "delta"
     x <- x - server_learning_rate * A({g_i})          messages "gradient" and "momentum"
 
-With a ``server_momentum`` the step is along a velocity instead, v <- server_momentum * v + A (`heavy_ball`).
+With a ``server_momentum`` the step follows a velocity instead, v <- server_momentum * v + A (`heavy_ball`).
 
-Arrays that are not learnt have a policy of their own. Integers and booleans (BatchNorm's num_batches_tracked) and
-BatchNorm's running_mean and running_var take the coordinate-wise median of the admitted replies (the lower one for
-integers; it is never averaged, so the type stays) with "parameters"; the sent value plus the median change with
-"delta"; and stay as they are with "gradient" and "momentum". ``buffers="keep"`` leaves them alone always.
+Arrays that are not learnt are treated differently. These are integers and booleans (BatchNorm's num_batches_tracked)
+and BatchNorm's running_mean and running_var. With "parameters" they take the coordinate-wise median of the admitted
+replies. For integers this is the lower median, without averaging, so that the type stays. With "delta" they take the
+sent value plus the median change. With "gradient" and "momentum" they stay unchanged. With ``buffers="keep"`` they
+always stay unchanged.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ log = logging.getLogger("flwr")
 
 
 class RobustStrategy(Face, FedAvg):
-    """Flower's FedAvg with a robust rule in the place of the weighted mean.
+    """Flower's FedAvg with a robust rule in place of the weighted mean.
 
     Parameters
     ----------
@@ -65,44 +67,46 @@ class RobustStrategy(Face, FedAvg):
         What clients send: ``parameters`` (ordinary Flower clients; the default), ``delta``, ``gradient`` or
         ``momentum``.
     server_learning_rate : float
-        Length of the server's step, > 0; 1 takes the aggregate as it is.
+        Factor of the server's step, > 0; 1 applies the aggregate unchanged.
     server_momentum : float
-        Weight of the server's last step in the next one, in [0, 1); as in Flower's FedAvgM, so that with a constant
-        aggregate steps come to be 1 / (1 - server_momentum) times as long. What a round lets through goes on acting.
+        Weight of the server's last step in the next one, in [0, 1), as in Flower's FedAvgM. With a constant aggregate,
+        steps become 1 / (1 - server_momentum) times as long. An attack that passes in one round also affects later
+        rounds.
     buffers : str
-        ``median`` or ``keep``: what becomes of arrays that are not learnt.
+        ``median`` or ``keep``: how arrays that are not learnt change.
     seed : int
         Source of the client samples.
     trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
-        Returns, for the model that was sent, what an honest client would have answered: the server's own message, for
-        rules that compare with one (monna, fltrust). One array per array of the model.
+        Returns the answer that an honest client would give to the model that was sent, one array per array of the
+        model. This is the server's own message, for rules that compare replies with one (monna, fltrust).
     train_metrics, evaluate_metrics : tuple of str, optional
-        Metrics that every reply must hold; what else it holds is not shown. When not given, those that more than half
-        of the replies hold.
+        Metrics that every reply must hold; other metrics are not shown. When not given, the strategy shows the metrics
+        that more than half of the replies hold.
     records : (str, str), optional
-        The names under which replies must hold their ArrayRecord and MetricRecord; any when not given, for they are
-        the clients' to choose.
+        The names under which replies must hold their ArrayRecord and MetricRecord. When not given, clients may choose
+        any names.
     max_examples : float
-        The largest number of examples that is believed.
+        The largest number of examples that is accepted.
     quarantine_after : int, optional
-        Refusals after which a node is no longer sampled, unless fewer nodes than the rule needs would be left;
-        `release` undoes it.
+        Number of refused replies after which a node is no longer sampled (quarantine). If too few nodes for the rule
+        are left, it is sampled all the same. `release` ends the quarantine.
     on_infeasible : str
-        ``keep`` goes on with the model as it is when a round is infeasible; ``stop`` ends the run after that round.
+        What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged
+        model; ``stop`` ends the run after that round.
     observers : sequence of Observer
-        Who is told of all this.
+        Objects that are informed of every step of the run.
     audit : Audit or Path, optional
-        Where the run is put on record, and goes on from; a folder means ``Audit(folder)``.
+        The audit log that records the run, and from which it can be resumed. A folder means ``Audit(folder)``.
     **options
-        FedAvg's options. Where the minima of nodes are not given, they are the smallest number that fits the rule. A
-        refused reply lowers n but not the declared f, so have f clients more than that. Metrics are aggregated by
-        their medians where no function is given (`trimmed_metrics` makes one), and every function is given replies
-        that all hold the same metrics, none with more examples than twice the median.
+        FedAvg's options. The default of the minimum numbers of nodes is the smallest number that fits the rule. A
+        refused reply lowers n but not the declared f, so use f clients more than that. Metrics are aggregated by their
+        medians unless a function is given (`trimmed_metrics` makes one). The function receives replies that all hold
+        the same metrics, none with more examples than twice the median.
 
     Attributes
     ----------
     guard : Guard
-        Judges replies and keeps the records.
+        Checks replies and keeps the records.
     state : State
         The rule's state, and the server's velocity.
 
@@ -113,9 +117,9 @@ class RobustStrategy(Face, FedAvg):
 
     Notes
     -----
-    A subclass may have a constructor of its own, override the four methods of a round and call those of ``super()``,
-    and wrap ``super().start``. Where another strategy, or a `start` of its own, holds the loop over the rounds,
-    ``on_infeasible="stop"`` asks no node any more, and ``audit`` is refused before the first round.
+    A subclass may define its own constructor, override the four methods of a round and call those of ``super()``, and
+    wrap ``super().start``. The loop over the rounds may be run by another strategy, or by a subclass's own `start`.
+    Then ``on_infeasible="stop"`` stops asking nodes, and ``audit`` raises an error before the first round.
 
     Examples
     --------
@@ -192,7 +196,7 @@ class RobustStrategy(Face, FedAvg):
         )
 
     def summary(self) -> None:
-        """Log the defence, then FedAvg's settings."""
+        """Log the defence and FedAvg's settings."""
         log.info("\t├──> Defence: %s", self.rule)
         log.info("\t│\t├── Messages: %s", self.message)
         log.info("\t│\t├── Server learning rate: %g", self.server_learning_rate)
@@ -200,11 +204,11 @@ class RobustStrategy(Face, FedAvg):
         super().summary()
 
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
-        """Return itself, and Flower's loop."""
+        """Return this strategy, and Flower's ``start``."""
         return self, partial(FedAvg.start, self)
 
     def settings(self) -> dict[str, Scalar]:
-        """Return the rule and all options that are scalars."""
+        """Return the rule and all scalar options."""
         return {**super().settings(), "defence": str(self.rule)}
 
     def memory(self) -> Mapping[str, Any]:
@@ -216,7 +220,7 @@ class RobustStrategy(Face, FedAvg):
         self.state = dict(memory)
 
     def state_of(self, kind: int | None = None) -> State:
-        """Return the rule's state for the rows of a class; None: of rounds that ask for no classes."""
+        """Return the rule's state for the rows of a class; None stands for rounds that ask for no classes."""
         return self.state
 
     # -- asking -----------------------------------------------------------------------------------
@@ -230,7 +234,7 @@ class RobustStrategy(Face, FedAvg):
         grid: Grid,
         model: SentModel | None = None,
     ) -> Round:
-        """Return a round for which nodes were sampled from the seed."""
+        """Return a round with nodes sampled from the seed."""
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
@@ -247,7 +251,7 @@ class RobustStrategy(Face, FedAvg):
         Raises
         ------
         ConfigurationError
-            Before the first round: if the model cannot be used, or the sample does not fit the rule.
+            Before the first round: if the model cannot be used, or the number of sampled nodes does not fit the rule.
         """
         if self.fraction_train == 0.0 or self._ends_before(server_round):
             return []
@@ -287,7 +291,7 @@ class RobustStrategy(Face, FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Admit, aggregate, and step the model; never raises for what a client sent."""
+        """Admit replies, aggregate them, and step the model; no reply raises an error."""
         judged = self.guard.judge(MessageType.TRAIN, replies)
         if judged is None or judged.model is None:
             return None, None
@@ -318,21 +322,21 @@ class RobustStrategy(Face, FedAvg):
         return self.guard.close_evaluation(judged, self.guard.metrics(judged, self.evaluate_metrics_aggr_fn))
 
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
-        """Return the model of a round, with what its replies must hold."""
+        """Return the model of a round together with what its replies must hold."""
         return SentModel(arrays)
 
     def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
-        """Return which of the replies admitted answer for each class of the round; all for the ordinary one's, None."""
+        """Return the admitted replies for each class of the round; an ordinary round has the one class None."""
         return {None: range(len(judged.admitted))}
 
     def _rows(self, judged: Round, sent: SentModel, k: int | None, places: Sequence[int]) -> Rows:
-        """Return what replies say of a class."""
+        """Return the rows that replies hold for a class."""
         trusted = None if self.trusted_fn is None else self._trusted(judged.number, sent)
         replies = [judged.admitted[place] for place in places]
         return admitted_rows(replies, sent, relative=self._kind.relative, asked=len(judged.messages), trusted=trusted)
 
     def _trusted(self, server_round: int, sent: SentModel) -> torch.Tensor:
-        """Return the server's own update, one row."""
+        """Return the server's own update as one row."""
         assert self.trusted_fn is not None
         arrays, models = list(self.trusted_fn(server_round, sent.record)), list(sent.arrays.values())
         if [np.shape(a) for a in arrays] != [m.shape for m in models]:
@@ -344,7 +348,7 @@ class RobustStrategy(Face, FedAvg):
     def _moved(
         self, sent: SentModel, admitted: Sequence[Admitted], change: NDArray[np.float64]
     ) -> dict[str, NDArray[Any]]:
-        """Return the model after its step, buffers by their own policy."""
+        """Return the model after its step; arrays that are not learnt follow their own policy."""
         learnt, offset = set(sent.learnt), 0
         arrays: dict[str, NDArray[Any]] = {}
         for index, (name, model) in enumerate(sent.arrays.items()):

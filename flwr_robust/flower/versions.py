@@ -1,4 +1,4 @@
-"""Which releases of Flower this one is tested with; `.ci/flwr-versions` runs the tests with the first and the last."""
+"""The releases of Flower with which this package is tested; `.ci/flwr-versions` tests the lowest and the newest."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ __all__ = ["TESTED_FLWR", "untested"]
 log = logging.getLogger("flwr")
 
 TESTED_FLWR = ("1.32", "1.42")
-"""The lowest and the highest minor release."""
+"""The lowest and the highest tested minor release."""
 
 
 def untested(version: str) -> str | None:
-    """Return the sentence that says that a version of Flower is not tested, or None.
+    """Return a warning if a version of Flower is not tested, otherwise None.
 
     Parameters
     ----------
     version : str
-        Such as ``1.42.0``.
+        The version of Flower, such as ``1.42.0``.
     """
     lowest, highest = map(_minor, TESTED_FLWR)
     if lowest <= _minor(version) <= highest:

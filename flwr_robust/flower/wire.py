@@ -1,8 +1,7 @@
-"""Flower's arrays, read where they lie and written once.
+"""Wire: read Flower's arrays without copies, and write them.
 
-An `Array` holds the bytes of an .npy file. Flower's own reader believes that file's header whatever it declares and
-ignores what follows the data. `decode` parses the header by itself, demands the exact length, copies nothing, and
-refuses the rest.
+An `Array` holds the bytes of an .npy file. Flower's own reader trusts the header of that file and ignores bytes after
+the data. `decode` checks the header, requires the exact length, copies nothing, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ __all__ = [
 ]
 
 _MAGIC = b"\x93NUMPY"
-_LONGEST_HEADER = 1024  # enough for 32 extents of 19 digits
+_LONGEST_HEADER = 1024  # enough for 32 dimensions of 19 digits each
 _MOST_DIMENSIONS = 32
 _LARGEST = 2**63 - 1
 _FINITE_BLOCK = 1 << 16
@@ -47,13 +46,13 @@ _NUMBERS = re.compile(r"[<>|=][biufc][0-9]{1,2}")
 _STYPE = "numpy.ndarray"
 
 with warnings.catch_warnings():
-    # torch warns once per process that a view of read-only memory could be written to; here nobody writes to one.
+    # torch warns once per process that a view of read-only memory could be written to; this package never does that.
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(bytes(4), np.float32))
 
 
 class PayloadError(ValueError):
-    """The bytes of an array are not a plain .npy file of the length its header declares."""
+    """The bytes of an array are not a plain .npy file of the length that its header declares."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def _parse(text: bytes) -> _Header:
         raise PayloadError("its npy header declares no shape")
     if any(type(extent) is not int or not 0 <= extent <= _LARGEST for extent in shape):
         raise PayloadError("its npy header declares an impossible shape")
-    # What numpy can address, also where another extent is zero.
+    # The largest size that numpy can address, checked even if another dimension is zero.
     if math.prod(extent for extent in shape if extent) * dtype.itemsize > _LARGEST:
         raise PayloadError("its npy header declares an impossible shape")
     return _Header(dtype, shape, fortran_order, math.prod(shape))
@@ -95,12 +94,12 @@ def decode(array: Array) -> NDArray[Any]:
     Parameters
     ----------
     array : Array
-        Flower's array; its ``dtype`` and ``shape`` attributes are not believed.
+        Flower's array; its ``dtype`` and ``shape`` attributes are ignored.
 
     Raises
     ------
     PayloadError
-        If the bytes are not an .npy file of numbers, with exactly the bytes that its header declares.
+        If the bytes are not an .npy file of numbers of exactly the declared length.
     """
     data = array.data
     if array.stype != _STYPE:
@@ -125,14 +124,15 @@ def decode(array: Array) -> NDArray[Any]:
 
 
 def as_tensor(values: NDArray[Any]) -> torch.Tensor:
-    """View decoded numbers as a tensor, without copying; never write into it."""
+    """Return a tensor that shares the memory of decoded numbers; do not write into it."""
     return torch.from_numpy(values)
 
 
 def is_finite(values: NDArray[Any]) -> bool:
-    """Say whether all numbers are finite, without an array of the size of the data.
+    """Say whether all numbers are finite, without another array of the size of the data.
 
-    If they are, so is their sum, unless it overflows; the sum takes a tenth of the time of looking at each.
+    A finite sum shows that all numbers are finite, and takes a tenth of the time of checking each. A sum that overflows
+    shows nothing, so the numbers are then checked one by one.
     """
     flat = values.ravel(order="K")
     if math.isfinite(float(as_tensor(flat).sum())):
@@ -152,25 +152,25 @@ def _head(descr: str, shape: tuple[int, ...]) -> tuple[str, bytes]:
 
 
 def encode(values: NDArray[Any]) -> Array:
-    """Return an array as Flower's `Array`, in C order; for such arrays the bytes are those of Flower's own writer."""
+    """Return an array as Flower's `Array`, in C order; Flower's own writer gives the same bytes for such arrays."""
     name, header = _head(values.dtype.str, values.shape)
     return Array(dtype=name, shape=values.shape, stype=_STYPE, data=header + values.tobytes())
 
 
 def plain(array: Array, values: NDArray[Any]) -> Array:
-    """Return an array that Flower's own reader reads as `decode` does, with attributes that are true.
+    """Return an array that Flower's own reader reads like `decode`, with correct attributes.
 
     Parameters
     ----------
     array : Array
         As a client sent it.
     values : array
-        What `decode` read in it.
+        The numbers that `decode` returned for it.
 
     Returns
     -------
     Array
-        The same one where it is as `encode` would make it, which honest clients' are.
+        The same object if `encode` would give the same bytes, as for honest clients; otherwise a new one.
     """
     name, header = _head(values.dtype.str, values.shape)
     if not array.data.startswith(header):
@@ -184,7 +184,7 @@ R = TypeVar("R", ArrayRecord, MetricRecord, ConfigRecord)
 
 
 def copy_content(content: RecordDict) -> RecordDict:
-    """Copy records so that nobody can change the other side's; the bytes of arrays are immutable and shared."""
+    """Copy records so that neither side can change the other's; both share the bytes of arrays, which are immutable."""
     copied: dict[str, Any] = {}
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
@@ -197,7 +197,7 @@ def copy_content(content: RecordDict) -> RecordDict:
 
 
 def records_of(content: RecordDict, kind: type[R]) -> list[R]:
-    """Return the records of one kind, in order; RecordDict's own views copy and check everything."""
+    """Return the records of one kind, in order, without the copies and checks of RecordDict's own views."""
     return [record for record in content.values() if isinstance(record, kind)]
 
 

@@ -1,1 +1,1 @@
-"""A strategy under every attack: which of them it withstands."""
+"""Red team: run a strategy under every attack, and report which attacks it withstands."""

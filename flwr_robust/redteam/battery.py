@@ -1,4 +1,4 @@
-"""The battery: every attack and fault there is, weak and strong where it has a strength.
+"""The battery: all attacks and faults, in a weak and a strong form if they have a strength.
 
 Its first five families are what a review of a deployment must test: scaled updates, inverted signs, sybils, backdoor
 triggers and mislabelled data.
@@ -22,18 +22,18 @@ __all__ = ["BATTERY", "HONEST_MEAN", "NO_ATTACK", "REVIEW", "Attack", "choose"]
 
 @dataclass(frozen=True)
 class Attack:
-    """What the compromised clients of one run do.
+    """The attack of the compromised clients in one run.
 
     Attributes
     ----------
     family : str
-        What it is listed under.
+        The family under which the attack is listed.
     data : str
-        A data attack, by which they train; empty: none. ``{f}`` stands for their number.
+        An attack on their training data; empty: none. ``{f}`` stands for their number.
     message : str
-        A message attack or a fault, by which their replies are rewritten; empty: none. Likewise.
+        A message attack or a fault that rewrites their replies; empty: none. ``{f}`` as above.
     title: str
-        What it is called; its text when empty.
+        The name in tables; the attack's text if empty.
     """
 
     family: str
@@ -43,31 +43,31 @@ class Attack:
 
     @property
     def label(self) -> str:
-        """Its title, else its text; f is the number of attackers."""
+        """The title, or the text if there is no title; ``f`` in it stands for the number of attackers."""
         return self.title or " + ".join(part for part in (self.data, self.message) if part).replace("{f}", "f")
 
     @property
     def names(self) -> set[str]:
-        """The attacks and faults that it is made of."""
+        """The names of its attacks and faults."""
         return {parse_chain(part.replace("{f}", "1"), "attack")[0][0] for part in (self.data, self.message) if part}
 
     def on_data(self, f: int) -> DataAttack | None:
-        """Return what f attackers do to their data."""
+        """Return the attack of f attackers on their data."""
         return data_attacks.parse(self._at(self.data, f)) if self.data else None
 
     def on_messages(self, f: int) -> MessageAttack | Fault | None:
-        """Return what f attackers do to their replies."""
+        """Return the attack of f attackers on their replies."""
         return parse_attack(self._at(self.message, f)) if self.message else None
 
     @property
     def targeted(self) -> bool:
-        """Say whether it wants a label in particular, so that its success can be measured."""
+        """Say whether the attack has a target label, so that its success can be measured."""
         attack = self.on_data(1)
         return attack is not None and type(attack).trial is not DataAttack.trial
 
     @property
     def knows_defence(self) -> bool:
-        """Say whether it looks at the rule in use."""
+        """Say whether the attack uses the rule of the strategy."""
         crafted = self.on_messages(1)
         return isinstance(crafted, MessageAttack) and crafted.knowledge == Knowledge.DEFENCE
 
@@ -77,10 +77,10 @@ class Attack:
 
 
 NO_ATTACK = Attack("baseline", title="no attack")
-"""The strategy, every client honest."""
+"""The strategy with honest clients only."""
 
 HONEST_MEAN = Attack("baseline", message="crash()", title="mean of the honest")
-"""The omniscient mean of the honest: what an oracle would do, who knows the attackers and leaves them out."""
+"""The mean of the honest clients: the result of an oracle that knows the attackers and leaves them out."""
 
 BATTERY = (
     *(Attack("scaled updates", message=text) for text in ("scale(c=10.0)", "scale(c=1000.0)")),
@@ -157,22 +157,22 @@ BATTERY = (
         )
     ),
 )
-"""What a red team does unless it is told otherwise."""
+"""The attacks that a red team runs by default."""
 
 
 def choose(patterns: Sequence[str]) -> tuple[Attack, ...]:
-    """Return the attacks of the battery that are asked for, and attacks that it does not hold.
+    """Return the requested attacks, of the battery or given as text.
 
     Parameters
     ----------
     patterns : sequence of str
-        Families, names (all its strengths), labels of the battery, or the text of any other attack. None: the whole
-        battery.
+        Families, names (for all strengths), labels of the battery, or the text of any other attack. When not given, the
+        whole battery.
 
     Raises
     ------
     ConfigurationError
-        If one is none of these.
+        If a pattern is none of these.
 
     Examples
     --------
@@ -195,5 +195,5 @@ def _of_one_s_own(text: str) -> Attack:
     if (name := text.partition("(")[0].strip()) not in known:
         raise UnknownNameError("attack or family of attacks", name, sorted({*known, *(a.family for a in BATTERY)}))
     attack = Attack("further", data=text) if name in data_attacks.members() else Attack("further", message=text)
-    _ = attack.on_data(1), attack.on_messages(1)  # for their errors
+    _ = attack.on_data(1), attack.on_messages(1)  # to raise their errors
     return attack

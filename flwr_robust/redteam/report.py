@@ -1,4 +1,4 @@
-"""Render what red teams found: tables for the terminal, heatmaps, and strategies side by side in Markdown."""
+"""Reports of red teams: tables for the terminal, heatmaps, and strategies side by side in Markdown."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ with extra("studies"):
 
 __all__ = ["compare", "comparison_map", "conclude_red_team", "footnotes", "heatmap", "into_page", "red_tables"]
 
-_COLUMNS = 3  # of three numbers each, beside the attacks, in a hundred characters
+_COLUMNS = 3  # columns of three numbers that fit beside the attacks in a hundred characters
 _MARKS = ("<!-- begin: generated -->", "<!-- end: generated -->")
 
 
 def red_tables(result: RedTeam) -> Iterator[Table]:
-    """Yield the tables for the terminal: accuracies, then the success of attacks that want a label.
+    """Yield the tables for the terminal: accuracies, then the success of attacks with a target label.
 
     Parameters
     ----------
     result : RedTeam
-        What was found.
+        The results of the red team.
     """
     for at in range(0, len(result.real_f), _COLUMNS):
         yield _accuracies(result, result.real_f[at : at + _COLUMNS])
@@ -85,7 +85,7 @@ def _percent(share: float | None) -> str:
 
 
 def _short(result: RedTeam, label: str, f: int) -> str:
-    """Write the accuracy in percent, or what became of the model."""
+    """Return the accuracy in percent, or how the model failed."""
     runs, accuracy = result.of(label, f), result.accuracy(label, f)
     if accuracy is None:
         return "-"
@@ -97,7 +97,7 @@ def _short(result: RedTeam, label: str, f: int) -> str:
 
 
 def _changes(result: RedTeam, label: str, f: int) -> str:
-    """Write the accuracy, and how it compares with both baselines."""
+    """Return the accuracy and its differences from both baselines."""
     accuracy, honest = result.accuracy(label, f), result.honest(f)
     if accuracy is None or honest is None:
         return "-"
@@ -105,12 +105,12 @@ def _changes(result: RedTeam, label: str, f: int) -> str:
 
 
 def footnotes(result: RedTeam) -> list[str]:
-    """Return what a reader of the tables must know, a sentence each.
+    """Return the footnotes of the tables, a sentence each.
 
     Parameters
     ----------
     result : RedTeam
-        What was found.
+        The results of the red team.
     """
     s = result.setting
     subject = s.name if s.subject == s.name else f"{s.name}: {s.subject}"
@@ -134,14 +134,14 @@ def footnotes(result: RedTeam) -> list[str]:
 
 
 def conclude_red_team(result: RedTeam, floor: float | None = None) -> str:
-    """Say in one sentence what the worst case was, and whether it held a floor.
+    """Return one sentence on the worst case, and whether it stays above a floor.
 
     Parameters
     ----------
     result : RedTeam
-        What was found.
+        The results of the red team.
     floor : float, optional
-        In percent.
+        The lowest acceptable accuracy, in percent.
     """
     accuracy, label, f = result.bottom
     sentence = (
@@ -159,12 +159,12 @@ def conclude_red_team(result: RedTeam, floor: float | None = None) -> str:
 
 
 def heatmap(result: RedTeam) -> bytes:
-    """Draw accuracies by attack and real f; a PNG file.
+    """Draw accuracies by attack and real f (the number of attackers), as a PNG file.
 
     Parameters
     ----------
     result : RedTeam
-        What was found.
+        The results of the red team.
     """
     labels = [label for label in (HONEST_MEAN.label, *result.families) if label not in result.left_out]
     shown = {
@@ -203,7 +203,7 @@ def _map(
 
 
 def _labels(results: Sequence[RedTeam]) -> dict[str, str]:
-    """Return the families of all attacks that were tried on any of the strategies, by label."""
+    """Return the families of all attacks that were run against any of the strategies, by label."""
     families = {label: family for result in results for label, family in result.families.items()}
     return {
         label: family for label, family in families.items() if not all(label in result.left_out for result in results)
@@ -211,7 +211,7 @@ def _labels(results: Sequence[RedTeam]) -> dict[str, str]:
 
 
 def _check_alike(results: Sequence[RedTeam]) -> int:
-    """Return the real f to compare at, the declared one; raise where strategies were not attacked alike."""
+    """Return the real f for the comparison, which is the declared f; raise if the attacks differed."""
     if not results:
         raise ConfigurationError("compare: there must be at least one result")
     first = results[0]
@@ -240,7 +240,7 @@ def compare(results: Sequence[RedTeam]) -> str:
     Parameters
     ----------
     results : sequence of RedTeam
-        One per strategy, all of the same clients, data, model, rounds, seeds and declared f.
+        One per strategy, all with the same clients, data, model, rounds, seeds and declared f.
 
     Raises
     ------
@@ -301,18 +301,18 @@ def compare(results: Sequence[RedTeam]) -> str:
 
 
 def _lived(result: RedTeam, label: str, f: int) -> bool:
-    """Say whether all runs of an attack ended with a model that is finite."""
+    """Say whether all runs of an attack ended with a finite model."""
     return all(run.finite and not run.died for run in result.of(label, f))
 
 
 def _change(result: RedTeam, labels: Iterable[str], f: int) -> str:
-    """Write how the lowest accuracy under some attacks compares with that under none."""
+    """Return the difference of the lowest accuracy under some attacks from that without attack."""
     tried = [accuracy for label in labels if (accuracy := result.accuracy(label, f)) is not None]
     return f"{100 * (min(tried) - result.alone):+.1f}" if tried else "-"
 
 
 def comparison_map(results: Sequence[RedTeam]) -> bytes:
-    """Draw accuracies by attack and strategy, real f = declared f; a PNG file.
+    """Draw accuracies by attack and strategy, with real f = declared f, as a PNG file.
 
     Parameters
     ----------
@@ -335,24 +335,24 @@ def _header(first: str, names: Sequence[str], align: str = "---:") -> list[str]:
 
 
 def _line(first: str, cells: Sequence[str]) -> str:
-    # What stands between bars must not hold one.
+    # The text between vertical bars must not hold one.
     return "| " + " | ".join(text.replace("|", "\\|") for text in (first, *cells)) + " |"
 
 
 def into_page(path: Path, text: str) -> str:
-    """Return a page with the part between its marks replaced.
+    """Return a page in which the part between the marks is replaced.
 
     Parameters
     ----------
     path : Path
         A Markdown file with the two marks.
     text : str
-        What goes between them.
+        The new text between the marks.
 
     Raises
     ------
     ConfigurationError
-        If it cannot be read, or has no such part.
+        If the page cannot be read, or lacks the marks.
     """
     try:
         before, _, rest = path.read_text().partition(_MARKS[0])

@@ -1,7 +1,7 @@
-"""A red team for any Flower strategy: the battery of attacks, run against it on handwritten digits in this process.
+"""A red team for any Flower strategy: it runs the battery of attacks against the strategy on handwritten digits.
 
-Clients are this project's own; those that poison their data train for real, and replies are rewritten between the
-clients and the strategy, which sees nothing but what a server would.
+The clients are this project's own. Clients that poison their data train with real gradients. Other attacks rewrite the
+replies between the clients and the strategy. The strategy sees only what a server sees.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ from flwr_robust.studies.workers import side_by_side
 __all__ = ["MakeStrategy", "RedTeam", "Run", "Setting", "quiet", "read_red_team", "red_team", "run_once"]
 
 MakeStrategy = Callable[[], Strategy]
-"""Makes a strategy that has not trained yet."""
+"""A function that makes a new strategy."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is attacked, and all that decides the numbers but the attack, the real f and the seed.
+    """What is attacked, with all settings except the attack, the real f (number of attackers) and the seed.
 
     Attributes
     ----------
     name : str
-        What tables call the strategy.
+        The name of the strategy in tables.
     subject : str
-        How it was made.
+        How the strategy was made.
     declared_f : int
-        How many attackers it is meant to bear.
+        The declared f: how many attackers the strategy is made for.
     clients : int
         n.
     rounds : int
-        Rounds of training, all of them under attack.
+        Rounds of training, each of them under attack.
     partition : str
-        Who holds which samples, as in a run config.
+        How the samples are divided among clients, as in a run config.
     model : str
         ``softmax``, ``mlp`` or ``cnn``.
     message : str
-        What clients send: ``parameters``, unless the strategy is a `RobustStrategy` that wants something else.
+        What clients send: ``parameters``, or the kind of message of a `RobustStrategy`.
     rule : str
-        The rule that attackers take a strategy for whose rule they cannot look up; empty: none.
+        The rule that attackers assume for a strategy whose rule is unknown; empty: none.
     task, local_steps, local_learning_rate, batch_size
         As in a run config.
     """
@@ -90,7 +90,7 @@ class Setting:
     batch_size: int = 32
 
     def config(self, seed: int, attack: Attack = NO_ATTACK, attackers: int = 0) -> RunConfig:
-        """Return the configuration of the clients, and of the trial of an attack on data."""
+        """Return the configuration of the clients and of the trial that measures an attack on data."""
         text = str(attack.on_data(attackers)) if attack.data and attackers else "none"
         own = {"local_steps": self.local_steps, "local_learning_rate": self.local_learning_rate}
         local: dict[str, Any] = own if self.message in KEYS["local-steps"].messages else {}
@@ -112,20 +112,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of one run.
+    """The result of one run.
 
     Attributes
     ----------
     attack : str
         The attack's label.
     real_f, seed : int
-        How many attacked; the source of all draws.
+        The number of attackers; the source of all draws.
     accuracy : float
-        Test accuracy of the last model, in [0, 1]; 0 where there is none, or one that is not finite.
+        Test accuracy of the last model, in [0, 1]; 0 if there is none or it is not finite.
     success : float or None
-        For attacks that want a label in particular: the share of their trial that they get.
+        For attacks with a target label: the share of successful trials.
     died : str
-        When the strategy raised, and what; empty if it did not.
+        When the strategy raised an error, and which; empty if it did not.
     finite : bool
         Whether all numbers of the last model are finite.
     """
@@ -140,24 +140,24 @@ class Run:
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """Which run it is."""
+        """The attack, real f and seed of the run."""
         return self.attack, self.real_f, self.seed
 
 
 @dataclass(frozen=True)
 class RedTeam:
-    """What a red team found out.
+    """The results of a red team.
 
     Attributes
     ----------
     setting : Setting
-        What was attacked, and how.
+        The strategy and the settings of the attack.
     families : mapping of str to str
-        By label, in the order of the battery, what an attack is listed under.
+        The family of each attack by its label, in the order of the battery.
     runs : mapping
         The runs by attack, real f and seed.
     left_out : mapping of str to str
-        By label, why an attack was not tried.
+        Why an attack was not run, by its label.
     """
 
     setting: Setting
@@ -172,7 +172,7 @@ class RedTeam:
 
     @property
     def real_f(self) -> list[int]:
-        """The numbers of attackers that were tried, ascending, without 0."""
+        """The numbers of attackers that were tried, in ascending order, without 0."""
         return sorted({f for label, f, _ in self.runs if label in self.families} - {0})
 
     @property
@@ -192,16 +192,16 @@ class RedTeam:
         return statistics.fmean(run.accuracy for run in found) if found else None
 
     def success(self, label: str, f: int) -> float | None:
-        """Return the success of an attack, mean over seeds; None if it has none, or no model was left to try it on."""
+        """Return the success of an attack, mean over seeds; None if it has no target or no model was left."""
         found = [run.success for run in self.of(label, f) if run.success is not None]
         return statistics.fmean(found) if found else None
 
     def honest(self, f: int) -> float | None:
-        """Return the accuracy of the mean of the honest, f clients left out."""
+        """Return the accuracy of the mean of the honest clients, with f clients left out."""
         return self.accuracy(HONEST_MEAN.label, f)
 
     def worst(self, attackers: Iterable[int]) -> tuple[float, str, int]:
-        """Return the lowest accuracy under any attack by one of these numbers of attackers, its label and its f."""
+        """Return the lowest accuracy under any attack with one of these f, with its label and its f."""
         tried = [
             (accuracy, label, f)
             for f in attackers
@@ -216,9 +216,9 @@ class RedTeam:
         return self.worst(f for f in self.real_f if f <= self.setting.declared_f)
 
     def holds(self, floor: float) -> bool:
-        """Say whether accuracy in percent was nowhere below a floor with at most as many attackers as declared.
+        """Say whether no accuracy with at most the declared number of attackers is below a floor in percent.
 
-        A run that died is below every floor, and where no attack was tried none is held.
+        A run that died is below every floor. If no attack was tried, the result is False.
         """
         within = [f for f in self.real_f if f <= self.setting.declared_f]
         tried = [run for label in self.families for f in within for run in self.of(label, f)]
@@ -243,32 +243,33 @@ def red_team(
     workers: int = 1,
     console: Console | None = None,
 ) -> RedTeam:
-    """Turn the battery on a strategy.
+    """Run the battery against a strategy.
 
     Parameters
     ----------
     make_strategy : callable returning Strategy
-        Makes the strategy, anew for every run.
+        Makes a new strategy for every run.
     name : str
-        What tables call it.
+        The name of the strategy in tables.
     subject : str
-        How it is made; the name when not given.
+        How the strategy is made; the name when not given.
     f : int, optional
-        How many attackers it is meant to bear; that of its rule when not given.
+        The declared f: how many attackers the strategy is made for. When not given, that of its rule.
     real_f : sequence of int
-        How many attack; 1 to f + 1 when not given. 0 is always tried.
+        The numbers of attackers; 1 to f + 1 when not given. 0 is always run.
     clients, rounds, partition, model, rule
         As for `Setting`.
     seeds : sequence of int
-        Every run is repeated with each.
+        Every run is repeated with each seed.
     attacks : sequence of Attack
-        What is tried; see `flwr_robust.redteam.battery.choose`.
+        The attacks to run; see `flwr_robust.redteam.battery.choose`.
     path : Path, optional
-        A JSON file for the results: every run is written when it has ended, and those found there are not repeated.
+        A JSON file for the results. Every run is written when it has ended; runs in the file are not repeated.
     workers : int
-        Processes. With more than one, ``make_strategy`` must be a function of a module, or `functools.partial` of one.
+        Number of processes. With more than one, ``make_strategy`` must be a function of a module, or
+        `functools.partial` of one.
     console : Console, optional
-        Where progress is shown; standard error when not given.
+        The console that shows progress; standard error when not given.
 
     Returns
     -------
@@ -277,14 +278,14 @@ def red_team(
     Raises
     ------
     FlwrRobustError
-        If something does not fit, or the strategy cannot train even without an attacker.
+        If the settings do not fit, or the strategy fails even without an attacker.
 
     Notes
     -----
-    A strategy that raises has lost: the run is recorded as one that died, with an accuracy of 0.
+    If a strategy raises an error, the run is recorded as died, with an accuracy of 0.
 
-    Flower's own strategies ask nodes in a random order, without a seed. Replies are put in the order of nodes here, so
-    runs of strategies that ask all nodes repeat to the bit.
+    Flower's own strategies ask nodes in a random order, without a seed. Here replies are sorted by node, so runs of
+    strategies that ask all nodes repeat to the bit.
     """
     with quiet():
         probe = make_strategy()
@@ -341,7 +342,7 @@ def red_team(
 
 
 def _declared(strategy: Strategy, f: int | None, clients: int) -> int:
-    """Return the declared f: the one given, which must not contradict the strategy's rule, else that of the rule."""
+    """Return the declared f: the given one or that of the rule; raise if the two differ."""
     own = strategy.rule.declared(clients) if isinstance(strategy, RobustStrategy) else None
     if f is not None:
         check_integer("red team", "f", f, 0)
@@ -356,13 +357,13 @@ def _declared(strategy: Strategy, f: int | None, clients: int) -> int:
 
 
 def _check(setting: Setting, strategy: Strategy, tried: Sequence[int], seeds: Sequence[int]) -> None:
-    """Raise for what cannot work, or would wait for ever."""
+    """Raise for settings that cannot work, or with which the run would wait for ever."""
     check_integer("red team", "clients", setting.clients, 2)
     for count in tried:
         check_integer("red team", "real f", count, 0)
     for seed in seeds:
         check_integer("red team", "seeds", seed, 0)
-        _ = setting.config(seed).samples  # loads the data and splits them, for the errors
+        _ = setting.config(seed).samples  # loads and splits the data, to raise its errors
     if not seeds:
         raise ConfigurationError("red team: seeds must hold at least one; got none")
     if (most := max(tried, default=0)) >= setting.clients:
@@ -383,7 +384,7 @@ def _check(setting: Setting, strategy: Strategy, tried: Sequence[int], seeds: Se
 
 
 def _left_out(setting: Setting, strategy: Strategy, attacks: Sequence[Attack]) -> dict[str, str]:
-    """Return the attacks that look at a rule where there is none to look at, and why."""
+    """Return the attacks that need the rule of a strategy if it is unknown, with the reason."""
     rule = _assumed(setting, strategy)
     if rule is None:
         reason = "the rule of this strategy is not known; give the one that attackers are to assume"
@@ -395,7 +396,7 @@ def _left_out(setting: Setting, strategy: Strategy, attacks: Sequence[Attack]) -
 
 
 def _assumed(setting: Setting, strategy: Strategy) -> Rule | None:
-    """Return the rule that attackers who know the defence look at."""
+    """Return the rule for attackers that know the defence."""
     if isinstance(strategy, RobustStrategy):
         return strategy.rule
     return parse(setting.rule) if setting.rule else None
@@ -404,7 +405,7 @@ def _assumed(setting: Setting, strategy: Strategy) -> Rule | None:
 def _check_travels(make_strategy: MakeStrategy, workers: int) -> None:
     try:
         pickle.dumps(make_strategy)
-    except Exception:  # what is raised depends on what it is made of
+    except Exception:  # the type of error depends on its parts
         raise ConfigurationError(
             f"red team: with workers={workers} the strategy is made in other processes, so make_strategy must be a "
             f"function of a module, or functools.partial of one; set workers=1 for any other"
@@ -417,7 +418,7 @@ Plan = tuple[Attack, int, int]
 
 
 def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan], workers: int) -> Generator[Run]:
-    """Run what is planned; first, and alone, what must not fail."""
+    """Run the plan; the run that must not fail comes first and alone."""
     left = list(waiting)
     if left and left[0][0] == NO_ATTACK:
         run = run_once(make_strategy, setting, *left.pop(0))
@@ -436,7 +437,7 @@ def _runs(make_strategy: MakeStrategy, setting: Setting, waiting: Sequence[Plan]
 
 
 class _OrderedGrid(InProcessGrid):
-    """Replies in the order of nodes, whatever the order in which a strategy asked them."""
+    """A Grid that returns replies in the order of nodes, also if a strategy asks them in another order."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages in the order of nodes, and pull their replies."""
@@ -444,18 +445,18 @@ class _OrderedGrid(InProcessGrid):
 
 
 def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real_f: int, seed: int) -> Run:
-    """Train once, f clients attacking.
+    """Train once, with ``real_f`` attackers.
 
     Parameters
     ----------
     make_strategy : callable returning Strategy
         Makes the strategy.
     setting : Setting
-        What is attacked, and how.
+        The settings of the run.
     attack : Attack
-        What the last clients do. Of `HONEST_MEAN` they do nothing, and the strategy is the mean.
+        The attack of the last clients. With `HONEST_MEAN` they do not take part, and the strategy is the mean.
     real_f : int
-        How many they are.
+        The number of attackers.
     seed : int
         Source of all draws.
     """
@@ -481,14 +482,14 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
                 trial = setting.config(seed, attack, max(real_f, 1)) if attack.targeted else config
                 metrics = evaluator(trial)(setting.rounds, lambda: model) or {}
                 accuracy, success = metrics["accuracy"], metrics.get("attack_success")
-        except Exception as error:  # whatever a strategy raises for what a client sent
+        except Exception as error:  # a strategy may raise any error for a client's message
             at = min(reached + 1, setting.rounds)
             died = f"in round {at}: {short(f'{type(error).__name__}: {error}')}"
     return Run(attack.label, real_f, seed, accuracy, success, died, finite)
 
 
 def _grid(strategy: Strategy, setting: Setting, config: RunConfig, attack: Attack, real_f: int) -> Grid:
-    """Return the clients, with the attackers among them."""
+    """Return the grid with the clients and the attackers among them."""
     grid = _OrderedGrid(client_app, setting.clients, config.to_mapping())
     crafted = attack.on_messages(real_f)
     if crafted is None or real_f == 0:
@@ -507,7 +508,7 @@ def _grid(strategy: Strategy, setting: Setting, config: RunConfig, attack: Attac
 
 
 def _mean_like(strategy: Strategy) -> RobustStrategy:
-    """Return the mean, that takes the messages and the steps of a strategy."""
+    """Return the mean as a strategy, with the kind of message and the step of another strategy."""
     if not isinstance(strategy, RobustStrategy):
         return RobustStrategy("mean()", fraction_evaluate=0.0)
     return RobustStrategy(
@@ -521,7 +522,7 @@ def _mean_like(strategy: Strategy) -> RobustStrategy:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to itself what Flower logs, and what numpy warns of where a model is no longer finite."""
+    """Hide Flower's log, and numpy's warnings about models that are not finite."""
     logger = logging.getLogger("flwr")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -535,7 +536,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _frozen() -> Iterator[None]:
-    """Leave what is there out of garbage collection; Flower's Bulyan collects at every reply, a tenth of a second."""
+    """Exclude existing objects from garbage collection: Flower's Bulyan collects at every reply, for 0.1 seconds."""
     gc.freeze()
     try:
         yield
@@ -547,7 +548,7 @@ def _frozen() -> Iterator[None]:
 
 
 def _write(path: Path, result: RedTeam) -> None:
-    """Write a result, one run to a line, in the order of the battery."""
+    """Write a result with one run per line, in the order of the battery."""
     known = {attack.label: attack.family for attack in BATTERY if attack.label in result.families}
     families = {**known, **result.families}
     order = [NO_ATTACK.label, HONEST_MEAN.label, *families]
@@ -591,7 +592,7 @@ def read_red_team(path: Path) -> RedTeam:
 
 
 def _continued(path: Path, setting: Setting) -> RedTeam:
-    """Return what a file holds, if it is of this setting."""
+    """Return the results in a file, if they are of this setting."""
     found = read_red_team(path)
     for key, value in dataclasses.asdict(setting).items():
         if (there := getattr(found.setting, key)) != value:

@@ -1,4 +1,4 @@
-"""What a red team is to attack, as a command line says it."""
+"""The strategy that a red team attacks, made from the options of the command line."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ __all__ = ["maker"]
 
 
 def maker(strategy: str, kwargs: str, defence: str, message: str) -> tuple[MakeStrategy, str]:
-    """Return what makes the strategy, once it has shown that it can, and how it is written.
+    """Return a function that makes the strategy, checked by one call, and the text that describes it.
 
     Parameters
     ----------
     strategy : str
-        ``package.module:Class``; empty where a defence is given.
+        ``package.module:Class``; empty if a defence is given.
     kwargs : str
         The arguments of its constructor, as a JSON object.
     defence : str
-        A defence string; empty where a strategy is given.
+        A defence string; empty if a strategy is given.
     message : str
         With a defence: what clients send.
 
     Raises
     ------
     FlwrRobustError
-        If it cannot be made.
+        If the strategy cannot be made.
     """
     if bool(strategy) == bool(defence):
         raise ConfigurationError("red-team: give either --strategy or --defence")
@@ -51,7 +51,7 @@ def maker(strategy: str, kwargs: str, defence: str, message: str) -> tuple[MakeS
     if defence:
         steps = Setting.local_steps * Setting.local_learning_rate
         defaults = {"message": message, "fraction_evaluate": 0.0}
-        if not message_kind(message).local_steps:  # as far as the steps of a client that sends parameters
+        if not message_kind(message).local_steps:  # as far as the local steps of a client that sends parameters
             defaults["server_learning_rate"] = steps
         make, subject = functools.partial(RobustStrategy, defence, **{**defaults, **options}), defence
     else:
@@ -61,7 +61,7 @@ def maker(strategy: str, kwargs: str, defence: str, message: str) -> tuple[MakeS
             made = make()
     except FlwrRobustError:
         raise
-    except Exception as error:  # whatever a class of somebody else's raises
+    except Exception as error:  # another author's class may raise any error
         raise ConfigurationError(
             f"red-team: {subject} cannot be made with {kwargs}: {type(error).__name__}: {error}"
         ) from None
@@ -71,7 +71,7 @@ def maker(strategy: str, kwargs: str, defence: str, message: str) -> tuple[MakeS
 
 
 def _strategy_class(path: str) -> Callable[..., Any]:
-    """Return the class that a path names."""
+    """Return the class named by a path."""
     module_name, colon, class_name = path.partition(":")
     if not (module_name and colon and class_name):
         raise ConfigurationError(
@@ -79,7 +79,7 @@ def _strategy_class(path: str) -> Callable[..., Any]:
         )
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs somebody else's code
+    except Exception as error:  # the import runs another author's code
         raise ConfigurationError(
             f"red-team: module {module_name} of --strategy cannot be imported: {type(error).__name__}: {error}"
         ) from None

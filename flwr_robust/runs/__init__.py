@@ -1,1 +1,1 @@
-"""Runs: their configuration, the engines, and what came of them."""
+"""Runs: their configuration, the engines that run them, and their results."""

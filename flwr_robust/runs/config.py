@@ -1,8 +1,8 @@
-"""The configuration of a run: what Flower's run config, a study's cell and a Python caller all speak.
+"""The configuration of a run, used by Flower's run config, a study's cells and Python callers.
 
-Every key is a scalar, so that a run config can hold it. `RunConfig` checks all of them, and that they fit each other,
-before anything is trained. What a key means, what it may be and who reads it stands once, beside its default: `KEYS` is
-that table, from which checks, docs and tests come.
+Every key is a scalar, so that Flower's run config can hold it. Before any training, `RunConfig` checks every key, and
+that the keys fit together. The table `KEYS` says once what each key means, which values it may have, and who reads it.
+Checks, docs and tests are made from this table.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 ENGINES = ("apps", "fast")
-"""What runs a configuration: Flower's apps (in process, on Ray or deployed), or `flwr_robust.runs.fast`."""
+"""The engines that run a configuration: Flower's apps (in process, on Ray or deployed), or `flwr_robust.runs.fast`."""
 
 Scalar = str | int | float | bool
 S = TypeVar("S", str, int, float, bool)
 C = TypeVar("C", bound=type)
 
-_OWNER = "configuration"  # opens every sentence
+_OWNER = "configuration"  # every error message begins with it
 _COMPARED: Mapping[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
@@ -71,7 +71,7 @@ _MOMENTA = tuple(name for name, kind in MESSAGE_KINDS.items() if kind.momentum)
 
 
 class UnreadKeyWarning(UserWarning):
-    """A key was set that the run does not read, and that is easily thought to change it."""
+    """Warns that a key is set which has no effect on this run."""
 
 
 @dataclass(frozen=True)
@@ -81,31 +81,31 @@ class Key:
     Attributes
     ----------
     name : str
-        As a run config writes it, with hyphens.
+        The name in a run config, with hyphens.
     default : str, int, float or bool
-        What holds where the key is not given; its type is the key's.
+        The value if the key is not given; its type is the type of the key.
     doc : str
         What the key means.
     above, minimum, below, maximum : float, optional
-        The bounds of a number; the first and the third are exclusive.
+        The bounds of a number; ``above`` and ``below`` are exclusive.
     zero : str
-        What 0 means, where it is allowed beside the bounds.
+        What 0 means, if it is allowed in addition to the bounds.
     choices : collection of str
-        The only values that a text may have; empty: any. A registry of names is looked up at every check.
+        The only values that a text may have; if empty, any text is allowed. It is read at every check.
     messages : tuple of str
-        The kinds of message with which a run reads the key.
+        The kinds of message (what clients send) with which a run reads the key.
     needs : str
-        The key without which nobody reads this one: while that has its default.
+        Another key: as long as that one has its default, this key has no effect.
     engines : tuple of str
-        Those of `ENGINES` that read the key; the others refuse a run that sets it.
+        The engines of `ENGINES` that read the key; the others refuse a run that sets it.
     place : bool
-        Whether the key says where things lie and what is kept, not what the result is.
+        Whether the key only says where files are and what is kept, without an effect on the result.
     result : bool
-        Whether another value may change the result; False for a grant that is only checked, or a matter of speed.
+        Whether another value may change the result. False for keys that are only checked or only affect speed.
     tolerated : tuple of str
-        The kinds of message with which the key, set and not read, is a warning; with all others it is an error.
+        The kinds of message with which a key that is set but not read is a warning; with all others it is an error.
     defaults : mapping of str to float
-        The defaults by kind of message, where they differ; ``default`` stands for all of them.
+        The defaults by kind of message, if they differ; ``default`` then stands for all of them.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Key:
 
     @property
     def allowed(self) -> str:
-        """What the key may be, in words.
+        """The allowed values in words.
 
         Examples
         --------
@@ -153,16 +153,16 @@ class Key:
         return f"{word} {bounds}{f', or 0: {self.zero}' if self.zero else ''}"
 
     def default_for(self, message: str) -> Scalar:
-        """Return what holds with a kind of message where the key is not given."""
+        """Return the default of the key for a kind of message."""
         return self.defaults.get(message, self.default)
 
     def checked(self, value: object) -> Scalar:
-        """Return a value of the key as plain Python has it.
+        """Check a value of the key, and return it as a plain Python value.
 
         Parameters
         ----------
         value : object
-            What was given. numpy's numbers are numbers, and integers are floats.
+            The given value. Numbers of numpy are allowed, and integers are allowed for floats.
 
         Raises
         ------
@@ -175,7 +175,7 @@ class Key:
         return plain
 
     def _plain(self, value: object) -> Scalar | None:
-        """Return a value of the key's very type, as JSON and TOML know it; None for one of another."""
+        """Return a value converted to the key's plain type, or None if it is of another type."""
         plain = value.item() if isinstance(value, np.generic) else value
         if isinstance(plain, bool) or self.kind is bool:
             return plain if isinstance(plain, bool) and self.kind is bool else None
@@ -186,12 +186,12 @@ class Key:
         if isinstance(plain, int | float) and self.kind is float:
             try:
                 return float(plain)
-            except OverflowError:  # an integer beyond float64
+            except OverflowError:  # an integer too large for float64
                 return math.inf
         return None
 
     def _holds(self, plain: Scalar) -> bool:
-        """Say whether a value of the key's type is within the bounds, or one of the choices."""
+        """Say whether a value of the right type is within the bounds, or one of the choices."""
         if isinstance(plain, str):
             return not self.choices or plain in self.choices
         if self.zero and plain == 0:
@@ -199,19 +199,19 @@ class Key:
         return math.isfinite(plain) and all(_COMPARED[sign](plain, bound) for sign, bound in self._bounds().items())
 
     def _bounds(self) -> dict[str, float]:
-        """Return the bounds that there are, by their signs."""
+        """Return the existing bounds, by their comparison signs."""
         bounds = {">": self.above, ">=": self.minimum, "<": self.below, "<=": self.maximum}
         return {sign: bound for sign, bound in bounds.items() if bound is not None}
 
 
 def _key(default: S, doc: str, **rest: Any) -> S:
-    """Return the field of a key; ``rest`` are the attributes of `Key`."""
+    """Return the dataclass field of a key; ``rest`` are the attributes of `Key`."""
     field: S = dataclasses.field(default=default, metadata={"default": default, "doc": doc, **rest})
     return field
 
 
 def _names_checked(cls: C) -> C:
-    """Let a class answer to a keyword that it does not know with the sentence that names those that it knows."""
+    """Make a class answer an unknown keyword with an error that names the allowed ones."""
     made: Callable[..., None] = cls.__init__  # type: ignore[misc]
 
     @wraps(made)
@@ -228,7 +228,7 @@ def _names_checked(cls: C) -> C:
 @_names_checked
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the result of a run; checked when it is made.
+    """Everything that determines the result of a run; checked on creation.
 
     In a run config the keys are written with hyphens: ``batch-size``.
     """
@@ -236,15 +236,16 @@ class RunConfig:
     task: str = _key(
         "digits", "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz."
     )
-    data: str = _key("", "Folder of the data; empty: FLWR_ROBUST_DATA, else ./data.", place=True)
+    data: str = _key("", "Folder of the data; if empty, FLWR_ROBUST_DATA, or ./data if that is not set.", place=True)
     model: str = _key("softmax", "``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.", choices=MODELS)
     partition: str = _key("iid", "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.")
     clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
-    defence: str = _key("mean()", "Defence string; the declared f stands in it.")
+    defence: str = _key("mean()", "Defence string, with the declared f: the number of attackers it is made for.")
     attack: str = _key(
         "none",
-        "``none``, or an attack with its fields: on data (``label_flip(p=0.5)``), which the clients do themselves; on "
-        "messages (``alie()``), or a fault (``crash(p=0.5)``), which the server's grid does to their honest replies.",
+        "``none``, or an attack with its fields. Clients apply attacks on data (``label_flip(p=0.5)``) themselves. "
+        "The server's grid applies attacks on messages (``alie()``) and faults (``crash(p=0.5)``) to honest "
+        "replies.",
     )
     attackers: int = _key(0, "How many clients attack, the last ones; the real f.", minimum=0)
     attack_start: int = _key(
@@ -259,23 +260,22 @@ class RunConfig:
     )
     redraw: bool = _key(
         False,
-        "Draw the attackers anew every round, from the seed, among all clients. One that poisoned its data before goes "
-        "on with the momentum it then made, so with momentum messages more than ``attackers`` clients send poison.",
+        "Draw the attackers anew in every round, from the seed, among all clients. A former attacker continues with "
+        "a momentum of poisoned data. So with momentum messages, more than ``attackers`` clients send poison.",
         needs="attack",
     )
     knowledge: str = _key(
         "omniscient",
-        "The most that an attack on messages may look at: ``nothing``, ``own``, ``partial``, ``omniscient`` or "
-        "``defence``; an attack that needs more is an error. ``omniscient`` is the adversary of most papers, and "
-        "enough for all but those that search against the rule in use and its state: these are to be granted "
-        "expressly.",
+        "What an attack on messages may know at most: ``nothing``, ``own``, ``partial``, ``omniscient`` or "
+        "``defence``. An attack that needs more is an error. ``omniscient`` is the adversary of most papers. Only "
+        "attacks that search against the rule in use and its state need ``defence``.",
         choices=tuple(level.name.lower() for level in Knowledge),
         needs="attack",
         result=False,
     )
     known: int = _key(
         0,
-        "With ``partial``: how many honest replies are seen, those of the first clients; else 0.",
+        "With ``partial``: how many honest replies the attackers see, those of the first clients; otherwise 0.",
         minimum=1,
         zero="none",
         needs="attack",
@@ -283,14 +283,15 @@ class RunConfig:
     )
     message: str = _key(
         "momentum",
-        "``momentum``, ``gradient``, ``delta`` or ``parameters``; or ``class_momentum``: one momentum per class, of "
-        "which those that the round asks for are sent (Byz-DeSGD, see `flwr_robust.protocol.classes`).",
+        "What clients send: ``momentum``, ``gradient``, ``delta``, ``parameters`` or ``class_momentum``. The last "
+        "has one momentum per class, and a round asks for some classes (Byz-DeSGD, see "
+        "`flwr_robust.protocol.classes`).",
         choices=_ALL_MESSAGES,
     )
     alpha: float = _key(
         0.1,
-        "Weight of the new gradient in a client's momentum, in (0, 1]. With class_momentum the server's buffer fades "
-        "by it, too.",
+        "Weight of the new gradient in a client's momentum, in (0, 1]. With class_momentum it is also the rate at "
+        "which the server's buffer fades.",
         above=0,
         maximum=1,
         messages=_MOMENTA,
@@ -301,58 +302,58 @@ class RunConfig:
     )
     schedule: str = _key(
         "cyclic",
-        "``cyclic`` or ``random``, how the classes of a round are chosen.",
+        "``cyclic`` or ``random``: the order in which classes are asked for.",
         choices=SCHEDULES,
         messages=(CLASS_MOMENTUM,),
     )
     classes_per_round: int = _key(1, "How many classes a round asks for.", minimum=1, messages=(CLASS_MOMENTUM,))
     server_learning_rate: float = _key(
         0.0,
-        "Multiplies the aggregated update; the step size for gradients and momenta. 0 takes the default of the kind of "
-        "message, and is replaced by it at once.",
+        "Factor of the aggregated update; the step size for gradients and momenta. 0 stands for the default of the "
+        "kind of message, and is replaced by it at once.",
         above=0,
         zero="the default of the kind of message",
         defaults={**dict.fromkeys(_ALL_MESSAGES, 0.1), **dict.fromkeys(_LOCAL, 1.0)},
     )
     server_momentum: float = _key(
         0.0,
-        "Weight of the server's last step in the next one, in [0, 1); see `flwr_robust.protocol.momentum`. Not with "
-        "class_momentum, whose buffer is the server's memory.",
+        "Weight of the server's last step in the next one, in [0, 1); see `flwr_robust.protocol.momentum`. It does "
+        "not apply to class_momentum, for which the server has a buffer.",
         minimum=0,
         below=1,
         messages=MESSAGES,
     )
     local_steps: int = _key(1, "Steps of a client per round.", minimum=1, messages=_LOCAL)
-    local_learning_rate: float = _key(0.1, "Their step size.", above=0, messages=_LOCAL)
+    local_learning_rate: float = _key(0.1, "Step size of the local steps.", above=0, messages=_LOCAL)
     tail_averaging: bool = _key(
         False,
-        "A client's local result is the mean of the last half (rounded up) of its local "
-        "iterates instead of the last one; see `Tail`.",
+        "Whether a client's local result is the mean of the last half (rounded up) of its local iterates, not the "
+        "last one; see `Tail`.",
         messages=_LOCAL,
     )
     personal: str = _key(
         "",
-        "Patterns, such as ``head.*`` or ``1.*, 3.bias``, over the names of the model's "
-        "arrays; see `split_arrays`. Those that match stay with the client, which trains them jointly with the shared "
-        "ones; only the shared ones are sent, aggregated and saved. All clients start from the same seeded ones. What "
-        "is measured is then how the honest clients fare; see `flwr_robust.runs.personal`.",
+        "Patterns, such as ``head.*`` or ``1.*, 3.bias``, for the names of the model's arrays; see `split_arrays`. "
+        "Matching arrays are personal: each client keeps its own and trains them jointly with the shared ones. Only "
+        "shared arrays are sent, aggregated and saved. All clients start from the same seeded personal arrays. The "
+        "run then measures the honest clients' own models; see `flwr_robust.runs.personal`.",
         messages=_LOCAL,
     )
     batch_size: int = _key(32, "Samples per step.", minimum=1)
     batching: str = _key(
         "random",
-        "``random`` (drawn uniformly, with replacement) or ``consecutive`` (a run of the client's list from a random "
-        "start, wrapping, as in the code behind Peng et al.).",
+        "``random`` (drawn uniformly, with replacement) or ``consecutive`` (consecutive samples of the client's "
+        "list from a random start, continuing at its beginning, as in the code for Peng et al.).",
         choices=("random", "consecutive"),
     )
-    weight_decay: float = _key(0.0, "lambda, on all parameters.", minimum=0)
+    weight_decay: float = _key(0.0, "The weight decay lambda, on all parameters.", minimum=0)
     rounds: int = _key(100, "Rounds of training.", minimum=1)
     evaluate_every: int = _key(10, "Rounds between evaluations of the global model on the test samples.", minimum=1)
     diagnose: int = _key(
         0,
-        "At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`), each client's gradient "
-        "on this many of its own samples, or all that it has; at least 2. 0: not at all. It changes nothing in the "
-        "run.",
+        "At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`). Each client's "
+        "gradient is taken on this number of its own samples, or on all if it has fewer; at least 2. 0: no "
+        "measurement. The result of the run does not change.",
         minimum=2,
         zero="off",
     )
@@ -360,29 +361,33 @@ class RunConfig:
         1.0, "Share of the clients sampled each round; the sample is drawn from the seed.", above=0, maximum=1
     )
     quarantine_after: int = _key(
-        0, "Refusals after which a client is no longer asked; 0: never.", minimum=1, zero="never", engines=("apps",)
+        0,
+        "Number of refused replies after which a client is no longer asked (quarantine); 0: never.",
+        minimum=1,
+        zero="never",
+        engines=("apps",),
     )
     on_infeasible: str = _key(
         "keep",
-        "``keep`` goes on with the model as it is after a round that is infeasible; ``stop`` ends the run, with its "
-        "results.",
+        "What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged "
+        "model; ``stop`` ends the run, with its results.",
         choices=("keep", "stop"),
         engines=("apps",),
     )
     seed: int = _key(0, "Source of every draw.", minimum=0)
     threads: int = _key(
-        1, "CPU threads of each process; results repeat to the bit for one number.", minimum=1, result=False
+        1, "CPU threads of each process; with the same number, results repeat to the bit.", minimum=1, result=False
     )
     device: str = _key(
         "auto",
-        "``auto`` (a client takes the GPU that Ray gave it, else the CPU), ``cpu`` or ``cuda``.",
+        "``auto`` (the GPU that Ray assigned to the client, or the CPU if there is none), ``cpu`` or ``cuda``.",
         choices=("auto", "cpu", "cuda"),
         place=True,
     )
     output: str = _key(
         "",
-        "File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be absolute, "
-        "because the app runs in the folder where Flower's SuperLink was started.",
+        "File for the run's result as JSON; empty: none. Under ``flwr run`` this and the other paths must be "
+        "absolute, because the app runs in the folder where Flower's SuperLink was started.",
         place=True,
     )
     save_model: str = _key("", "File for the final model as .npz; empty: none.", place=True)
@@ -392,8 +397,9 @@ class RunConfig:
     )
     resume: bool = _key(
         False,
-        "Go on from the latest checkpoint in ``audit``, if there is one. It holds the clients' momenta and personal "
-        "parameters, and what an attack remembers, too: the run is the one that never stopped.",
+        "Continue from the latest checkpoint in ``audit``, if there is one. The checkpoint also holds the clients' "
+        "momenta, their personal parameters and what an attack remembers. So the resumed run equals one that never "
+        "stopped.",
         place=True,
         needs="audit",
         engines=("apps",),
@@ -406,17 +412,16 @@ class RunConfig:
         Parameters
         ----------
         values : mapping
-            Keys with hyphens or underscores; those left out have their defaults.
+            Keys with hyphens or underscores; missing keys have their defaults.
         warn : bool
-            Whether to warn of `unread` keys; False where somebody has done so before.
+            Whether to warn of `unread` keys; False if a warning was given before.
 
         Raises
         ------
         UnknownNameError
             If a key does not exist.
         ConfigurationError
-            If a value is of another type or outside its bounds, a key stands there in two spellings, or nothing reads
-            it.
+            If a value is of another type or outside its bounds, a key is given in two spellings, or nothing reads it.
         """
         given: dict[str, Any] = {}
         for key, value in values.items():
@@ -434,13 +439,13 @@ class RunConfig:
             return cls(**given)
 
     def to_mapping(self) -> dict[str, Scalar]:
-        """Return all keys with hyphens, as a run config holds them."""
+        """Return all keys with hyphens, as in a run config."""
         return {name: getattr(self, key.attribute) for name, key in KEYS.items()}
 
     def __post_init__(self) -> None:
         for key in KEYS.values():
             object.__setattr__(self, key.attribute, key.checked(getattr(self, key.attribute)))
-        for key in KEYS.values():  # what another one says is plain by now
+        for key in KEYS.values():  # checked before
             if key.defaults and getattr(self, key.attribute) == key.default:
                 object.__setattr__(self, key.attribute, key.default_for(self.message))
         attack = self._checked_attack()
@@ -466,12 +471,12 @@ class RunConfig:
                 )
 
     def _checked_attack(self) -> DataAttack | MessageAttack | Fault | None:
-        """Return the attack; raise unless it fits the attackers and the rounds."""
+        """Return the attack; raise if it does not fit the attackers and the rounds."""
         if self.attackers > self.clients:
             raise ConfigurationError(
                 f"{_OWNER}: attackers must be at most clients={self.clients}; got attackers={self.attackers}"
             )
-        attack = self.attack_object  # parsed for its errors
+        attack = self.attack_object  # parse it to raise its errors
         if attack is not None and self.attackers == 0:
             raise ConfigurationError(
                 f"{_OWNER}: attack={self.attack!r} needs attackers >= 1; got attackers=0: set "
@@ -495,7 +500,7 @@ class RunConfig:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """The names of the keys that are set, though nothing in this run reads them."""
+        """The names of keys that are set although nothing in this run reads them."""
         return tuple(name for name, key in KEYS.items() if self._is_unread(key))
 
     def _is_unread(self, key: Key) -> bool:
@@ -504,11 +509,11 @@ class RunConfig:
         return self.message not in key.messages or self._lacks(key)
 
     def _lacks(self, key: Key) -> bool:
-        """Say whether the key that another one needs is not set."""
+        """Say whether a key needs another key that is not set."""
         return bool(key.needs) and getattr(self, KEYS[key.needs].attribute) == KEYS[key.needs].default
 
     def _check_read(self) -> None:
-        """Raise, or warn, if a key is set that nothing reads in this run."""
+        """Raise or warn if a key is set that nothing in this run reads."""
         for name in self.unread:
             key = KEYS[name]
             what = f"{_OWNER}: {name}={getattr(self, key.attribute)!r} changes nothing with"
@@ -526,7 +531,7 @@ class RunConfig:
 
     def _check_local(self) -> None:
         """Check that personal parameters fit the rest of the run."""
-        if self.split is None:  # else parsed for its errors
+        if self.split is None:  # else parse it to raise its errors
             return
         if self.diagnose:
             raise ConfigurationError(
@@ -546,7 +551,7 @@ class RunConfig:
 
     @cached_property
     def split(self) -> Split | None:
-        """Which of the model's arrays are personal; None if none are."""
+        """Which of the model's arrays are personal; None if there are none."""
         if not self.personal:
             return None
         with torch.device("meta"):  # an array's name and its number of dimensions do not depend on the data
@@ -555,7 +560,7 @@ class RunConfig:
 
     @property
     def sampled(self) -> int:
-        """Number of clients asked in a round."""
+        """The number of clients asked in a round."""
         return max(1, int(self.clients * self.fraction_train))
 
     @cached_property
@@ -575,7 +580,7 @@ class RunConfig:
 
     @property
     def data_attack(self) -> DataAttack | None:
-        """The attack, if it is one that clients do on their own data."""
+        """The attack, if clients apply it to their own data."""
         return self.attack_object if isinstance(self.attack_object, DataAttack) else None
 
     def attacks(self, client: int) -> bool:
@@ -583,7 +588,7 @@ class RunConfig:
         return self.attackers > 0 if self.redraw else client >= self.clients - self.attackers
 
     def attackers_in(self, server_round: int) -> Sequence[int]:
-        """Return the clients that attack in a round, ascending."""
+        """Return the clients that attack in a round, in ascending order."""
         if server_round < self.attack_start or 0 < self.attack_stop < server_round:
             return ()
         if not self.redraw:
@@ -592,7 +597,7 @@ class RunConfig:
 
     @cached_property
     def data_set(self) -> Task:
-        """The task's data, loaded at the first look.
+        """The task's data, loaded at the first access.
 
         Raises
         ------
@@ -620,7 +625,7 @@ class RunConfig:
 
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:
-        """The indices of every client's training samples, ascending."""
+        """The indices of every client's training samples, in ascending order."""
         samples = partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
         if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
             raise ConfigurationError(
@@ -639,7 +644,7 @@ def _defaults(key: Key, form: Callable[[object], str] = repr) -> str:
 
 
 def _described(key: Key) -> str:
-    """Return the entry of a key among the attributes of `RunConfig`."""
+    """Return the entry of a key for the attributes of `RunConfig`."""
     told = f"{key.allowed[0].upper()}{key.allowed[1:]}. Default: {_defaults(key)}."
     if key.messages != _ALL_MESSAGES:
         told += f" With message {' or '.join(key.messages)}."
@@ -647,7 +652,7 @@ def _described(key: Key) -> str:
 
 
 def keys_table() -> str:
-    """Return all keys as a Markdown table, a line each, as ``docs/run-config.md`` shows it."""
+    """Return all keys as a Markdown table with one line per key, as in ``docs/run-config.md``."""
     lines = ["| key | default | allowed | read with | meaning |", "|---|---|---|---|---|"]
     for name, key in KEYS.items():
         readers = ["" if key.messages == _ALL_MESSAGES else f"message {', '.join(key.messages)}"]
@@ -665,10 +670,10 @@ _ATTRIBUTES = tuple(field.name for field in _FIELDS)
 KEYS: Mapping[str, Key] = MappingProxyType(
     {name: Key(name, **field.metadata) for field, name in ((field, field.name.replace("_", "-")) for field in _FIELDS)}
 )
-"""All keys by name, with hyphens: what each means, what it may be, and who reads it."""
+"""All keys by name, with hyphens: the meaning, the allowed values, and who reads each."""
 
 PLACES = tuple(name for name, key in KEYS.items() if key.place)
-"""The keys that say where things lie and what is kept, not what the result is."""
+"""The keys that only say where files are and what is kept, without an effect on the result."""
 
 RunConfig.__doc__ = "\n    ".join(
     [f"{RunConfig.__doc__ or ''}", "Attributes", "----------", *map(_described, KEYS.values()), ""]
@@ -678,7 +683,7 @@ RunConfig.__doc__ = "\n    ".join(
 def pick_device(device: str) -> torch.device:
     """Return the device that "auto", "cpu" or "cuda" means in this process.
 
-    Ray shows a process only the GPUs it gave it, so the first visible one is the client's own.
+    Ray shows each process only the GPUs assigned to it, so the first visible GPU is the client's own.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(
@@ -687,7 +692,7 @@ def pick_device(device: str) -> torch.device:
         )
     if device == "auto":
         ray = sys.modules.get("ray")
-        # Ray may leave GPUs visible to a process that it gave none.
+        # Ray may leave GPUs visible to a process without an assigned GPU.
         without = ray is not None and ray.is_initialized() and not ray.get_gpu_ids()
         device = "cuda" if torch.cuda.is_available() and not without else "cpu"
     return torch.device("cuda:0" if device == "cuda" else "cpu")

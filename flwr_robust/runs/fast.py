@@ -1,10 +1,10 @@
-"""A whole run in one process, without Flower: all clients as one batched computation, for sweeps over many runs.
+"""The fast engine: a whole run in one process, without Flower, with all clients as one batched computation.
 
-The same draws, poison, momentum step, attacks on messages, faults, rule and server step as in the Flower apps, which
-call the same functions; what is left out are messages, contexts and records. The clients' data stay in memory, their
-gradients come from one walk over the model (`Grouped`) and their momenta are one tensor. Several runs may advance
-together, all their clients in one walk. For one configuration and seed the model is that of the apps to the bit on a
-CPU; GPUs agree with them to float32's rounding.
+It is made for sweeps over many runs. Draws, poison, momentum, attacks, faults, rule and server step are the same
+functions that the Flower apps call. It leaves out messages, contexts and records. The clients' data stay in memory. One
+pass over the model gives all their gradients (`Grouped`), and their momenta are one tensor. Several runs may advance
+together, with all their clients in one pass. For the same configuration and seed the model equals that of the apps to
+the bit on a CPU. On a GPU it agrees up to the rounding of float32.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from flwr_robust.tasks import MODELS, Grouped, Tail, descend
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
 
-# Numbers in a run's messages below which rules are quicker on the CPU, for which a GPU's launches are too many.
+# Below this size of a run's messages, rules are faster on the CPU, because a GPU needs too many launches.
 _SMALL = 1 << 20
 
 
 def unbatched(config: RunConfig) -> str | None:
-    """Return None, or the sentence that says why a run is not one for `simulate`."""
+    """Return None, or a sentence that says why `simulate` cannot run a configuration."""
     if config.audit:
         return "an audit log tells of messages"
     if config.quarantine_after or config.on_infeasible != "keep":
@@ -62,17 +62,18 @@ def simulate(config: RunConfig) -> dict[str, Any]:
     Parameters
     ----------
     config : RunConfig
-        One for which `unbatched` returns None.
+        A configuration for which `unbatched` returns None.
 
     Returns
     -------
     dict
-        What the ServerApp writes; it goes into ``output``, and the model into ``save_model``, here, too.
+        The document that the ServerApp writes. This function also writes it to ``output``, and the model to
+        ``save_model``.
 
     Raises
     ------
     ConfigurationError
-        If the run is not one for this engine, or its model does not fit the rule.
+        If this engine cannot run the configuration, or its model does not fit the rule.
 
     Examples
     --------
@@ -89,26 +90,25 @@ def simulate(config: RunConfig) -> dict[str, Any]:
 def simulate_many(
     configs: Sequence[RunConfig], most: int = 1
 ) -> Iterator[tuple[int, dict[str, Any] | FlwrRobustError]]:
-    """Run configurations to their ends, several side by side, round by round.
+    """Run several configurations to their end, side by side, round by round.
 
-    Runs that advance together share their data, their model and the shapes of their messages, and so all their clients'
-    gradients come from one walk; what is drawn, the rule, the attack, the partition and the server's step may differ.
-    On a GPU that is what fills it with small models. Each run is the one that `simulate` makes of it: to the bit on a
-    CPU, to rounding on a GPU.
+    Runs that advance together have the same data, model and shapes of messages. So one pass over the model gives the
+    gradients of all their clients. Seeds, rule, attack, partition and the server's step may differ. With small models
+    this is what keeps a GPU busy. Each run has the result of `simulate`: to the bit on a CPU, up to rounding on a GPU.
 
     Parameters
     ----------
     configs : sequence of RunConfig
-        The runs. One that `simulate` would refuse stops none of the others.
+        The runs. A run that `simulate` refuses does not stop the others.
     most : int
-        How many runs may advance together; >= 1. All their clients' momenta and gradients are held at once.
+        How many runs may advance together; >= 1. The momenta and gradients of all their clients are in memory at once.
 
     Yields
     ------
     (int, dict or FlwrRobustError)
-        A run's place among the configurations, and what `simulate` returns or raises; together those of one group, as
-        soon as they are there. Of runs that advanced together, ``runs_together`` says how many, and a round's time is
-        that of the round of all.
+        The index of a configuration, and what `simulate` returns or raises for it. The results of one group follow each
+        other as soon as the group has ended. In them ``runs_together`` is the size of the group, and a round's time is
+        that of the whole group.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def simulate_many(
         yield from zip(chosen, _together([configs[place] for place in chosen]), strict=True)
 
 
-# What runs that advance together have in common.
+# The values that runs must share to advance together.
 _ALIKE = (
     *("task", "data", "model", "clients", "fraction_train", "message", "alpha", "local_steps", "batch_size"),
     *("batching", "weight_decay", "rounds", "threads", "device", "tail_averaging", "personal"),
@@ -134,9 +134,9 @@ _ALIKE = (
 
 
 def batches(configs: Sequence[RunConfig], most: int) -> list[list[int]]:
-    """Return which of some runs may advance together, at most so many: their places among the configurations.
+    """Return groups of at most ``most`` runs that may advance together, as indices of configurations.
 
-    Runs of class-wise momenta, whose batches are of all sizes, advance alone.
+    Runs with class-wise momenta advance alone, because the sizes of their batches vary.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, config in enumerate(configs):
@@ -146,7 +146,7 @@ def batches(configs: Sequence[RunConfig], most: int) -> list[list[int]]:
 
 
 def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustError]:
-    """Run configurations that are alike side by side; return what came of each."""
+    """Run similar configurations side by side; return the result of each."""
     found: dict[int, dict[str, Any] | FlwrRobustError] = {}
     runs: dict[int, _Run] = {}
     for place, config in enumerate(configs):
@@ -167,7 +167,7 @@ def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustE
 
 
 def _advance(runs: Sequence[_Run]) -> list[float]:
-    """Let runs go through all their rounds; return when each round ended, round 0 first."""
+    """Run all rounds of several runs; return the end time of each round, from round 0."""
     clients = None if runs[0].class_wise else _Clients(runs)
     ends: list[float] = []
     for server_round in range(runs[0].config.rounds + 1):
@@ -186,21 +186,21 @@ def _advance(runs: Sequence[_Run]) -> list[float]:
     return ends
 
 
-_SILENT = ""  # what stands for the reason where a client did not answer at all
+_SILENT = ""  # used as the reason if a client did not answer
 
 
 @dataclass(frozen=True)
 class _Attacked:
-    """What became of a round's messages: whose were written over, what they were, and whom the server does not hear."""
+    """A round's messages after the attack: which were overwritten, their originals, and which are lost."""
 
     places: Sequence[int]
     honest: Tensor
-    unheard: dict[int, str] = field(default_factory=dict)  # why, by client
+    unheard: dict[int, str] = field(default_factory=dict)  # the reasons, by client
     strength: float | None = None
 
 
 class _Run:
-    """The server's side of a run, and its attackers."""
+    """The server and the attackers of a run."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -216,14 +216,14 @@ class _Run:
         self.sizes = [layer.size for layer in self.layout]
         self.flat = np.concatenate([self.initial[place].ravel() for place in shared])
         self.counts = torch.tensor([len(samples) for samples in config.samples], dtype=torch.float64)
-        self.personal: Callable[[int], list[NDArray[Any]]] | None = None  # what a client keeps of its model
+        self.personal: Callable[[int], list[NDArray[Any]]] | None = None  # the part of the model that a client keeps
         if config.split is not None:
-            evaluated_clients(config)  # for its error
+            evaluated_clients(config)  # to raise its error
         self._evaluate = evaluator(config, device, None if config.split is None else self._client_scores)
         self._curve: dict[int, dict[str, float]] = {}
         self._history: list[RoundResult] = []
         self._state = config.rule.init()
-        self._known: tuple[tuple[int, torch.Size], Rows] | None = None  # the last rows, and where they lie
+        self._known: tuple[tuple[int, torch.Size], Rows] | None = None  # the last rows, and where they are stored
         self._adversary = world.adversary()
         self.class_wise: ClassWise | None = None
         if self.kind.class_wise:
@@ -237,7 +237,7 @@ class _Run:
         return {layer.name: p.numpy().reshape(layer.shape) for layer, p in zip(self.layout, parts, strict=True)}
 
     def _client_scores(self, model: Arrays) -> list[ClientScore]:
-        """Return how the honest clients fare with the shared arrays and their own."""
+        """Return the honest clients' scores with the shared arrays and their own."""
         assert self.config.split is not None
         assert self.personal is not None
         found = []
@@ -252,12 +252,12 @@ class _Run:
         return sample_clients(config.seed, "train", server_round, config.clients, config.sampled)
 
     def measure(self, server_round: int) -> None:
-        """Evaluate the model, in the rounds in which it is."""
+        """Evaluate the model if the round is one with an evaluation."""
         if metrics := self._evaluate(server_round, self.arrays):
             self._curve[server_round] = metrics
 
     def document(self, ends: Sequence[float], together: int) -> dict[str, Any]:
-        """Return, and write, what came of the run."""
+        """Write the run's result, and return it."""
         config, *rounds = self.config, *ends
         gpus = dict.fromkeys(range(config.clients), os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         seconds = rounds.pop() - rounds[0]
@@ -279,14 +279,14 @@ class _Run:
         self._history.append(told)
 
     def settle(self, server_round: int, messages: Tensor, asked: Sequence[int], kept: bool) -> None:
-        """Aggregate a round's messages (n, d) and step the model; messages that clients keep are as before then."""
+        """Aggregate a round's messages (n, d) and step the model; restore messages that clients keep."""
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard
         rows = self._rows(messages, asked) if not unheard else None
         if rows is None or bool(rows.faulty.any()):
             found = self._rows(messages, asked) if rows is None else rows
             for client, faulty in zip(asked, found.faulty.tolist(), strict=True):
-                if faulty:  # the server lets no such message in
+                if faulty:  # the server refuses such a message
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
             rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
@@ -309,7 +309,7 @@ class _Run:
         )
 
     def _attacked(self, server_round: int, messages: Tensor, asked: Sequence[int]) -> _Attacked:
-        """Let attackers, of those asked, write over their messages, or fail."""
+        """Let the attackers among the clients asked overwrite their messages, or fail."""
         adversary = self._adversary
         if adversary is None:
             return _Attacked([], messages[:0])
@@ -322,7 +322,7 @@ class _Run:
         rows = self._rows(messages, asked)
         attacking = torch.zeros(len(asked), dtype=torch.bool)
         attacking[places] = True
-        sound = ~rows.faulty  # others are not looked at, and stay as they are
+        sound = ~rows.faulty  # other messages are invisible to the attack and stay unchanged
         own, honest = attacking & sound, ~attacking & sound
         if not adversary.usable(int(own.sum()), int(honest.sum())):
             return _Attacked([], messages[:0])
@@ -343,10 +343,10 @@ class _Run:
         return _Attacked(places, kept, strength=adversary.strength)
 
     def _failed(self, server_round: int, messages: Tensor, asked: Sequence[int], places: Sequence[int]) -> _Attacked:
-        """Let clients fail, each for itself."""
+        """Let each client fail independently."""
         assert self._adversary is not None
         attacked = _Attacked(places, messages[places])
-        own = attacked.honest.cpu().clone()  # faults keep it
+        own = attacked.honest.cpu().clone()  # faults keep the message
         names = {layer.name for layer in self.layout}
         for place, row in zip(places, own, strict=True):
             parts = zip(self.layout, row.split_with_sizes(self.sizes), strict=True)
@@ -363,10 +363,10 @@ class _Run:
         return attacked
 
     def _rows(self, messages: Tensor, clients: Sequence[int]) -> Rows:
-        """Return the rows that the server makes of messages, layer by layer as they would come."""
+        """Return the rows of messages, layer by layer as replies would hold them."""
         counts = self.counts if len(clients) == len(self.counts) else self.counts[clients]
         where = messages.data_ptr(), messages.shape
-        if self._known is not None and where == self._known[0]:  # as the last ones; what they were made of is held
+        if self._known is not None and where == self._known[0]:  # the same rows as before; their source is kept
             return self._known[1].renewed(counts)
         reference = None
         if self.kind.relative:
@@ -381,7 +381,7 @@ class _Run:
 
 
 class _Clients:
-    """The clients of runs that advance together, side by side: run after run, and within each by number."""
+    """The clients of runs that advance together, in the order of runs and, in each run, of clients."""
 
     def __init__(self, runs: Sequence[_Run]) -> None:
         self._runs = runs
@@ -392,7 +392,7 @@ class _Clients:
         self._device = device
         samples = [own for run in runs for own in run.config.samples]
         self._counts = np.array([len(own) for own in samples])
-        self._held = np.concatenate(samples)  # client after client, of which each begins at
+        self._held = np.concatenate(samples)  # client after client; each begins at
         self._first = np.cumsum(self._counts) - self._counts
         self._grouped = Grouped(self._learner)
         models = np.stack([run.flat for run in runs])
@@ -416,7 +416,7 @@ class _Clients:
             # Every client's parameters, gradient and step size.
             self._alone = list(zip(zip(*self._local, strict=True), zip(*self._into, strict=True), rates, strict=True))
         total = len(runs) * config.clients
-        self._kept: dict[int, Tensor] = {}  # what is personal of all clients' models, by its place in the model
+        self._kept: dict[int, Tensor] = {}  # the personal arrays of all clients, by position in the model
         for place in () if config.split is None else config.split.personal:
             first = torch.stack([torch.from_numpy(run.initial[place]) for run in runs])
             self._kept[place] = first.repeat_interleave(config.clients, 0).to(device)
@@ -424,25 +424,25 @@ class _Clients:
             run.personal = partial(self._personal, number)
         self._whole = config.sampled == config.clients
         self._all = np.arange(total)
-        self._fresh = np.ones(total, dtype=np.bool_)  # clients that were never asked
+        self._fresh = np.ones(total, dtype=np.bool_)  # clients that have never been asked
         self._compiled: tuple[NDArray[Any], ...] = ()
         if self._kind.momentum:
             self._momenta = torch.zeros(total, width, device=device)
-            if steps.fits(self._gradients):  # then the weight decay is added there
+            if steps.fits(self._gradients):  # the weight decay is then added there
                 self._compiled = self._momenta.numpy(), self._gradients.numpy(), models
         at = self._local if self._kind.local_steps else self._model
         where = (at, self._samples.inputs, self._samples.labels, self._into)
         self._walk = self._grouped.prepared(*where, decay=not self._compiled)
 
     def messages(self, server_round: int, asked: Sequence[Sequence[int]]) -> tuple[Tensor, bool]:
-        """Return what the clients asked send, one per line, and whether the clients keep that memory for later.
+        """Return the messages of the clients asked, one per row, and whether the clients keep this memory.
 
         Parameters
         ----------
         server_round : int
             The round, from 1.
         asked : sequence of sequence of int
-            Whom each run asks.
+            The clients that each run asks.
         """
         config = self.config
         which = self._all
@@ -481,7 +481,7 @@ class _Clients:
             tail = Tail(config.local_steps) if config.tail_averaging else None
             for drawn in rows:
                 self._take_gradients(drawn, poisons)
-                for own, direction, rate in self._alone:  # each in the shapes that a lone client has
+                for own, direction, rate in self._alone:  # each with the shapes of a single client
                     descend(own, direction, rate)
                 if tail:
                     tail.see(self._local)
@@ -501,7 +501,7 @@ class _Clients:
         return messages, kept
 
     def _poisons(self, server_round: int, asked: Sequence[Sequence[int]]) -> dict[int, Poison]:
-        """Return what attacks do to the data of clients, by their places."""
+        """Return the attacks on clients' data, by the positions of the clients."""
         found = {}
         for number, (run, own) in enumerate(zip(self._runs, asked, strict=True)):
             poisons = run.world.poisons(own, server_round, partial(self._scores, number))
@@ -511,19 +511,19 @@ class _Clients:
         return found
 
     def _scores(self, run: int, client: int, x: Tensor) -> Tensor:
-        """Return the scores that a run's model, as it was sent, gives to inputs; what is personal is the client's."""
+        """Return the scores of the sent model for inputs; personal arrays are the client's own."""
         for place, (parameter, sent) in enumerate(zip(self._learner.parameters, self._model, strict=True)):
             own = self._kept.get(place)
             parameter.detach().copy_(sent[run] if own is None else own[run * self.config.clients + client])
         return self._learner.scores(x)
 
     def _personal(self, run: int, client: int) -> list[NDArray[Any]]:
-        """Return what a client keeps of its model."""
+        """Return the part of the model that a client keeps."""
         line = run * self.config.clients + client
         return [self._kept[place][line].cpu().numpy() for place in sorted(self._kept)]
 
     def _take_gradients(self, rows: steps.Integers, poisons: Mapping[int, Poison]) -> None:
-        """Write every client's gradient on a batch, whose samples are given, client after client."""
+        """Compute every client's gradient on a batch; the samples are given client after client."""
         self._samples.take(rows)
         x, y = self._samples.inputs, self._samples.labels
         for place, poison in poisons.items():
@@ -534,7 +534,7 @@ class _Clients:
         self._walk()
 
     def _with_momentum(self, which: steps.Integers) -> Tensor:
-        """Return the next momenta of the clients asked, and keep them."""
+        """Compute the next momenta of the clients asked, keep and return them."""
         fresh, alpha = self._fresh[which], self.config.alpha
         self._fresh[which] = False
         if self._compiled:

@@ -1,4 +1,4 @@
-"""Class-wise momenta for all clients of a run as few batched computations: what `simulation` does in such a run."""
+"""The fast engine for class-wise momenta: all clients of a run in a few batched computations."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ __all__ = ["ClassWise"]
 
 MakeRows = Callable[[Tensor, Sequence[int]], Rows]
 
-_Sent = dict[int, dict[int, Tensor]]  # by client and class; empty for those that abstain
+_Sent = dict[int, dict[int, Tensor]]  # by client and class; empty for clients that abstain
 
 
 @dataclass
 class _Heard:
-    """What the server hears of a round's messages."""
+    """The messages of a round that reach the server."""
 
-    unheard: dict[int, str] = field(default_factory=dict)  # the reason, by client
+    unheard: dict[int, str] = field(default_factory=dict)  # the reasons, by client
     silent: set[int] = field(default_factory=set)
     strength: float | None = None
 
 
 class ClassWise:
-    """All clients' momenta, class by class, and what the server remembers.
+    """The momenta of all clients by class, and the server's memory.
 
     Parameters
     ----------
     world : World
-        Of a run whose message is ``class_momentum``.
+        The world of a run with messages of the kind ``class_momentum``.
     grouped : Grouped
-        The model, walked for many batches at once; its learner holds the model that was sent.
+        Computes the model for many batches at once; its learner holds the model that was sent.
     x, y : Tensor (N, ...), Tensor (N,)
         The training samples, on the learner's device.
     layout : sequence of Layer
         The model's arrays.
     make_rows : callable (Tensor (n, d), clients) -> Rows
-        What the server makes of messages.
+        Turns messages into the server's rows.
     adversary : Adversary, optional
-        What attackers do to their messages.
+        Rewrites the attackers' messages.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class ClassWise:
     def round(
         self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor]
     ) -> tuple[RoundResult, NDArray[np.float64] | None]:
-        """Run a round up to the server's step.
+        """Run a round, without the server's step on the model.
 
         Parameters
         ----------
         server_round : int
-            Which.
+            The round.
         asked : sequence of int
-            The clients asked, ascending.
+            The clients asked, in ascending order.
         shared : sequence of Tensor (1, *shape)
             The model that was sent.
 
         Returns
         -------
         RoundResult
-            What is on record.
+            The record of the round.
         array (d,) of float64, or None
-            What changes in the model; None leaves it as it is.
+            The change of the model; None leaves it unchanged.
         """
         config = self.config
         classes = config.data_set.classes
@@ -135,11 +135,11 @@ class ClassWise:
         return result, settled.change
 
     def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int]) -> Rows | None:
-        """Return what clients have sent for a class; None where there are none."""
+        """Return the rows that clients have sent for a class, or None."""
         return self._rows(torch.stack([sent[client][k] for client in clients]), clients) if clients else None
 
     def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int], shared: Sequence[Tensor]) -> _Heard:
-        """Let attackers write over what they send, in place, or fail."""
+        """Let attackers overwrite their messages in place, or fail."""
         heard, adversary = _Heard(), self._adversary
         attackers = {client for client in self.config.attackers_in(server_round) if client in sent}
         if adversary is None or not attackers:
@@ -151,7 +151,7 @@ class ClassWise:
             return heard
         model = [parameter.squeeze(0).cpu().numpy() for parameter in shared]
         for k in wanted:
-            # Those that are not finite are not looked at, and stay as they are.
+            # Messages that are not finite are invisible to the attack and stay unchanged.
             read = [client for client in sent if k in sent[client] and bool(torch.isfinite(sent[client][k]).all())]
             own = [client for client in read if client in attackers]
             honest = [client for client in read if client not in attackers]
@@ -187,7 +187,7 @@ class ClassWise:
             for flat in sent[client].values()
             for layer, part in zip(
                 self._layout, flat.cpu().clone().split_with_sizes(sizes), strict=True
-            )  # faults keep it
+            )  # faults keep the message
         )
         layers = dict(zip(answer_names(model, sent[client], wanted), parts, strict=True))
         answer = adversary.answer(server_round, client, layers)
@@ -209,7 +209,7 @@ class ClassWise:
                 }
 
     def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]) -> _Sent:
-        """Return what every client sends."""
+        """Return the messages of all clients."""
         config, learner = self.config, self._grouped.learner
         poisons = self.world.poisons(asked, server_round, lambda _, x: learner.scores(x))
         gradients = self._gradients(self._batches(server_round, asked, poisons), asked, shared)
@@ -218,7 +218,7 @@ class ClassWise:
             momenta = self._momenta[client] = class_momenta(self._momenta[client], gradients[client], config.alpha)
             fresh = {k: momenta[k] for k in gradients[client]}
             sent[client] = answers(fresh, wanted, self.world.claims(client, server_round))
-            if client in poisons:  # scaling a momentum takes no model
+            if client in poisons:  # scaling a momentum does not need the model
                 scaled = ((k, poisons[client].scaled([part], [part])) for k, part in sent[client].items())
                 sent[client] = {k: part for k, (part,) in scaled}
         return sent
@@ -246,7 +246,7 @@ class ClassWise:
                     batches[client, k] = batch
                 start = own.stop
                 continue
-            for k, part in zip(self._held[client], drawn, strict=True):  # what `by_label` would find
+            for k, part in zip(self._held[client], drawn, strict=True):  # the result that `by_label` would give
                 batches[client, k] = inputs[start : start + len(part)], labels[start : start + len(part)]
                 start += len(part)
         return batches
@@ -257,7 +257,7 @@ class ClassWise:
         asked: Sequence[int],
         shared: Sequence[Tensor],
     ) -> dict[int, dict[int, Tensor]]:
-        """Return the gradients by client and class; batches of one size are walked together."""
+        """Return the gradients by client and class; batches of equal size are computed together."""
         found: dict[int, dict[int, Tensor]] = {client: {} for client in asked}
         sizes: dict[int, list[tuple[int, int]]] = {}
         for place, (_, labels) in batches.items():

@@ -1,26 +1,27 @@
-"""Personal parameters: how clients fare that share a part of the model and keep the rest.
+"""Personal parameters: clients share a part of the model and keep the rest; evaluation of their models.
 
-The model of client i is (u, v_i); see `RunConfig.personal`. Pillutla, Kakade, Harchaoui, "Robust aggregation for
-federated learning", IEEE TSP 70 (2022), have it as the variant of RFA for heterogeneous clients. Here every local step
-moves u and v_i together, along the gradient by both; v_i lasts from round to round and is all that a client that is not
-asked keeps. With tail averaging the mean is taken of both.
+The model of client i is (u, v_i) with shared parameters u and personal parameters v_i; see `RunConfig.personal`.
+Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", IEEE TSP 70 (2022), use it as the variant of
+RFA for heterogeneous clients. Here every local step moves u and v_i together, along the gradient with respect to both.
+The client keeps v_i from round to round, also in rounds in which it is not asked. Tail averaging takes the mean of
+both.
 
-The server holds u alone, so it cannot evaluate anything. Each client does, on its share of the test samples: those of
-every class are dealt to the clients in proportion to the training samples of that class that they hold, so that a
-client is tested on what it sees, and under an iid partition on about as much as the others. The shares are disjoint,
-drawn from the seed, and cover every class that is trained on. What is reported:
+The server holds only u, so it cannot evaluate a model. Instead each client evaluates its own on its share of the test
+samples. The test samples of a class are dealt to the clients in proportion to their training samples of that class. So
+clients are tested on the classes that they hold; under an iid partition the shares are about equal. The shares are
+disjoint, drawn from the seed, and cover every class in the training data. The report holds:
 
 accuracy, loss
-    The mean over clients, weighted by their test samples: the share of these that get the right label.
+    The mean over clients, weighted by their numbers of test samples.
 accuracy_unweighted
-    The mean over clients, each counting the same.
+    The mean over clients with equal weights.
 honest_clients
-    Over how many clients that was.
+    The number of clients in these means.
 attack_success
-    Where the attack wants something in particular: of all trials on the clients' shares, the share that it gets.
+    For attacks with a target: the share of successful trials among all trials on the clients' shares.
 
-Only honest clients count, and of these only such as have test samples. An attacker's own accuracy says nothing, and
-under Flower it would be what the attacker says.
+Only honest clients with test samples count. An attacker's accuracy means nothing, because under Flower the attacker
+could state any value.
 """
 
 from __future__ import annotations
@@ -43,18 +44,18 @@ __all__ = ["ClientScore", "averaged", "evaluate_client", "evaluated_clients", "e
 
 @dataclass(frozen=True)
 class ClientScore:
-    """How one client fares.
+    """The evaluation of one client's model.
 
     Attributes
     ----------
     samples : int
-        Its test samples; >= 1.
+        The number of its test samples; >= 1.
     loss, accuracy : float
-        Mean cross-entropy and accuracy on them.
+        Mean cross-entropy and accuracy on these samples.
     trials : int
-        How many trials of the attack its samples make.
+        How many of its samples are trials of the attack.
     success : float
-        The share of these that the attack gets; 0 where there are none.
+        The share of successful trials; 0 if there are none.
     """
 
     samples: int
@@ -66,9 +67,9 @@ class ClientScore:
 
 @lru_cache(maxsize=8)
 def evaluation_shares(config: RunConfig) -> tuple[NDArray[np.int64], ...]:
-    """Return the indices of every client's test samples, ascending; a client with little data may have none.
+    """Return the sorted indices of every client's test samples; a client with little data may have none.
 
-    Test samples of a class that nobody trains on are nobody's.
+    Test samples of classes without training samples belong to no client.
     """
     task = config.data_set
     trained, tested = task.y_train.numpy(), task.y_test.numpy()
@@ -87,12 +88,12 @@ def evaluation_shares(config: RunConfig) -> tuple[NDArray[np.int64], ...]:
 
 
 def evaluated_clients(config: RunConfig) -> list[int]:
-    """Return the honest clients that have test samples, ascending.
+    """Return the honest clients with test samples, in ascending order.
 
     Raises
     ------
     ConfigurationError
-        If there is none.
+        If there is no such client.
     """
     shares = evaluation_shares(config)
     found = [client for client in range(config.clients) if not config.attacks(client) and len(shares[client])]
@@ -117,7 +118,7 @@ def evaluate_client(config: RunConfig, learner: Learner, client: int) -> ClientS
 
 
 def averaged(scores: Sequence[ClientScore]) -> dict[str, float]:
-    """Return what is reported of clients' scores; nothing if there are none.
+    """Return the averages of clients' scores for the report; empty if there are no scores.
 
     Examples
     --------

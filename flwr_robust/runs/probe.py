@@ -1,11 +1,13 @@
-"""What a run measures of its clients at the global model: every client's gradient on samples of its own.
+"""Probe: measure every client's gradient at the global model, on samples of its own.
 
-From the gradients follow the diagnostics of Peng et al. (JMLR 2025), see `flwr_robust.diagnostics`. The samples of a
-client are drawn once per run, so that a curve shows the model's way and not the draw's. They are gone through in
-parts of the size of a batch: their mean is the client's gradient, their spread its variance. A gradient on m of many
-samples is off by about sqrt(sigma2 * batch size / m), which is what xi comes down to where the clients hardly differ.
-Weight decay is left out; it would add the same to every gradient. A poisoned client's parts go through the attack as
-its batches do in training, with draws of their own: what is measured changes nothing in the run.
+The gradients give the diagnostics of Peng et al. (JMLR 2025), see `flwr_robust.diagnostics`. A client's samples are
+drawn once per run, so that a curve shows changes of the model and not of the samples. They are divided into parts of
+the size of a batch. The mean of the parts' gradients is the client's gradient, and their spread gives its variance. A
+gradient on m of many samples has an error of about sqrt(sigma2 * batch size / m). If the clients hardly differ, xi
+shows little more than this error.
+
+Weight decay is left out, because it adds the same to every gradient. A poisoned client's parts are poisoned as its
+batches are in training, with separate draws. So a measurement does not change the run.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ __all__ = ["Measured", "Probe"]
 
 @dataclass(frozen=True)
 class Measured:
-    """What the clients' gradients at one model are.
+    """The clients' gradients at one model.
 
     Attributes
     ----------
     gradients : Tensor (clients, d) of float64
-        One client per row, poisoned ones on the data that they train on.
+        One client per row; poisoned clients use the poisoned data on which they train.
     attackers : tuple of int
         The clients that attack.
     poisoned : bool
-        Whether they do so on their data, that is, whether their rows are poisoned.
+        Whether the attackers poison their data, and so their rows.
     variances : tuple (clients,) of float
         Variance of each client's gradients on batches of the run's size; NaN for a client with one sample.
     """
@@ -55,10 +57,10 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What is known of ``xi``, ``A`` and ``sigma2``.
+        """The known values of ``xi``, ``A`` and ``sigma2``.
 
-        xi needs a client that does not attack, A besides one that poisons its data. sigma2 is the largest variance of
-        a batch among all clients, and needs one with two samples.
+        xi needs a client that does not attack. A also needs one that poisons its data. sigma2 is the largest variance
+        of a batch among all clients, and needs a client with two samples.
         """
         found = {}
         if len(self.honest):
@@ -76,9 +78,9 @@ class Probe:
     Parameters
     ----------
     config : RunConfig
-        The run; its ``diagnose`` bounds the samples of each client, and 0 takes all of them.
+        The run. Its ``diagnose`` is the largest number of samples per client; 0 takes all samples.
     learner : Learner
-        The model to measure at, as it is set when `measure` is called.
+        The model; `measure` uses its parameters at the time of the call.
     """
 
     def __init__(self, config: RunConfig, learner: Learner) -> None:
@@ -92,7 +94,7 @@ class Probe:
             self._samples.append(torch.from_numpy(held)[picked])
 
     def measure(self, server_round: int) -> Measured:
-        """Measure all clients, asked or not, after a round: those poison who attack in the next one.
+        """Measure all clients, asked or not, after a round; the attackers of the next round poison.
 
         Parameters
         ----------
@@ -119,7 +121,7 @@ class Probe:
         return Measured(torch.stack(gradients), attackers, config.data_attack is not None, tuple(variances))
 
     def _parts(self, client: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a client's samples in parts: of a batch's size, but at least two, where there are two samples."""
+        """Yield a client's samples in parts of a batch's size, but at least two parts if there are two samples."""
         samples = self._samples[client]
         size = max(1, min(self._config.batch_size, len(samples) // 2))
         for picked in torch.split(samples, size):

@@ -1,4 +1,4 @@
-"""What is measured of a run, and the document that says what came of it; the same for every engine."""
+"""Results: evaluation of a run's model, and the document with the run's result, the same for every engine."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round contributes to the document.
+    """The part of the document that describes one round.
 
     Attributes
     ----------
     round : int
         Its number, from 1.
     partitions : sequence of (int or None)
-        The partitions of the replies admitted.
+        The partitions (numbered shares of the data, one per client) of the admitted replies.
     weights : sequence of float
-        What the rule gave to each; empty where it gave nothing.
+        The rule's weight for each of them; empty if there is no aggregate.
     refused : sequence of (int or None, str)
-        Partition and reason's name of the replies refused.
+        Partition and name of the reason for each refused reply.
     outcome : Outcome
         How the aggregation ended.
     missing : sequence of (int or None)
-        The partitions of those who were asked and did not answer.
+        The partitions of the clients that were asked and did not answer.
     strength : float or None
-        What the attackers chose, where their attack on messages has a strength.
+        The strength that the attack on messages chose, if it has one.
     abstained : sequence of (int or None)
-        The partitions of those who had nothing to say to what the round asked for.
+        The partitions of the clients that abstained: they answered, but had no arrays for the round.
     quarantined : sequence of (int or None)
-        The partitions of those who were not asked, because they were in quarantine.
+        The partitions of the clients that were not asked because of quarantine.
     """
 
     round: int
@@ -72,7 +72,7 @@ class Evaluator(Protocol):
     """Measures a model; see `evaluator`."""
 
     def __call__(self, server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
-        """Return what is measured, or None in a round in which nothing is."""
+        """Return the measurements, or None in rounds without an evaluation."""
 
 
 def evaluator(
@@ -80,12 +80,12 @@ def evaluator(
     device: torch.device | str = "cpu",
     ask: Callable[[Arrays], Sequence[ClientScore]] | None = None,
 ) -> Evaluator:
-    """Return the evaluation of the global model on the test samples, every few rounds and after the last.
+    """Return a function that evaluates the global model on the test samples, every few rounds and after the last.
 
-    It takes the round and a function that returns the model, which is called only in those rounds, or if the round is
-    said to be due. Where the attack wants something in particular, the share of its trial that it gets is reported
-    beside, and where the run asks for it, what `Probe` measures of the clients. Where parameters are personal, no model
-    is there to evaluate but the clients' own: ``ask`` returns how they fare with what the server holds.
+    The function takes the round and a function that returns the model. The latter is called only in rounds with an
+    evaluation, or if the caller demands one. For attacks with a target, the report holds their success rate. With
+    ``diagnose`` it holds what `Probe` measures. With personal parameters the server has no whole model: ``ask`` returns
+    the clients' scores instead.
     """
     task = config.data_set
     learner = config.learner(device)
@@ -110,9 +110,9 @@ def evaluator(
     return evaluate
 
 
-@lru_cache(maxsize=1)  # runs that advance together share them
+@lru_cache(maxsize=1)  # shared by runs that advance together
 def _test_samples(task: Task, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the test inputs, as a model sees them, and their labels."""
+    """Return the test inputs in the form of a model's input, and their labels."""
     return task.inputs(task.x_test, device), task.y_test.to(device)
 
 
@@ -126,7 +126,7 @@ def document(
     visible_gpus: Mapping[int, str],
     stopped: str = "",
 ) -> dict[str, Any]:
-    """Return what came of a run, ready for JSON.
+    """Return the result of a run as data for JSON.
 
     Parameters
     ----------
@@ -135,17 +135,17 @@ def document(
     model : mapping of str to array
         The final model.
     curve : mapping of int to mapping
-        What was measured, by round.
+        The measurements, by round.
     history : sequence of RoundResult
         All rounds.
     ends : sequence of float
-        When each round ended, round 0 or the one that the run was resumed from first.
+        The end time of each round, beginning with round 0 or the round from which the run was resumed.
     seconds : float
-        How long all took.
+        The total time.
     visible_gpus : mapping of int to str
         The GPUs that each client saw.
     stopped : str
-        Why the run ended before its last round; empty where it did not.
+        Why the run ended before its last round; empty if it did not.
     """
     weights = np.zeros(config.clients)
     for result in history:

@@ -1,4 +1,4 @@
-"""The world of a run: its data, who holds which of them, the model, and its attackers, built from its configuration."""
+"""The world of a run, built from its configuration: the data and their owners, the model, and the attackers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["World", "world_of"]
 
 
 class World:
-    """What a configuration stands for.
+    """The objects that a configuration describes.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class World:
 
     @property
     def task(self) -> Task:
-        """The task's data, loaded at the first look."""
+        """The task's data, loaded at the first access."""
         return self.config.data_set
 
     @property
     def samples(self) -> list[NDArray[np.int64]]:
-        """The indices of every client's training samples, ascending."""
+        """The indices of every client's training samples, in ascending order."""
         return self.config.samples
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:
@@ -64,7 +64,7 @@ class World:
         return self.config.learner(device)
 
     def classes_of(self, client: int) -> dict[int, Tensor]:
-        """Return a client's samples by their true class, both ascending."""
+        """Return a client's samples by true class; classes and samples are in ascending order."""
         if client not in self._held:
             self._held[client] = held_classes(self.task.y_train, torch.from_numpy(self.samples[client]))
         return self._held[client]
@@ -73,7 +73,7 @@ class World:
 
     @cached_property
     def step(self) -> ServerStep:
-        """How the server steps."""
+        """The server's step."""
         config = self.config
         if self.kind.class_wise:
             buffer = ClassBuffer(self.task.classes, config.gamma, config.alpha)
@@ -81,14 +81,14 @@ class World:
         return ServerStep(self.kind, config.server_learning_rate, HeavyBall(config.server_momentum))
 
     def check_senders(self) -> None:
-        """Raise if a class has fewer senders than the rule needs: the model would never learn of it.
+        """Raise if a class has fewer senders than the rule needs, because the model would never learn this class.
 
-        Attackers count for every class, whatever they hold: they may claim it, or flip their labels to it.
+        Attackers count as senders of every class: they may claim a class, or flip their labels to it.
 
         Raises
         ------
         ConfigurationError
-            The sentence names the class.
+            The error names the class.
         """
         config = self.config
         if not self.kind.class_wise:
@@ -110,9 +110,9 @@ class World:
     # -- attackers --------------------------------------------------------------------------------
 
     def claims(self, client: int, server_round: int) -> bool:
-        """Say whether a client answers for classes that it does not hold: an attacker on messages, while it attacks.
+        """Say whether a client answers for classes that it does not hold, as attackers on messages do.
 
-        What it sends is rewritten by the attack anyway; without an answer there would be nothing to rewrite.
+        The attack rewrites the answer anyway; without an answer there is nothing to rewrite.
         """
         config = self.config
         return isinstance(config.attack_object, MessageAttack) and client in config.attackers_in(server_round)
@@ -124,18 +124,18 @@ class World:
         scores: Callable[[int, Tensor], Tensor],
         draws: tuple[str, int] | None = None,
     ) -> dict[int, Poison]:
-        """Return what an attack on data does with those clients that attack in a round.
+        """Return the attack on data of each client that attacks in a round.
 
         Parameters
         ----------
         clients : iterable of int
-            Who takes part.
+            The clients in question.
         server_round : int
             The round, from 1.
         scores : callable (client, Tensor) -> Tensor
-            The scores that the model sent to a client gives to inputs.
+            Returns the scores for inputs by the model that was sent to a client.
         draws : (str, int), optional
-            Purpose and number of the attack's draws; those of training in the round when not given.
+            Purpose and number of the attack's draws. When not given, these are the draws of training in the round.
         """
         config, attack = self.config, self.config.data_attack
         if attack is None:
@@ -157,7 +157,7 @@ class World:
         }
 
     def adversary(self) -> Adversary | None:
-        """Return who rewrites messages, or lets clients fail; None where nobody does."""
+        """Return the adversary that rewrites messages or lets clients fail; None if there is none."""
         config, attack = self.config, self.config.attack_object
         if not isinstance(attack, MessageAttack | Fault):
             return None

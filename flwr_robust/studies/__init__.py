@@ -1,1 +1,1 @@
-"""Studies as data: a TOML file in, one JSON per cell out, tables and plots rendered from the JSONs."""
+"""Studies: a TOML file describes each, every cell (one run) gives a JSON, and reports are made from these."""

@@ -1,4 +1,4 @@
-"""Curves over rounds, as the mean of repetitions with a band from the lowest to the highest."""
+"""Curves over rounds: the mean of repetitions, with a band from the lowest to the highest."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["band", "named_lines"]
 
 
 def band(axis: Axes, curves: Iterable[Sequence[tuple[int, float]]], factor: float, *, color: Any, **line: Any) -> None:
-    """Draw repetitions of a curve.
+    """Draw the mean and the band of a curve's repetitions.
 
     Parameters
     ----------
     axis : Axes
         Where.
     curves : iterable of sequence of (round, value)
-        The repetitions; one that ended early counts in the rounds that it has.
+        The repetitions. One that ended early counts only in its rounds.
     factor : float
-        What values are multiplied by.
+        Factor of the values.
     color, **line
-        How the mean is drawn; the band has the same colour.
+        Style of the mean; the band has the same colour.
     """
     values: dict[int, list[float]] = {}
     for curve in curves:
@@ -40,7 +40,7 @@ def band(axis: Axes, curves: Iterable[Sequence[tuple[int, float]]], factor: floa
 
 
 def named_lines(axes: Iterable[Axes]) -> dict[str, Artist]:
-    """Return what the legend of several panels must name: the lines by their labels."""
+    """Return the lines by label, for a legend of several panels."""
     found: dict[str, Artist] = {}
     for axis in axes:
         found.update({label: line for line, label in zip(*axis.get_legend_handles_labels(), strict=True)})

@@ -1,4 +1,4 @@
-"""What a paper shows, as sentences that results make true or false.
+"""Claims: statements of a paper that results confirm or refute.
 
 A study's `[[claims]]` are of three kinds:
 
@@ -33,16 +33,16 @@ __all__ = ["Verdict", "judge"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the results say of a claim.
+    """The verdict of the results on a claim.
 
     Attributes
     ----------
     text : str
         The claim.
     holds : bool or None
-        None where results are missing that could still refute it.
+        None if missing results could still refute the claim.
     detail : str
-        The figures that decide.
+        The deciding figures.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """The verdict in a word or two."""
+        """The verdict in one or a few words."""
         return {True: "holds", False: "does not hold", None: "cannot be told yet"}[self.holds]
 
 
@@ -62,13 +62,13 @@ def judge(study: Study, groups: Groups) -> list[Verdict]:
 
 
 def _percent(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
-    """Return a place's mean in percent."""
+    """Return the mean of a place in percent."""
     group = groups.get(tuple(labels[axis] for axis in study.places))
     return None if group is None else 100 * group.mean
 
 
 def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
-    """Yield every combination of labels on the axes that a claim leaves open."""
+    """Yield every combination of labels on the axes that a claim does not fix."""
     open_axes = [axis for axis in study.places if axis not in {*fixed, *taken}]
     for labels in itertools.product(*(study.axes[axis] for axis in open_axes)):
         yield {**fixed, **dict(zip(open_axes, labels, strict=True))}
@@ -79,14 +79,14 @@ def _name(study: Study, labels: Mapping[str, str]) -> str:
 
 
 def _verdict(claim: Claim, holds: bool, detail: str, missing: str) -> Verdict:
-    """Return the verdict of the figures that there are: others can refute a claim that they bear out, not save one."""
+    """Return the verdict of the existing figures; it is open if missing ones could still refute the claim."""
     if missing and holds:
         return Verdict(claim.text, None, f"{missing} is missing; so far {detail}")
     return Verdict(claim.text, holds, detail)
 
 
 def _exactly(value: float, bound: float, sign: str = "") -> str:
-    """Write a number with as many digits as it takes to tell it from a bound; two at the most."""
+    """Return a number with enough digits to distinguish it from a bound, at most two."""
     return f"{value:{sign}.{1 if abs(value - bound) >= 0.05 else 2}f}"
 
 
@@ -167,5 +167,5 @@ def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], di
 
 
 def _allowed(study: Study, claim: Claim, axis: str) -> Sequence[str]:
-    """Return the labels on an axis that a claim speaks of."""
+    """Return the labels on an axis that a claim allows."""
     return [claim.where[axis]] if axis in claim.where else study.axes[axis]

@@ -1,7 +1,7 @@
-"""Measure how different clients are and how far poison pulls, and say what theory makes of it.
+"""Diagnose: measure how much clients differ and how far poisoned ones deviate, and advise by theory.
 
-A short run of the plain mean is measured as it goes on; see `flwr_robust.diagnostics` for xi, A and sigma^2. At its
-last model, rules aggregate the clients' gradients, which shows how far each of them is off there.
+A short run of the plain mean is measured round by round; see `flwr_robust.diagnostics` for xi, A and sigma^2. At its
+last model, several rules aggregate the clients' gradients. This shows the error of each rule at that model.
 """
 
 from __future__ import annotations
@@ -34,29 +34,29 @@ __all__ = ["Diagnosis", "diagnose", "diagnosis_notes", "diagnosis_tables"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a short run showed.
+    """The results of a diagnosis.
 
     Attributes
     ----------
     config : RunConfig
         The run.
     document : mapping
-        What came of it; its curve holds the measurements.
+        The result of the run; its curve holds the measurements.
     advice : Advice
-        From the largest xi and A of the curve, as the theory's assumptions bound them over all models.
+        The advice from the largest xi and A of the curve, because the theory bounds them over all models.
     at_last : Advice
-        From xi and A at the last model alone.
+        The advice from xi and A at the last model only.
     rhos : mapping of str to float
-        How far each rule's value is from the honest mean at the last model, in units of xi there; NaN for a rule that
-        gave none.
+        The distance of each rule's value from the honest mean at the last model, divided by xi there. NaN for a rule
+        without a value.
     bounds : mapping of str to float
-        The proven rho of those rules of which there is one.
+        The proven rho of the rules that have one.
     unit : float
         xi at the last model.
     noise : float
-        By about how much a client's gradient is off, as it is measured on some of its samples; 0: on all.
+        The approximate error of a client's gradient on a part of its samples; 0 if all samples are used.
     ceiling : float or None
-        The largest A that any flip of labels can have, where that is known.
+        The largest A that any flip of labels can have, if known.
     """
 
     config: RunConfig
@@ -71,20 +71,20 @@ class Diagnosis:
 
 
 def diagnose(config: RunConfig, defences: Sequence[str] = ()) -> Diagnosis:
-    """Run a configuration and draw the conclusions.
+    """Run a configuration, and return measurements and advice.
 
     Parameters
     ----------
     config : RunConfig
         A run with an attack on data and ``diagnose``; its defence should be the mean.
     defences : sequence of str
-        Rules to try at the last model; mean, trimmed_mean, median, faba and lfighter when none is given, with as many
-        declared faulty as there are attackers.
+        Rules to try at the last model. When not given, these are mean, trimmed_mean, median, faba and lfighter, with
+        the number of attackers as declared f.
 
     Raises
     ------
     FlwrRobustError
-        Before anything runs, if the run cannot be measured or a rule does not fit.
+        Before the run, if it cannot be measured or a rule does not fit.
     """
     delta = _check(config)
     f = config.attackers
@@ -105,7 +105,7 @@ def diagnose(config: RunConfig, defences: Sequence[str] = ()) -> Diagnosis:
     )
     held = [min(len(samples), config.diagnose) for samples in config.samples]
     partial = [m for m, samples in zip(held, config.samples, strict=True) if m < len(samples)]
-    spread = max(point.get("sigma2", math.nan) for point in curve) * config.batch_size  # of one sample
+    spread = max(point.get("sigma2", math.nan) for point in curve) * config.batch_size  # with one sample
     return Diagnosis(
         config,
         document,
@@ -120,7 +120,7 @@ def diagnose(config: RunConfig, defences: Sequence[str] = ()) -> Diagnosis:
 
 
 def _check(config: RunConfig) -> float:
-    """Return delta; raise for runs in which xi or A is not defined."""
+    """Return delta, the share of attackers; raise if xi or A is not defined for the run."""
     if config.data_attack is None:
         raise ConfigurationError(
             f"diagnose: attack must be one on data, as A is about poisoned data; got attack={config.attack!r}: take "
@@ -142,7 +142,7 @@ def _check(config: RunConfig) -> float:
 
 
 def _rule(config: RunConfig, text: str) -> Rule:
-    """Return a rule that fits the run, whose other clients are not told of it."""
+    """Return a rule that fits the run, or raise."""
     rule = dataclasses.replace(config, defence=text, fraction_train=1.0).rule
     if rule.needs_trust:
         raise ConfigurationError(
@@ -153,7 +153,7 @@ def _rule(config: RunConfig, text: str) -> Rule:
 
 
 def _measured(config: RunConfig) -> tuple[dict[str, Any], Measured, list[Layer]]:
-    """Run to the end; return the document, what the clients are at the last model, and its arrays."""
+    """Run to the end; return the document, the measurements at the last model, and its arrays."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.npz"
         document = run_fast_cell({**config.to_mapping(), "save-model": str(path)})
@@ -174,7 +174,7 @@ def _rho(rule: Rule, measured: Measured, layout: Sequence[Layer]) -> float:
 
 
 def _ceiling(config: RunConfig) -> float | None:
-    """Return the bound on A, which holds for softmax regression and attacks that leave the inputs alone."""
+    """Return the bound on A for softmax regression and attacks that do not change the inputs, or None."""
     if config.model != "softmax" or not isinstance(config.data_attack, LabelAttack):
         return None
     task = config.data_set
@@ -187,7 +187,7 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
     Parameters
     ----------
     diagnosis : Diagnosis
-        What was found.
+        The results.
     """
     measured = Table(title="at the global model of a run of the plain mean", title_justify="left")
     for heading in ("round", "accuracy, %", "xi", "A", "A / xi", "sigma^2"):
@@ -210,12 +210,12 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
 
 
 def diagnosis_notes(diagnosis: Diagnosis) -> list[str]:
-    """Return what a reader of the tables must know, a sentence each; the advice is the last.
+    """Return the notes on the tables, a sentence each; the last one is the advice.
 
     Parameters
     ----------
     diagnosis : Diagnosis
-        What was found.
+        The results.
     """
     config = diagnosis.config
     notes = [

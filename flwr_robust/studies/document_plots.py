@@ -1,7 +1,7 @@
-"""Plots across the cells of a study: who wins where, and how measured quantities go with training.
+"""Plots over the cells of a study: the winner at each place, and measured quantities during training.
 
-Pure functions of result documents, as `flwr_robust.studies.runner` writes them. Of each, its ``labels`` (its place on
-every axis) and its ``curve`` are read. Documents that differ only by seed are repetitions.
+All are pure functions of result documents, as written by `flwr_robust.studies.runner`. They read the ``labels`` (the
+position on every axis) and the ``curve`` of each document. Documents that differ only by seed are repetitions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
 
 Document = Mapping[str, Any]
 
-# What an axis calls the metrics of a curve.
+# The text of an axis for each metric of a curve.
 _TITLES = {
     "accuracy": "test accuracy, %",
     "accuracy_unweighted": "test accuracy of a client, %",
@@ -42,7 +42,7 @@ _TITLES = {
     "sigma2": r"$\sigma^2$: variance of a batch's gradient",
 }
 _GRADIENTS = {"xi": "distance of gradients", "A": "distance of gradients", "sigma2": "squared distance of gradients"}
-# Told apart with any colour vision, and in print by their dashes.
+# Distinguishable with any colour vision, and in print by their dashes.
 _LINES = [
     ("#0072b2", "-"),
     ("#d55e00", "--"),
@@ -62,31 +62,31 @@ def winners_heatmap(
     take: str = "best",
     baseline: str = "mean",
 ) -> Figure:
-    """Draw which label of the contest is best at every place of two axes.
+    """Draw the best label of the contest at every place of two axes.
 
-    A cell's colour, and its first line, is the value of the best label, the mean over seeds; the second line is
-    that label. The third says how far the baseline is ahead (+) or behind the best other label, and the cells that
-    it wins are framed. A cell where not all labels have a result says how many have.
+    The colour and the first line of a cell show the value of the best label, as the mean over seeds. The second line is
+    that label. The third is the lead (+) or the deficit of the baseline against the best other label. Cells that the
+    baseline wins have a frame. If some labels have no result yet, the cell shows how many have one.
 
     Parameters
     ----------
     documents : sequence of mapping
-        Results; those of unfinished cells may be missing.
+        Results; unfinished cells may be missing.
     rows, columns : str
-        The axes of the picture. Their labels appear in the order in which the documents bring them, numbers in theirs.
+        The axes of the picture. Labels appear in the order of the documents, numbers in ascending order.
     contest : str
         The axis whose labels compete.
     metric : str
-        A key of the curves' points, of which more is better.
+        A key of the curves' points; larger values are better.
     take : str
-        Whether a run's value is the ``best`` of its curve or the ``final``.
+        Whether a run's value is the ``best`` or the ``final`` value of its curve.
     baseline : str
-        The label whose lead is told; where it does not take part, no lead is.
+        The label whose lead is shown; cells without this label show no lead.
 
     Raises
     ------
     ConfigurationError
-        If there is no document, an axis does not exist, or there is a further axis that is not ``seed``.
+        If there is no document, an axis does not exist, or there is another axis except ``seed``.
     """
     check_choice("plot", "take", take, ("best", "final"))
     _check_axes(documents, rows, columns, contest)
@@ -107,7 +107,7 @@ def winners_heatmap(
             scores = {name: statistics.fmean(values) for name, values in found.get((row, column), {}).items()}
             if not scores:
                 continue
-            winner = max(scores, key=lambda name: scores[name])  # ties fall to the first
+            winner = max(scores, key=lambda name: scores[name])  # a tie goes to the first label
             best[i, j] = scores[winner]
             lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
             others = [score for name, score in scores.items() if name != baseline]
@@ -153,27 +153,26 @@ def metric_curves(
 ) -> Figure:
     """Draw measured quantities over the rounds, one panel per place.
 
-    Lines are means over seeds, bands reach from the smallest to the largest. Distances and variances of gradients
-    stand on a logarithmic axis, on which equal ratios, which matter for them, are equally high; other quantities on one
-    from 0.
+    Lines are means over seeds; bands reach from the smallest to the largest value. Distances and variances of gradients
+    have a logarithmic axis, because their ratios matter. Other quantities have an axis from 0.
 
     Parameters
     ----------
     documents : sequence of mapping
         Results.
     columns : str
-        The axis along which panels stand side by side.
+        The axis for panels side by side.
     rows : str, optional
-        The axis along which they stand below each other.
+        The axis for panels below each other.
     metrics : sequence of str
-        Keys of the curves' points, a line each; they share the panels' vertical axis. Points without a key are left
-        out.
+        Keys of the curves' points, one line each; they share the panels' vertical axis. Points without a key are
+        skipped.
 
     Raises
     ------
     ConfigurationError
-        If there is no document or metric, an axis does not exist, there is a further axis that is not ``seed``, or no
-        curve has one of the metrics.
+        If there is no document or metric, an axis does not exist, or no curve has one of the metrics. Also if there is
+        another axis except ``seed``.
     """
     if not metrics:
         raise ConfigurationError("plot: metrics must name at least one key of the curves; got none")
@@ -234,7 +233,7 @@ def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) ->
 
 
 def _use_logarithms(axis: Axes) -> None:
-    """Make the vertical axis logarithmic, with plain numbers beside it."""
+    """Make the vertical axis logarithmic, with plain numbers as labels."""
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 5, 6, 7, 8)))
@@ -243,7 +242,7 @@ def _use_logarithms(axis: Axes) -> None:
 
 
 def of_one_unit(metrics: Sequence[str]) -> list[list[str]]:
-    """Return metrics in groups that can share a vertical axis, as they come."""
+    """Return metrics in groups that can share a vertical axis, in their order."""
     groups: dict[str, list[str]] = {}
     for metric in metrics:
         groups.setdefault(_unit_of(metric), []).append(metric)
@@ -255,18 +254,18 @@ def _unit_of(metric: str) -> str:
 
 
 def _unit(metrics: Sequence[str]) -> str:
-    """Return what the vertical axis shows, where the metrics have it in common."""
+    """Return the text of the vertical axis that the metrics share."""
     units = {_unit_of(metric) for metric in metrics}
     return units.pop() if len(units) == 1 else "value"
 
 
 def _factor(metric: str) -> float:
-    """Return what a metric's values are shown by: shares in percent, all else as it is."""
+    """Return the factor for a metric's values: shares appear in percent, others unchanged."""
     return 100.0 if metric in SHARES else 1.0
 
 
 def _curve(document: Document, metric: str) -> list[tuple[int, float]]:
-    """Return the points of a curve at which a metric is a number."""
+    """Return the points of a curve where a metric is a number."""
     points = ((int(point["round"]), point.get(metric)) for point in document["curve"])
     return [(at, float(value)) for at, value in points if value is not None and math.isfinite(value)]
 
@@ -276,7 +275,7 @@ def _known(documents: Sequence[Document]) -> list[str]:
 
 
 def _labels(documents: Sequence[Document], axis: str) -> list[str]:
-    """Return the labels along an axis as they come; numbers, of which some may come late, in their order."""
+    """Return the labels along an axis in their order of appearance; numbers are sorted."""
     labels = list(dict.fromkeys(document["labels"][axis] for document in documents))
     try:
         return sorted(labels, key=float, reverse=float(labels[0]) > float(labels[-1]))
@@ -285,7 +284,7 @@ def _labels(documents: Sequence[Document], axis: str) -> list[str]:
 
 
 def _check_axes(documents: Sequence[Document], *axes: str) -> None:
-    """Raise unless documents differ along these axes and by seed alone: others would be thrown together unseen."""
+    """Raise if documents differ in anything but these axes and the seed, as the plot would mix them."""
     if not documents:
         raise ConfigurationError("plot: documents must hold at least one result; got none: run the study first")
     known = list(documents[0]["labels"])

@@ -1,7 +1,8 @@
-"""Run this project's Flower app by ``flwr run`` on the Ray engine, and leave nothing behind.
+"""Run this project's Flower app by ``flwr run`` on the Ray engine, and remove its processes and files.
 
-``flwr run`` starts a SuperLink process that outlives it and keeps its files under FLWR_HOME. Here both are private to
-one `FlowerRuns` and end with it, or with this process, however that ends: see `flwr_robust.studies.keeper`.
+``flwr run`` starts a SuperLink process that outlives it and keeps its files under FLWR_HOME. Here both belong to one
+`FlowerRuns` object and are removed with it. They are also removed if this process ends in any other way: see
+`flwr_robust.studies.keeper`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ with extra("studies"):  # it needs psutil
 
 __all__ = ["FlowerRunError", "FlowerRuns", "write_app"]
 
-# What `flwr run` is given: the modules of the installed package, which the app itself does not hold.
+# The app for `flwr run`: it refers to modules of the installed package and contains no code.
 _APP = """\
 [project]
 name = "flwr-robust-app"
@@ -53,12 +54,12 @@ class FlowerRunError(FlwrRobustError, RuntimeError):
 
 
 def write_app(folder: Path) -> None:
-    """Write a folder that ``flwr run`` takes for an app: the one of this package, with the default run config.
+    """Write an app folder for ``flwr run``, with this package's app and the default run config.
 
     Parameters
     ----------
     folder : Path
-        Where it is written; made if need be.
+        The folder; created if needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RunConfig().to_mapping().items())
@@ -66,9 +67,9 @@ def write_app(folder: Path) -> None:
 
 
 class FlowerRuns:
-    """A private Flower home in which runs are started one after the other.
+    """A private Flower home for runs that are started one after the other.
 
-    Use it as a context manager: on leaving, its SuperLink is stopped and its files are removed.
+    Use it as a context manager: at the end, its SuperLink is stopped and its files are removed.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ class FlowerRuns:
         if importlib.util.find_spec("ray") is None:
             raise MissingExtraError("ray", "sim")
         self.home = Path(tempfile.mkdtemp(prefix="flwr-robust-"))
-        # A session of its own: what stops this process's group must not stop who cleans up after it.
+        # A separate session: a signal to this process's group must not stop the process that cleans up.
         self._keeper = subprocess.Popen(
             [sys.executable, "-P", keeper.__file__, str(self.home)],
             stdin=subprocess.PIPE,
@@ -103,14 +104,14 @@ class FlowerRuns:
         write_app(self._app)
         self._environment = {
             **os.environ,
-            # Ports of its own: the default ones may lead to somebody else's SuperLink.
+            # Private ports: the default ones may lead to another SuperLink.
             **private_environment(self.home, _free_ports()),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
             "PYTHONWARNINGS": "ignore::FutureWarning",
         }
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Return this object."""
         return self
 
     def __exit__(
@@ -125,7 +126,7 @@ class FlowerRuns:
         self._keeper.communicate()
 
     def run(self, config: RunConfig) -> dict[str, Any]:
-        """Run the app once by ``flwr run`` and return what its ServerApp wrote.
+        """Run the app once by ``flwr run``, and return the result that its ServerApp wrote.
 
         Parameters
         ----------

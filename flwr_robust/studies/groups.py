@@ -1,4 +1,4 @@
-"""Repetitions of one cell gathered: what tables, plots and claims are made of."""
+"""Groups of repetitions of one cell (one run of a study); tables, plots and claims use them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Group", "Groups", "gather", "percent"]
 
 @dataclass(frozen=True)
 class Group:
-    """Results that differ by their seed alone.
+    """Results that differ only by their seed.
 
     Attributes
     ----------
     values : tuple of float
-        What the study looks at, of each: the metric at the end of the run, or its best.
+        The study's value of each result: its metric at the end of the run, or the best one.
     curves : tuple of tuple of (round, value)
         The metric over the rounds, one curve per repetition.
     weights : tuple of float
-        Mean share of the model bought by the attackers, per repetition.
+        Mean weight that the rule gave to the attackers, per repetition.
     successes : tuple of float
-        Final success rate of the attack, in [0, 1], per repetition; empty where the attack defines none.
+        Final success rate of the attack, in [0, 1], per repetition; empty if the attack has none.
     """
 
     values: tuple[float, ...]
@@ -53,12 +53,12 @@ class Group:
         return percent(self.successes)
 
     def __str__(self) -> str:
-        """Write the value in percent."""
+        """Return the value in percent."""
         return percent(self.values)
 
 
 def percent(values: Sequence[float]) -> str:
-    """Write a mean in percent, with its spread where there is one; a dash for no values."""
+    """Return a mean in percent with its spread, if any; a dash if there are no values."""
     spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.fmean(values):.1f}{spread}" if values else "-"
 
@@ -68,7 +68,7 @@ Groups = Mapping[tuple[str, ...], Group]
 
 
 def gather(study: Study, documents: Sequence[Mapping[str, Any]]) -> Groups:
-    """Put the repetitions of each cell together.
+    """Group the repetitions of each cell.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Stop what belongs to a private Flower home: its SuperLink and all that this started, and remove its files.
+"""Clean up a private Flower home: stop its SuperLink and the processes that it started, and remove its files.
 
-`FlowerRuns` starts this file as a process of its own. It waits until its standard input ends, which is when the process
-that started it closes it or dies, however that happens; then it cleans up. It imports little, so it costs little.
+`FlowerRuns` starts this file as a separate process. It waits for the end of its standard input, and then cleans up. The
+input ends when the process that started it closes it or dies in any way. It imports few modules, so it starts fast.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import psutil
 __all__ = ["main", "remove_home"]
 
 _GRACE = 5.0  # seconds between asking a process to end and killing it
-_LOOKS = 3  # one that ends may just have started another
+_LOOKS = 3  # a process may have started another just before its end
 
 
 def remove_home(home: Path, spared: Collection[int] = ()) -> None:
-    """Stop every process that names a Flower home in its command line, and their children; then remove its files.
+    """Stop every process with a Flower home in its command line, and its children; then remove the home's files.
 
     Parameters
     ----------
     home : Path
-        The home; it may be missing.
+        The home; it need not exist.
     spared : collection of int
-        Processes that go on, beside this one.
+        Processes that are not stopped, in addition to this one.
     """
     spared = {os.getpid(), *spared}
     for _ in range(_LOOKS):
@@ -67,7 +67,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def main() -> None:
-    """Wait for the end of standard input, then remove the home that the command line names."""
+    """Wait for the end of standard input, then remove the home named by the command line."""
     sys.stdin.buffer.read()
     remove_home(Path(sys.argv[1]))
 

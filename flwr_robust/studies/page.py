@@ -22,20 +22,20 @@ _SETTING = ("task", "model", "clients", "rounds", "message", "batch-size")
 
 
 def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, command: str, changed: str = "") -> Path:
-    """Write ``<paper>.md``, which shows the plots where they are.
+    """Write ``<paper>.md``, which links to the plots.
 
     Parameters
     ----------
     paper : Paper
         The paper.
     rendered : mapping of str to Rendered
-        What was made of the studies that have results, by name, in folders below the page's.
+        The rendered studies with results, by name, in folders below that of the page.
     folder : Path
-        Where the page goes.
+        The folder of the page.
     command : str
-        What the user would type to get it.
+        The command that gives this page.
     changed : str
-        What was set otherwise than the studies say; empty for nothing.
+        The settings that differ from the studies; empty if none.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, An
 
 
 def _setting(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Say what the results have in common, and how often they repeat."""
+    """Return the common settings of the results, and the number of repetitions."""
     found = []
     for key in _SETTING:
         values = sorted({str(d["config"][key]) for d in documents})

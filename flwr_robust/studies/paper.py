@@ -1,4 +1,4 @@
-"""A paper is a TOML file: what it is, the studies that reproduce it, and what is to be said of them.
+"""A paper is a TOML file with its citation, the studies that reproduce it, and notes on their results.
 
 title = "..."
 citation = "..."
@@ -25,7 +25,7 @@ from flwr_robust.studies.study import Study, load_study
 __all__ = ["PAPERS", "Paper", "load_paper"]
 
 PAPERS = shipped("papers")
-"""Where the papers lie."""
+"""The folder of the papers."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Paper:
     Attributes
     ----------
     name, title, citation, summary : str
-        What it is called and what it claims.
+        The name, the title, the citation and the claim of the paper.
     studies : tuple of Study
-        What reproduces it.
+        The studies that reproduce it.
     notes : mapping of str to tuple of str
-        What is to be said, by the study's name; under the empty name of the whole.
+        The notes by the name of the study; the empty name stands for the whole paper.
     """
 
     name: str
@@ -56,17 +56,16 @@ def load_paper(name: str, overrides: Mapping[str, object] | None = None, only: S
     Parameters
     ----------
     name : str
-        Its name.
+        The name of the paper.
     overrides : mapping, optional
-        Keys of the run config that replace the studies' common ones. What is said of the recorded results is then left
-        out.
+        Keys of the run config that replace the common ones of the studies. Notes on recorded results are then left out.
     only : sequence of str, optional
-        The studies to take; all when not given.
+        The studies to read; all when not given.
 
     Raises
     ------
     FlwrRobustError
-        If there is no such paper, or one of its studies is wrong.
+        If there is no such paper, or one of its studies is invalid.
     """
     path = PAPERS / f"{name}.toml"
     if not path.is_file():
@@ -98,7 +97,7 @@ _TEXTS = ("title", "citation", "summary")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read a paper's file, and check what it holds."""
+    """Read and check a paper's file."""
     owner = f"paper {path.stem}"
     try:
         document = tomllib.loads(path.read_text())

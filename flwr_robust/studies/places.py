@@ -1,4 +1,4 @@
-"""Where the studies, papers and recorded results lie that come with the project."""
+"""The folders of the studies, papers and recorded results that come with the project."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["shipped"]
 
 
 def shipped(name: str) -> Path:
-    """Return a folder of what comes with the project.
+    """Return a folder of files that come with the project.
 
-    A wheel holds it inside the package; in a clone it is the folder of that name in ``experiments``.
+    In a wheel it is inside the package; in a clone it is the folder of that name in ``experiments``.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ _Places = Mapping[tuple[str, str], Group]
 
 
 def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
-    """Yield the names and figures of the plots that a study asks for.
+    """Yield the names and figures of a study's plots.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) 
     groups : mapping of (row, column) to Group
         One of its tables.
     documents : sequence of mapping
-        The results behind it.
+        The results in this table.
     """
     for plot in study.report.plots:
         if plot == "bars":
@@ -60,7 +60,7 @@ def as_png(figure: Figure, dpi: int = 140) -> bytes:
     return buffer.getvalue()
 
 
-_WIDEST = 10.0  # inches of bars
+_WIDEST = 10.0  # width of the bars, in inches
 
 
 def _what(study: Study) -> str:
@@ -90,7 +90,7 @@ def _bars(study: Study, groups: _Places) -> Figure:
     return figure
 
 
-_ABREAST = 4  # panels of curves in one line
+_ABREAST = 4  # panels of curves in one row
 
 
 def _curves(study: Study, groups: _Places) -> Figure:
@@ -120,7 +120,7 @@ def _curves(study: Study, groups: _Places) -> Figure:
 
 
 def _heatmap(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw what was measured and, where a paper reports something, its numbers beside."""
+    """Draw the measured values and, if a paper reports values, these beside them."""
     columns, rows = study.axes[study.columns], study.axes[study.rows]
     further = {axis: documents[0]["labels"][axis] for axis in study.further}
 
@@ -152,7 +152,7 @@ def _heatmap(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any
     return figure
 
 
-# The first row, the baseline as a rule, is black; the others are told apart by a palette safe for colour blindness.
+# The first row, usually the baseline, is black; the others have a palette that is safe for colour blindness.
 _PALETTE = ("#000000", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 
 

@@ -1,7 +1,7 @@
-"""Results that are kept with the project: one small JSON file per study, a line per cell.
+"""Recorded results, which come with the project: one small JSON file per study, one line per cell (run).
 
-A recorded cell says what a result says, but for the single refusals of replies, which are counted, and digits that mean
-nothing. The figures of a curve stand column by column.
+A recorded cell holds a result without meaningless digits. Refused replies are counted, not listed. The figures of a
+curve are stored column by column.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flwr_robust.studies.study import Cell, Study
 __all__ = ["RECORDED", "read_recorded", "record"]
 
 RECORDED = shipped("recorded")
-"""Where recorded results lie."""
+"""The folder of recorded results."""
 
 _KEPT = (
     "labels",
@@ -38,9 +38,9 @@ _DIGITS = 6  # of figures
 
 
 def record(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path = RECORDED) -> Path:
-    """Write a study's results to its file of recorded results, beside those of its other cells that are there.
+    """Write a study's results to its file of recorded results, and keep those of its other cells.
 
-    What is there of cells that the study no longer has is left out.
+    Results of cells that the study no longer has are removed.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def record(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path = 
     documents : sequence of mapping
         Results of finished cells.
     folder : Path
-        Where the file lies.
+        The folder of the file.
 
     Returns
     -------
@@ -74,12 +74,12 @@ def record(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path = 
 
 
 def read_recorded(study: Study, folder: Path = RECORDED) -> list[dict[str, Any]]:
-    """Return the recorded results of a study's cells as `read_results` does, in the order of the cells.
+    """Return the recorded results of a study's cells in their order, in the form of `read_results`.
 
     Raises
     ------
     FlwrRobustError
-        If the file cannot be read, or holds another configuration under a cell's digest.
+        If the file cannot be read, or a cell's digest has another configuration in it.
     """
     path = folder / f"{study.name}.json"
     if not path.is_file():

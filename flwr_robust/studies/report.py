@@ -1,4 +1,4 @@
-"""Render a study's results: tables for the terminal and in Markdown, plots, one self-contained HTML file, sentences."""
+"""Render a study's results as tables for the terminal and Markdown, plots, one HTML file, and sentences."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = [
     "write_report",
 ]
 
-_WIDE = 5  # columns from which on the terminal shows means alone
-_TERMINAL = 100  # characters abreast
+_WIDE = 5  # from this number of columns, the terminal shows only means
+_TERMINAL = 100  # width in characters
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Section:
     labels : mapping of str to str
         The combination.
     groups : mapping of (row, column) to Group
-        What stands in the table; with a contest, the group that won.
+        The groups in the table; with a contest, the group that won.
     winners : mapping of (row, column) to str
-        With a contest: who won.
+        With a contest: the labels that won.
     """
 
     labels: Mapping[str, str]
@@ -59,7 +59,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """The combination in words; empty where there is only one."""
+        """The combination in words; empty if there is only one."""
         return ", ".join(f"{axis} {label}" for axis, label in self.labels.items())
 
 
@@ -70,13 +70,13 @@ class Sheet:
     Attributes
     ----------
     caption : str
-        What it shows.
+        The content of the table.
     columns : tuple of str
-        Headings, the rows' own first.
+        Headings, beginning with that of the rows' names.
     rows : tuple of tuple of str
-        Cells, the row's name first.
+        Cells, beginning with the name of the row.
     best : frozenset of (row, column)
-        Places of the best of each column, by number; columns count without the rows' own.
+        Positions of the best value of each column; columns are counted without the rows' names.
     """
 
     caption: str
@@ -86,7 +86,7 @@ class Sheet:
 
 
 def summarise(study: Study, documents: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """Put results into tables, repetitions together.
+    """Put results into tables, with grouped repetitions.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def summarise(study: Study, documents: Sequence[Mapping[str, Any]]) -> list[Sect
 
 
 def _best(study: Study, section: Section, column: str) -> set[str]:
-    """Rows whose value, as it is shown, no other exceeds."""
+    """Return the rows with the largest value as shown."""
     shown = {
         row: round(100 * section.groups[row, column].mean, 1)
         for row in study.axes[study.rows]
@@ -149,7 +149,7 @@ def _written(number: Callable[[str, str], float | None], form: str) -> Cell:
 
 
 def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[Sheet]:
-    """Yield a section's tables: what was measured, what a paper reports, their difference, drops, the attack's success.
+    """Yield a section's tables: measured values, a paper's values, their difference, drops, the attack's success.
 
     Parameters
     ----------
@@ -176,7 +176,7 @@ def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[
     yield _sheet(study, section, f"{what}{f'; best {study.report.contest}' if section.winners else ''}", measured, True)
 
     def compared(ours: Callable[[str, str], float | None], drops: bool) -> Iterator[Sheet]:
-        """Yield what a paper reports of something, and how it differs here."""
+        """Yield a table of a paper's values, and one of the differences of the measured values from them."""
 
         def theirs(row: str, column: str) -> float | None:
             return study.reported_at({**section.labels, study.rows: row, study.columns: column}, drops)
@@ -241,7 +241,7 @@ def tables(study: Study, section: Section) -> Iterator[Table]:
 
 
 def _abreast(sheet: Sheet) -> list[list[int]]:
-    """Return the columns of each part of a sheet that fits a terminal."""
+    """Return the columns of each part of a sheet, such that every part fits a terminal."""
     widths = [max(map(len, column)) + 3 for column in zip(sheet.columns, *sheet.rows, strict=True)]
     parts: list[list[int]] = [[]]
     for column, width in enumerate(widths[1:], 1):
@@ -252,7 +252,7 @@ def _abreast(sheet: Sheet) -> list[list[int]]:
 
 
 def conclude(study: Study, section: Section) -> str:
-    """Say in one sentence how the baseline stands against the other rows, column by column."""
+    """Return one sentence that compares the baseline with the other rows in each column."""
     if not study.baseline:
         return ""
     parts = []
@@ -282,14 +282,14 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 
 @dataclass(frozen=True)
 class Image:
-    """A plot as a file.
+    """The file of a plot.
 
     Attributes
     ----------
     path : Path
         The PNG file.
     alt : str
-        What it shows.
+        The content of the table.
     """
 
     path: Path
@@ -297,13 +297,13 @@ class Image:
 
     @property
     def data(self) -> str:
-        """Its bytes in base64."""
+        """The bytes of the file in base64."""
         return base64.b64encode(self.path.read_bytes()).decode()
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """What is made of a study's results once, for the terminal and for every page.
+    """The rendered results of a study, for the terminal and all pages.
 
     Attributes
     ----------
@@ -312,11 +312,11 @@ class Rendered:
     documents : sequence of mapping
         Results of its finished cells.
     folder : Path
-        Where the plots are.
+        The folder of the plots.
     sections : tuple of (Section, tuple of Image)
-        The tables, each with its plots.
+        The tables with their plots.
     verdicts : tuple of Verdict
-        What the results say of the study's claims.
+        The verdicts on the study's claims.
     """
 
     study: Study
@@ -327,7 +327,7 @@ class Rendered:
 
 
 def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -> Rendered:
-    """Put results into tables, write their plots as PNG files, and judge the study's claims.
+    """Make tables, write plots as PNG files, and judge the study's claims.
 
     Parameters
     ----------
@@ -336,7 +336,7 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
     documents : sequence of mapping
         Results of its finished cells; at least one.
     folder : Path
-        Where the files go; made when missing.
+        The folder of the files; created if missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
@@ -349,7 +349,7 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
             images.append(image)
         sections.append((section, tuple(images)))
     shown = {image.path for _, images in sections for image in images}
-    for path in folder.glob("*.png"):  # of a time when the study was drawn in another way
+    for path in folder.glob("*.png"):  # plots of an earlier version of the study
         if path not in shown:
             path.unlink()
     return Rendered(study, documents, folder, tuple(sections), tuple(judge(study, gather(study, documents))))
@@ -361,11 +361,11 @@ def write_report(rendered: Rendered, command: str, notes: Sequence[str] = ()) ->
     Parameters
     ----------
     rendered : Rendered
-        What it shows.
+        The content of the table.
     command : str
-        What the user would type to get these results.
+        The command that gives these results.
     notes : sequence of str
-        What the project says of the results that come with it.
+        The project's notes on its recorded results.
 
     Returns
     -------
@@ -411,7 +411,7 @@ def write_report(rendered: Rendered, command: str, notes: Sequence[str] = ()) ->
 
 
 def computed(documents: Sequence[Mapping[str, Any]]) -> float:
-    """Return how many seconds results took; those of one configuration were computed once."""
+    """Return the computing time of results in seconds; equal configurations count once."""
     return sum({str(d["config_digest"]): float(d["seconds"]) for d in documents}.values())
 
 

@@ -1,4 +1,4 @@
-"""Run a study's cells, side by side, and write every finished one at once."""
+"""Run a study's cells side by side, and write each result as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "s
 
 @dataclass(frozen=True)
 class Summary:
-    """What a call of `run_study` did.
+    """The result of a call of `run_study`.
 
     Attributes
     ----------
     finished, skipped : int
-        Cells run now, and cells found finished.
+        Numbers of cells run now, and of cells that were already finished.
     failed : mapping of str to str
-        What went wrong, by the name of the cell.
+        The error of each failed cell, by the cell's name.
     """
 
     finished: int
@@ -64,13 +64,13 @@ class Summary:
 
 
 def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one configuration through both apps in this process and return what the ServerApp wrote."""
+    """Run one configuration through both apps in this process, and return the ServerApp's result."""
     from flwr_robust.app.client import app as client_app
     from flwr_robust.app.server import app as server_app
     from flwr_robust.flower import run_in_process
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    pick_device(str(values.get("device", "auto")))  # for its error, which in a client would be a reply like others
+    pick_device(str(values.get("device", "auto")))  # to raise its error here; in a client it would become a reply
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         run_in_process(server_app, client_app, int(values["clients"]), {**values, "output": str(output)})
@@ -82,7 +82,7 @@ def run_in_process_cell(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Run one configuration by `simulate`; one that it does not batch in process, which the document then says."""
+    """Run one configuration by `simulate`, or in process if `simulate` cannot; the document then says so."""
     config = RunConfig.from_mapping(values, warn=False)
     sentence = unbatched(config)
     if sentence is None:
@@ -91,9 +91,9 @@ def run_fast_cell(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | Exception]:
-    """Run configurations side by side by `simulate_many`, those that it does not batch in process, one after another.
+    """Run configurations by `simulate_many`; run those that it cannot in process, one after another.
 
-    Returns, in the order of the configurations, what came of each, or what was raised.
+    Returns the result or the error of each configuration, in their order.
     """
     configs = [RunConfig.from_mapping(values, warn=False) for values in cells]
     found: dict[int, dict[str, Any] | Exception] = {}
@@ -104,7 +104,7 @@ def run_fast_cells(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | 
         if place not in found:
             try:
                 found[place] = run_fast_cell(values)
-            except Exception as error:  # as from a process of its own
+            except Exception as error:  # as if raised in a separate process
                 found[place] = error
     return [found[place] for place in range(len(cells))]
 
@@ -125,26 +125,25 @@ def run_study(
     Parameters
     ----------
     study : Study
-        What to run.
+        The study to run.
     results : Path
-        Folder of the study's results; made when missing.
+        Folder of the study's results; created if missing.
     engine : str
-        ``in-process``: several processes, each a whole federation. ``fast``: the same without Flower's messages, all
-        clients of a run at once (`flwr_robust.runs.fast`), and in process what that does not batch. ``ray``:
-        ``flwr run`` on Flower's Ray engine, one run after the other.
+        ``in-process``: several processes, each with a whole federation. ``fast``: the same without Flower's messages,
+        with all clients of a run at once (`flwr_robust.runs.fast`). Runs that this engine cannot do run in process.
+        ``ray``: ``flwr run`` on Flower's Ray engine, one run after the other.
     workers : int, optional
-        Processes of the first two engines; the number of CPUs when not given.
+        Number of processes of the first two engines; the number of CPUs when not given.
     ray_address : str
-        A Ray cluster whose CPUs run the cells of the first two engines instead, e.g. ``auto``; this project and the
-        data must lie at the same place on all its machines.
+        A Ray cluster that runs the cells of the first two engines, for example ``auto``. This project and the data must
+        be at the same path on all its machines.
     batch_runs : int, optional
-        With ``fast``: how many runs a process lets advance together (`simulate_many`), which is what a GPU needs to be
-        busy with small models; their results are written when the last of them ends. When not given: 16 for runs on a
-        GPU, else 1.
+        With ``fast``: how many runs a process advances together (`simulate_many`). With small models this keeps a GPU
+        busy. Their results are written when the last of them ends. When not given, 16 on a GPU and 1 otherwise.
     others : Path, optional
-        Folder of the results of all studies, one folder each: a cell that another study has run is taken from there.
+        Folder with one folder of results per study. A cell that another study has run is copied from there.
     console : Console, optional
-        Where progress is shown; standard error when not given.
+        The console that shows progress; standard error when not given.
 
     Returns
     -------
@@ -153,7 +152,7 @@ def run_study(
     Raises
     ------
     FlwrRobustError
-        Before anything runs, if data are missing or cannot be split as a cell asks.
+        Before the first run, if data are missing or cannot be divided as a cell requires.
     """
     if ray_address and engine == "ray":
         raise ConfigurationError(
@@ -176,8 +175,8 @@ def run_study(
         for c in waiting
     }
     for cell in splits.values():
-        _ = cell.config.samples  # loads the data and splits them, for the errors
-    alike: dict[str, list[Cell]] = {}  # cells of one configuration, run once
+        _ = cell.config.samples  # loads and divides the data, to raise errors early
+    alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
     for cell in waiting:
         alike.setdefault(cell.digest, []).append(cell)
     first = [cells[0] for cells in alike.values()]
@@ -206,12 +205,12 @@ def run_study(
 
 
 def make_folder(results: Path) -> None:
-    """Make a folder of results where it is missing.
+    """Create a folder of results if it is missing.
 
     Raises
     ------
     FlwrRobustError
-        If nothing can be written there.
+        If the folder cannot be written to.
     """
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -224,7 +223,7 @@ def make_folder(results: Path) -> None:
 
 
 def progress_bar(console: Console | None = None) -> Progress:
-    """Return a progress bar with the time that is left, on standard error unless a console is given."""
+    """Return a progress bar with the remaining time, on standard error unless a console is given."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -245,7 +244,7 @@ def _in_processes(cells: Sequence[Cell], workers: int, run: Run) -> Runs:
 
 
 def _usual(cells: Sequence[Cell]) -> int:
-    """Return how many runs advance together where nobody says it."""
+    """Return the default number of runs that advance together."""
     return _ON_GPU if torch.cuda.is_available() and any(cell.config.device != "cpu" for cell in cells) else 1
 
 
@@ -290,7 +289,7 @@ def _on_cluster(cells: Sequence[Cell], address: str, run: Run) -> Runs:
 def _on_ray(cells: Sequence[Cell]) -> Runs:
     if not cells:
         return
-    from flwr_robust.studies.flower_run import FlowerRuns  # only here: other engines do without psutil
+    from flwr_robust.studies.flower_run import FlowerRuns  # imported here, because other engines do not need psutil
 
     with FlowerRuns() as flower:
         for cell in cells:
@@ -330,7 +329,7 @@ def _put(results: Path, cell: Cell, document: Mapping[str, Any]) -> None:
 
 
 def _by_digest(others: Path) -> dict[str, list[Path]]:
-    """Return the results of all studies by the digest in their names."""
+    """Return the result files of all studies by the digest in their names."""
     found: dict[str, list[Path]] = {}
     for path in sorted(others.glob("*/*-*.json")):
         found.setdefault(path.stem.rpartition("-")[2], []).append(path)
@@ -338,11 +337,11 @@ def _by_digest(others: Path) -> dict[str, list[Path]]:
 
 
 def _adopt(results: Path, study: Study, cell: Cell, there: Iterable[Path]) -> bool:
-    """Take a cell's result from another study that has run the same configuration; say whether there is one."""
+    """Copy a cell's result from another study with the same configuration; say whether there is one."""
     for path in there:
         try:
             document = _read(path, cell)
-        except FlwrRobustError:  # it is that study's to complain
+        except FlwrRobustError:  # the error belongs to that study
             continue
         _put(results, cell, {**document, "study": study.name, "labels": dict(cell.labels)})
         return True
@@ -350,7 +349,7 @@ def _adopt(results: Path, study: Study, cell: Cell, there: Iterable[Path]) -> bo
 
 
 def circumstances() -> dict[str, Any]:
-    """Return when and where a result came about: the time, the machine, and the versions of what computes."""
+    """Return when and where a result was computed: the time, the machine, and the versions of packages."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
@@ -359,25 +358,25 @@ def circumstances() -> dict[str, Any]:
 
 
 def read_results(study: Study, results: Path) -> list[dict[str, Any]]:
-    """Return the results of the study's cells that are finished, in the order of the cells.
+    """Return the results of the study's finished cells, in the order of the cells.
 
     Raises
     ------
     FlwrRobustError
-        If a result file cannot be read; the sentence names it.
+        If a result file cannot be read; the message names the file.
     """
     found = (_found(results, cell) for cell in study.cells)
     return [document for document in found if document is not None]
 
 
 def _found(results: Path, cell: Cell) -> dict[str, Any] | None:
-    """Return a cell's result, or None if it has none; raise if its file holds no result of it."""
+    """Return a cell's result, or None if there is none; raise if its file holds something else."""
     path = _path(results, cell)
     return _read(path, cell) if path.is_file() else None
 
 
 def _read(path: Path, cell: Cell) -> dict[str, Any]:
-    """Return the result in a file; raise if it holds none of the cell's configuration."""
+    """Return the result in a file; raise if it does not have the cell's configuration."""
     try:
         document: dict[str, Any] = json.loads(path.read_text())
         sound = isinstance(document, dict) and document.get("schema") == 1 and {*_NEEDED} <= document.keys()

@@ -32,16 +32,16 @@ from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choic
 __all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
 
 PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
-"""What can be drawn of a study."""
+"""The kinds of plots of a study."""
 
 REPETITION = "seed"
-"""The axis along which cells are repetitions."""
+"""The axis whose cells are repetitions of each other."""
 
 Axes = Mapping[str, Sequence[str]]
-"""The labels along each axis."""
+"""The labels of each axis."""
 
 SHARES = ("accuracy", "accuracy_unweighted", "attack_success")
-"""The numbers of a curve that lie in [0, 1], and so are shown in percent."""
+"""The numbers of a curve in [0, 1], which are shown in percent."""
 
 METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
 """All numbers that a curve may hold."""
@@ -51,7 +51,7 @@ _TAKES = ("final", "best")
 
 @dataclass(frozen=True)
 class Report:
-    """What a study's tables and plots show; the fields are those of [report]."""
+    """The content of a study's tables and plots; the fields are those of [report]."""
 
     rows: str
     columns: str
@@ -66,18 +66,18 @@ class Report:
 
 @dataclass(frozen=True)
 class Reported:
-    """Numbers of a paper.
+    """Numbers reported by a paper.
 
     Attributes
     ----------
     source : str
-        Where they stand in it.
+        Their place in the paper.
     where : mapping of str to str
         Labels on the axes that are neither rows nor columns.
     values : mapping of (row, column) to float
         In percent, or points.
     drops : bool
-        Whether they are drops from the report's column ``against``.
+        Whether the numbers are drops from the report's column ``against``.
     """
 
     source: str
@@ -88,7 +88,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that results make true or false; see `flwr_robust.studies.claims`.
+    """A claim that results confirm or refute; see `flwr_robust.studies.claims`.
 
     Attributes
     ----------
@@ -97,9 +97,9 @@ class Claim:
     kind : str
         ``order``, ``closeness`` or ``contrasts``.
     where : mapping of str to str
-        Labels that hold for all of it.
+        Labels that hold for the whole claim.
     higher, lower, rows : tuple of mapping of str to str
-        Labels of what is compared.
+        Labels of the compared places.
     by, within, contrasts : float
         Points of percent.
     against : str
@@ -134,7 +134,7 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     Parameters
     ----------
     study : str
-        What errors call the study.
+        The name of the study in error messages.
     table : mapping
         The table.
     axes : mapping of str to sequence of str
@@ -225,7 +225,7 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
                 f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
             )
         where = table.get("where", {})
-        # Claims are about means over seeds.
+        # Claims concern means over seeds.
         places = {axis: labels for axis, labels in axes.items() if axis != REPETITION}
         _labels(study, "claims", where, places)
         values = {key: table[key] for key in own}

@@ -1,4 +1,4 @@
-"""A study is a TOML file: a common configuration, axes whose product gives the cells, and how to show the result.
+"""A study is a TOML file: a common configuration, axes whose product gives the cells (runs), and the report.
 
 title = "..."                          # one line
 question = "..."                       # what the study answers
@@ -15,7 +15,7 @@ seed = [0, 1, 2]                       # cells that differ only by seed are repe
 where = { defence = "centered clipping", setting = "iid" }
 set = { defence = "centered_clipping(tau=0.1)" }
 
-What [report], [[reported]] and [[claims]] hold stands in flwr_robust/studies/showing.py.
+flwr_robust/studies/showing.py describes [report], [[reported]] and [[claims]].
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from flwr_robust.studies.showing import REPETITION, Claim, Report, Reported, rea
 __all__ = ["REPETITION", "STUDIES", "Cell", "Claim", "Study", "load_study"]
 
 STUDIES = shipped("studies")
-"""Where the studies that come with the project lie."""
+"""The folder of the studies that come with the project."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Cell:
     Attributes
     ----------
     labels : mapping of str to str
-        Its place on each axis.
+        Its label on each axis.
     config : RunConfig
         The run.
     """
@@ -58,10 +58,9 @@ class Cell:
 
     @property
     def digest(self) -> str:
-        """First 12 hexadecimal digits of the SHA-256 of what the configuration changes of the defaults.
+        """The first 12 hexadecimal digits of the SHA-256 of the configuration's differences from the defaults.
 
-        So a key that is added to the run config leaves the names of older results as they are. Where data lie is left
-        out.
+        So a new key of the run config does not change the names of older results. The folder of the data is left out.
         """
         defaults = RunConfig().to_mapping()
         values = {k: v for k, v in self.config.to_mapping().items() if k not in PLACES and v != defaults[k]}
@@ -69,34 +68,34 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """File name of the cell's result, without suffix."""
+        """The file name of the cell's result, without suffix."""
         words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_") for label in self.labels.values())
         return f"{words[:80]}-{self.digest}"
 
     def differs(self, values: Mapping[str, object]) -> str | None:
-        """Return the first key, if any, in which a result's configuration is another than the cell's."""
+        """Return the first key, if any, in which a result's configuration differs from that of the cell."""
         own = self.config.to_mapping()
         return next((k for k, v in values.items() if k in own and k not in PLACES and v != own[k]), None)
 
 
 @dataclass(frozen=True)
 class Study:
-    """Cells to run and how to show them.
+    """The cells to run, and the report on them.
 
     Attributes
     ----------
     name, title, question : str
-        What it is called and what it answers.
+        The name, the title and the question of the study.
     axes : mapping of str to tuple of str
         The labels along each axis, in order.
     cells : tuple of Cell
         All runs.
     report : Report
-        What tables and plots show.
+        The content of tables and plots.
     reported : tuple of Reported
-        What a paper reports of the same.
+        The numbers that a paper reports.
     claims : tuple of Claim
-        What it says of it.
+        The claims of the paper.
     """
 
     name: str
@@ -120,21 +119,21 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """The row that the others are compared with; empty for none."""
+        """The row with which the others are compared; empty for none."""
         return self.report.baseline
 
     @property
     def further(self) -> list[str]:
-        """The axes that are neither rows nor columns, contest nor repetitions: a table for each combination."""
+        """The axes that are not rows, columns, contest or repetitions; each combination of their labels has a table."""
         return [axis for axis in self.places if axis not in (self.rows, self.columns, self.report.contest)]
 
     @property
     def places(self) -> list[str]:
-        """The axes along which cells differ in more than repetition; seeds only where they are rows or columns."""
+        """The axes in which cells are not mere repetitions; seeds count only if they are rows or columns."""
         return [axis for axis in self.axes if axis != REPETITION or axis in (self.rows, self.columns)]
 
     def reported_at(self, labels: Mapping[str, str], drops: bool = False) -> float | None:
-        """Return what the paper reports for a place, in percent, or as a drop; None where it reports nothing."""
+        """Return the paper's number for a place, in percent or as a drop; None if there is none."""
         place = labels[self.rows], labels[self.columns]
         for reported in self.reported:
             if reported.drops == drops and reported.where.items() <= labels.items() and place in reported.values:
@@ -155,7 +154,7 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
     Raises
     ------
     FlwrRobustError
-        If the file or one of its cells is wrong; the sentence names the cell.
+        If the file or one of its cells is invalid; the message names the cell.
     """
     path = Path(source) if source.endswith(".toml") else STUDIES / f"{source}.toml"
     if not path.is_file() and source.endswith(".toml"):
@@ -212,7 +211,7 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
             raise ConfigurationError(f"study {path.stem}, cell {where}: {error}") from None
     for key in sorted(
         set.intersection(*(set(cell.config.unread) for cell in cells))
-    ):  # of [config], others may read it
+    ):  # a key of [config]; other cells may read it
         warnings.warn(f"study {path.stem}: no cell reads {key}: leave it out", UnreadKeyWarning, stacklevel=2)
     return Study(
         path.stem,
@@ -255,7 +254,7 @@ def _is_table(value: object) -> bool:
 
 
 def _point(axis: str, value: object) -> tuple[str, dict[str, object]]:
-    """Return a point's label and the keys it sets."""
+    """Return the label of an axis value and the keys that it sets."""
     if isinstance(value, dict):
         keys = {key: v for key, v in value.items() if key != "label"}
         return str(value.get("label", " ".join(map(str, keys.values())))), keys

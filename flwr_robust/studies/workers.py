@@ -1,7 +1,7 @@
 """Worker processes that never outlive the process that started them.
 
 Every worker holds one end of a pipe, the lifeline. When the other end closes, the worker ends at once. The parent
-closes it when it is stopped, and the operating system closes it when the parent dies, however that happens.
+closes its end when it is stopped. The operating system closes it when the parent dies in any way.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ def side_by_side(
 ) -> Generator[tuple[K, R | BaseException]]:
     """Call a function in several processes.
 
-    Closing the generator, or an exception in it, ends the workers at once; so does the end of this process.
+    The workers end at once if the generator is closed or raises, or if this process ends.
 
     Parameters
     ----------
     function : callable
         A function of a module.
     calls : iterable of (key, arguments)
-        What it is called with.
+        The arguments of the calls, each with a key.
     workers : int
         Number of processes.
 
     Yields
     ------
     (key, result or what was raised)
-        In the order in which they end.
+        The results in the order in which the calls end.
     """
     waiting = list(calls)
     if not waiting:
@@ -57,7 +57,7 @@ def side_by_side(
             error = future.exception()
             yield futures[future], future.result() if error is None else error
     except BaseException:
-        lifeline.close()  # or the pool would wait for the calls that are going on
+        lifeline.close()  # otherwise the pool would wait for running calls
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -66,13 +66,13 @@ def side_by_side(
 
 
 def _begin(end: Connection) -> None:
-    """Tie this process to its parent's end of the lifeline."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    """Connect this process to its parent's end of the lifeline."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
     threading.Thread(target=_end_with_parent, args=(end,), daemon=True).start()
 
 
 def _end_with_parent(end: Connection) -> None:
-    """Wait until the parent closes the lifeline, or is gone; then end, whatever else is going on."""
+    """Wait until the parent closes the lifeline or dies; then end this process at once."""
     with contextlib.suppress(EOFError, OSError):
         end.recv_bytes()
     os._exit(1)
