@@ -15,7 +15,7 @@ def run(folder, **keys):
     """Return (result document, final arrays by name) of one run in process."""
     logging.getLogger("flwr").setLevel(logging.ERROR)
     output, model = folder / "result.json", folder / "model.npz"
-    config = RunConfig.from_mapping({**keys, "output": str(output), "save_model": str(model)})
+    config = RunConfig.from_mapping({**keys, "output": str(output), "save-model": str(model)})
     run_in_process(server_app, client_app, config.clients, config.to_mapping())
     with np.load(model) as file:
         return json.loads(output.read_text()), dict(file)
