@@ -1,4 +1,4 @@
-"""Errors, all under one root, and the checks that word them alike.
+"""Errors, all under one root, and the checks that raise them in the same words.
 
 Every message names the parameter, the bound and the value, and says what to do.
 """
@@ -60,23 +60,23 @@ class UnknownNameError(ConfigurationError):
         super().__init__(f"unknown {kind} '{name}'{hint}: {', '.join(names) or 'none'}.")
 
     def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str, list[str]]]:
-        """Make it again from its arguments, not from its message, in another process."""
+        """Rebuild the error from its arguments, not from its message, in another process."""
         return type(self), self._arguments
 
 
 class InfeasibleError(FlwrRobustError, ValueError):
-    """The number of rows does not fit what the rule needs; nothing was aggregated."""
+    """The number of rows is too small for the rule; nothing was aggregated."""
 
 
 class KnowledgeError(FlwrRobustError, RuntimeError):
-    """An attack looked at what its view does not grant it.
+    """An attack asked for something that its view does not allow.
 
     Parameters
     ----------
     asked : str
-        What it looked at.
+        What it asked for.
     needed : str
-        The knowledge that would show it.
+        The knowledge that allows it.
     granted : str
         The knowledge it has.
     """
@@ -89,7 +89,7 @@ class KnowledgeError(FlwrRobustError, RuntimeError):
         )
 
     def __reduce__(self) -> tuple[type[KnowledgeError], tuple[str, str, str]]:
-        """Make it again from its arguments, not from its message, in another process."""
+        """Rebuild the error from its arguments, not from its message, in another process."""
         return type(self), self._arguments
 
 
@@ -105,7 +105,7 @@ class MissingExtraError(FlwrRobustError, ModuleNotFoundError):
     module : str
         The module that cannot be imported.
     name : str
-        The extra that brings it.
+        The extra that installs it.
     """
 
     def __init__(self, module: str, name: str) -> None:
@@ -113,13 +113,13 @@ class MissingExtraError(FlwrRobustError, ModuleNotFoundError):
         super().__init__(f"this needs {module}: pip install 'flwr-robust[{name}]'", name=module)
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
-        """Make it again from its arguments, not from its message, in another process."""
+        """Rebuild the error from its arguments, not from its message, in another process."""
         return type(self), self._arguments
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Say which extra brings a package, where the imports inside fail for want of it.
+    """Name the extra that installs a package, if an import inside fails because the package is missing.
 
     Parameters
     ----------
@@ -140,11 +140,11 @@ def extra(name: str) -> Iterator[None]:
 
 
 class AuditError(FlwrRobustError, RuntimeError):
-    """An audit log cannot be used: it is no log, or another process writes it."""
+    """An audit log cannot be used: the file is not a log, or another process writes it."""
 
 
 class TamperedError(AuditError):
-    """An audit log, or a checkpoint that it has on record, is not what was written."""
+    """An audit log, or a checkpoint recorded in it, was changed after it was written."""
 
 
 class CheckpointError(FlwrRobustError, RuntimeError):
@@ -155,7 +155,7 @@ class CheckpointError(FlwrRobustError, RuntimeError):
     sentence : str
         What is wrong and what to do.
     offered : int, optional
-        The round of the latest intact checkpoint before it, where there is one.
+        The round of the latest intact checkpoint before it, if there is one.
     """
 
     def __init__(self, sentence: str, offered: int | None = None) -> None:
@@ -163,7 +163,7 @@ class CheckpointError(FlwrRobustError, RuntimeError):
         super().__init__(sentence)
 
     def __reduce__(self) -> tuple[type[CheckpointError], tuple[str, int | None]]:
-        """Keep what is offered in another process, too."""
+        """Keep the offered round when the error is sent to another process."""
         return type(self), (str(self), self.offered)
 
 
@@ -173,11 +173,11 @@ def check_flag(owner: str, field: str, value: object) -> None:
     Parameters
     ----------
     owner : str
-        Who owns the parameter; it opens the sentence.
+        The owner of the parameter, which opens the sentence.
     field : str
         The parameter's name.
     value : object
-        What was given.
+        The given value.
 
     Raises
     ------
@@ -194,15 +194,15 @@ def check_integer(owner: str, field: str, value: object, minimum: int, *, words:
     Parameters
     ----------
     owner : str
-        Who owns the parameter; it opens the sentence.
+        The owner of the parameter, which opens the sentence.
     field : str
         The parameter's name.
     value : object
-        What was given; numpy's integers are integers, booleans are not.
+        The given value; numpy's integers are integers, booleans are not.
     minimum : int
         The smallest value allowed.
     words : sequence of str
-        What is allowed beside integers, such as ``auto``.
+        Words that are allowed beside integers, such as ``auto``.
 
     Raises
     ------
@@ -239,17 +239,17 @@ def check_number(
     Parameters
     ----------
     owner : str
-        Who owns the parameter; it opens the sentence.
+        The owner of the parameter, which opens the sentence.
     field : str
         The parameter's name.
     value : object
-        What was given.
+        The given value.
     above, below : float, optional
         Exclusive bounds.
     minimum, maximum : float, optional
         Inclusive bounds.
     words : sequence of str
-        What is allowed beside numbers, such as ``auto``.
+        Words that are allowed beside numbers, such as ``auto``.
 
     Raises
     ------
@@ -284,11 +284,11 @@ def check_choice(owner: str, field: str, value: object, allowed: Iterable[str]) 
     Parameters
     ----------
     owner : str
-        Who owns the parameter; it opens the sentence.
+        The owner of the parameter, which opens the sentence.
     field : str
         The parameter's name.
     value : object
-        What was given.
+        The given value.
     allowed : iterable of str
         The values that exist.
 

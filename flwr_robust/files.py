@@ -1,7 +1,7 @@
-"""Files that are either whole or not there, that one process writes at a time, and what they hold.
+"""Files that are either complete or absent, that one process at a time writes, and hashes of their content.
 
-What systems do differently is kept here. POSIX: flock, and folders are synced. Windows: a byte far behind the end is
-locked, because a lock there keeps others from reading what is locked; folders cannot be opened, and need not be.
+Differences between operating systems are handled here. POSIX: flock, and folders are synced. Windows: a byte far
+behind the end is locked, because others cannot read locked bytes; folders cannot be opened, and need no syncing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
     write : callable (binary file)
         Writes the content.
     sync : bool
-        Wait until the content is on the disk. Without it the file is whole after a killed process, but perhaps not
+        Wait until the content is on the disk. If False, the file is complete after a killed process, but perhaps not
         after a power failure.
     """
     descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part")
@@ -49,7 +49,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
 
 
 def move_aside(path: Path, aside: Path) -> None:
-    """Move a file or folder into another folder, made where it does not exist, under the first number that is free.
+    """Move a file or folder into another folder, made if missing, under the first number that is free.
 
     ``5.npz`` becomes ``5.1.npz``, then ``5.2.npz``.
     """
@@ -61,7 +61,7 @@ def move_aside(path: Path, aside: Path) -> None:
 
 
 def open_to_append(path: Path) -> int:
-    """Open a file to read it and to append bytes as they are, making it where it does not exist.
+    """Open a file to read it and to append raw bytes; make it if it does not exist.
 
     Returns
     -------
@@ -72,12 +72,12 @@ def open_to_append(path: Path) -> int:
 
 
 def lock(descriptor: int) -> None:
-    """Lock an open file for this process alone, until it is closed or the process ends, however it ends.
+    """Lock an open file for this process alone, until it is closed or the process ends in any way.
 
     Raises
     ------
     OSError
-        If somebody else has locked it.
+        If another process has locked it.
     """
     # Modules of one system each; looked up by name, so that types can be checked on the other.
     module: Any = importlib.import_module(_SYSTEM_LOCK)

@@ -1,7 +1,7 @@
 """Randomness as an argument: every draw comes from (seed, purpose, round, client, ...).
 
 Nothing in flwr-robust seeds a global generator. Two draws with different keys are independent;
-the same keys give the same draw on every engine and in whatever order clients run.
+the same keys give the same draw on every engine, in any order of the clients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def derive(seed: int, *keys: int | str) -> int:
     seed : int
         The run's seed.
     *keys : int or str
-        What the draw is for, e.g. ``"batch", round, client``.
+        The purpose of the draw, for example ``"batch", round, client``.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def derive(seed: int, *keys: int | str) -> int:
 
 
 def derive_each(seed: int, purpose: str, numbers: Iterable[int], last: int) -> list[int]:
-    """Derive what ``derive(seed, purpose, number, last)`` is for many numbers, in a third of the time.
+    """Return ``derive(seed, purpose, number, last)`` for many numbers, in a third of the time.
 
     Examples
     --------

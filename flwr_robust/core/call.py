@@ -284,7 +284,8 @@ def _tensor(x: Tensor | _Array, what: str) -> Tensor:
         raise ConfigurationError(f"aggregate: {what} must be a plain array; got a masked one: pass x.filled(0.0), say")
     if x.dtype.kind != "f" or x.dtype.itemsize > 8:
         raise ConfigurationError(
-            f"aggregate: {what} must be a floating-point array; got {x.dtype} numbers: pass x.astype('float32'), say"
+            f"aggregate: {what} must be a floating-point array; got {x.dtype} numbers: pass "
+            f"for example x.astype('float32')"
         )
     strides = all(stride >= 0 and stride % x.itemsize == 0 for stride in x.strides)
     if not (strides and x.dtype.isnative and x.flags.aligned and x.flags.writeable):  # torch reads no others
@@ -314,6 +315,6 @@ def _checked_layout(layout: Any) -> list[Layer]:
     if not fits:
         raise ConfigurationError(
             f"aggregate: layout must hold pairs of a name and a shape; got {str(layout)[:80]!r}: pass "
-            f"[('weight', (2, 3)), ('bias', (3,))], say"
+            f"for example [('weight', (2, 3)), ('bias', (3,))]"
         )
     return layers

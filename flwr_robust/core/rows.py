@@ -275,7 +275,8 @@ class Rows:
         n = stacks[0].shape[0] if stacks else 0
         if any(stack.dim() != 2 or stack.shape[0] != n for stack in stacks):
             raise ConfigurationError(
-                f"rows: all stacks must have two dimensions and as many rows; got {[tuple(s.shape) for s in stacks]}"
+                f"rows: all stacks must have two dimensions and the same number of rows; got "
+                f"{[tuple(s.shape) for s in stacks]}"
             )
         shapes = [(stack.shape[1],) for stack in stacks]
         if reference is not None and [tuple(start.shape) for start in reference] != shapes:

@@ -56,7 +56,7 @@ class Shard:
         held = rows if isinstance(rows, Rows) else Rows.from_tensor(rows)
         if held.is_mixed:
             raise ConfigurationError(
-                f"shard: rows must be as they came; got {held}: put the pre-aggregator into the defence instead"
+                f"shard: rows must be unmixed; got {held}: put the pre-aggregator into the defence instead"
             )
         self._storage, self._dtype = held.storage, held.dtype
         self._value: Tensor | None = None
@@ -227,7 +227,8 @@ def aggregate_sharded(
     if draws or chosen.needs_trust or chosen.located:
         why = "draws rules that they may not follow" if draws else "compares with a row of d numbers"
         raise ConfigurationError(
-            f"aggregate_sharded: {drawn.name} cannot run on shards, it {why}; take krum or trimmed_mean, say"
+            f"aggregate_sharded: {drawn.name} cannot run on shards, because it {why}; use "
+            f"for example krum or trimmed_mean"
         )
     held = list(shards) if isinstance(shards, Iterable) else [shards]
     if not held or not all(hasattr(shard, "answer") for shard in held):

@@ -285,7 +285,7 @@ def advise(
     for rule, bound in proven.items():
         if math.isnan(bound) or bound < least:
             raise ConfigurationError(
-                f"advise: bounds must be at least {least:.3g}, which no aggregator's rho is below; got {rule}={bound!r}"
+                f"advise: bounds must be at least {least:.3g}, the least rho of any aggregator; got {rule}={bound!r}"
             )
     error = delta * disturbance
     rules = sorted((rule for rule, bound in proven.items() if bound * xi < error), key=lambda rule: proven[rule])

@@ -120,7 +120,8 @@ class Lines:
         width = rows[0].shape[-1]
         if any(t.shape[-1] != width for t in held):  # compiled code reads as far as it is told
             raise ConfigurationError(
-                f"rows: all rows and the reference must have as many columns; got {[t.shape[-1] for t in held]}"
+                f"rows: all rows and the reference must have the same number of columns; got "
+                f"{[t.shape[-1] for t in held]}"
             )
         if not _readable(held):
             return None

@@ -168,7 +168,7 @@ def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[T
     y = y.reshape(-1)
     if x.ndim < 2 or len(x) != len(y) or len(y) == 0:
         raise ConfigurationError(
-            f"task {path}: x_{part} and y_{part} must have as many rows; got shapes {x.shape} and {y.shape}"
+            f"task {path}: x_{part} and y_{part} must have the same number of rows; got shapes {x.shape} and {y.shape}"
         )
     if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
         raise ConfigurationError(f"task {path}: x_{part} must hold real numbers; got {x.dtype}")

@@ -203,7 +203,7 @@ class KClasses(Partition):
         count, dealt = len(classes), clients - self.others
         if dealt < 1:
             raise ConfigurationError(
-                f"k_classes: others must be below clients={clients}; got others={self.others}: somebody must hold k"
+                f"k_classes: others must be below clients={clients}; got others={self.others}: lower others"
             )
         if self.k > count:
             raise ConfigurationError(f"k_classes: k must be at most the number of classes, {count}; got k={self.k}")

@@ -84,7 +84,7 @@ def split_arrays(shapes: Mapping[str, Sequence[int]], patterns: str) -> Split:
         found = {name for name in names if fnmatchcase(name, pattern) or fnmatchcase(also.get(name, name), pattern)}
         if not found:
             raise ConfigurationError(
-                f"configuration: personal={patterns!r}: the pattern {pattern!r} matches none of {known}; mend it"
+                f"configuration: personal={patterns!r}: the pattern {pattern!r} matches none of {known}; correct it"
             )
         personal |= found
     if not wanted or len(personal) == len(names):

@@ -119,7 +119,7 @@ def test_arrays_of_any_memory(spoil):
         (torch.ones(3, 2, dtype=torch.complex64), "got complex64 numbers: pass its real part"),
         (torch.ones(3, 2, dtype=torch.bool), "got bool numbers: pass x.float()"),
         (torch.ones(3, 2, dtype=torch.int32), "got int32 numbers: pass x.float()"),
-        (np.ones((3, 2), dtype=int), "got int64 numbers: pass x.astype"),
+        (np.ones((3, 2), dtype=int), "got int64 numbers: pass for example x.astype"),
         (np.ones((3, 2), dtype=bool), "got bool numbers"),
         (np.ones((3, 2), dtype=complex), "got complex128 numbers"),
         (np.ones((3, 2), dtype=object), "got object numbers"),

@@ -146,5 +146,5 @@ def test_repr_is_one_short_line():
 def test_mixed_rows_are_no_shard():
     rows = Rows.from_tensor(torch.ones(3, 4))
     assert Shard(rows).describe() == (3, 4, torch.float32)
-    with pytest.raises(ConfigurationError, match="rows must be as they came; got Rows"):
+    with pytest.raises(ConfigurationError, match="rows must be unmixed; got Rows"):
         Shard(rows.mixed(torch.ones(1, 3, dtype=torch.float64)))

@@ -460,7 +460,7 @@ def test_stacks_give_what_layers_give_to_the_bit(rule, relative):
 
 
 def test_stacks_of_other_shapes_are_an_error():
-    with pytest.raises(ConfigurationError, match="as many rows"):
+    with pytest.raises(ConfigurationError, match="the same number of rows"):
         Rows.from_stacks([torch.ones(3, 2), torch.ones(2, 2)])
 
 

@@ -146,8 +146,8 @@ with_nan[3, 2] = np.nan
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"y_train": np.arange(11) % 3}, "x_train and y_train must have as many rows; got shapes"),
-        ({"x_test": np.zeros((5, 5))}, "x_test and y_test must have as many rows; got shapes"),
+        ({"y_train": np.arange(11) % 3}, "x_train and y_train must have the same number of rows; got shapes"),
+        ({"x_test": np.zeros((5, 5))}, "x_test and y_test must have the same number of rows; got shapes"),
         ({"x_test": with_nan}, "x_test must be finite"),
         ({"x_train": np.full((12, 5), np.inf)}, "x_train must be finite"),
         ({"y_train": np.arange(12) % 3 - 1}, "y_train must hold class numbers 0, 1, ...; got int64"),

@@ -157,7 +157,7 @@ class View:
 
     def _some(self, rows: Rows | None) -> Rows:
         if rows is None:
-            raise ConfigurationError("view: no honest client sends anything; have fewer attackers than clients")
+            raise ConfigurationError("view: no honest client sends anything; configure fewer attackers than clients")
         return rows
 
     @property
