@@ -135,7 +135,7 @@ def told(plugins: Sequence[str] | None = None, *, resumable: bool = False) -> It
         except FlwrRobustError as error:
             fail(error)
         except KeyboardInterrupt as stop:
-            kept = "; what is finished is kept, and the same command goes on from there" if resumable else ""
+            kept = "; what is finished is kept, and the same command continues from there" if resumable else ""
             typer.secho(f"stopped{kept}", err=True)
             raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)) from None
 
