@@ -2,7 +2,7 @@
 
     round-00000004/arrays.npz        every array: the model's, then those of the states
     round-00000004/checkpoint.json   round, configuration and its hash, names and types of the arrays, all other values,
-                                     and the audit log's head, the hash of its last line at that time
+                                     and the head (hash of the last line) of the audit log
     round-00000004/SHA256SUMS        hashes of the two, as ``sha256sum --check`` reads them
     aside/                           checkpoints moved by a rollback or a repeated round; nothing here is deleted
 

@@ -35,7 +35,7 @@ class RedTeamFile:
     families : mapping of str to tuple of str
         The attacks that were run, by family.
     found : mapping of (str, int) to (float, float or None)
-        Accuracy in [0, 1] and success of the attack, as means over the seeds, by attack and number of attackers.
+        Accuracy in [0, 1] and success, means over the seeds, by attack and number of attackers.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The command line: ``flwr-robust``, one command; a file a group of verbs."""
+"""The command line: ``flwr-robust`` is one command; each file holds a group of its verbs."""
 
 from flwr_robust.cli.main import app
 

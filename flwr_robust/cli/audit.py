@@ -47,7 +47,7 @@ def _log(path: Path) -> Path:
 
 
 def _key(path: Path | None) -> bytes | None:
-    """Return a key file's content without the newline that an editor leaves at its end."""
+    """Return the content of a key file, without a newline at its end."""
     if path is None:
         return None
     from flwr_robust.audit.log import LEAST_KEY
@@ -62,7 +62,7 @@ def _key(path: Path | None) -> bytes | None:
 
 
 def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
-    """Return a log's events, and what its chain says; to be shown even if it is not intact."""
+    """Return a log's events and its verdict, also if the log is not intact."""
     from flwr_robust.audit.log import read_log, verify
 
     log = _log(path)
@@ -71,7 +71,7 @@ def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
 
 
 def _warn(verdict: Verdict) -> None:
-    """Say if macs were not checked, and end with status 1 if what was shown is not intact."""
+    """Print a note if macs were not checked, and exit with status 1 if the log is not intact."""
     from flwr_robust.audit.log import UNCHECKED
 
     if UNCHECKED in verdict.remarks:
@@ -95,15 +95,15 @@ def verify_command(
 ) -> None:
     """Find every edit, insertion, deletion, reordering and truncation, and say where.
 
-    LOG is the audit log, or the run's folder that holds it. Every checkpoint and kept update there is held against
-    the hash that the log has on record, and every round's model against the one before.
+    LOG is the audit log, or the run's folder that holds it. Every checkpoint and kept update is compared with its hash
+    in the log, and every round's model with the one before.
 
-    Every line carries the hash of the line before; a head file beside the log, and every checkpoint, names the last
-    one. That finds what happened to the log by accident, or by somebody who changed it alone.
+    Every line holds the hash of the line before. A head file beside the log, and every checkpoint, name the hash of the
+    last line (the head). So accidental changes are found, and changes by a person who can write only the log.
 
-    It proves nothing against somebody who could write all these files: he can make another chain. Against him note
-    heads where he cannot reach them (this command prints the head) and pass them with --expect, or have the log
-    written with a key that he does not have, and pass it with --key-file.
+    This does not protect against a person who can write all these files and make another valid log. To detect that,
+    note heads in a place that this person cannot reach (this command prints the head), and pass them with --expect. Or
+    write the log with a key that this person does not have, and pass it with --key-file.
 
     Exit status: 0 intact, 1 tampered with, 2 wrong input.
 
@@ -119,7 +119,7 @@ def verify_command(
         path = _log(log)
         key = _key(key_file)
         heads = checkpointed_heads(path.parent)
-        # A log of another name is a copy that somebody put there; the folder is not what it is about.
+        # A log with another name is a copy, so the folder around it is not checked.
         if path == log_file(path.parent):
             verdict = verify_run(path.parent, expect=expect or [], key=key)
         else:
@@ -150,7 +150,7 @@ def _show_verdict(verdict: Verdict, heads: Mapping[str, str]) -> None:
 
 
 def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
-    """Yield lines and what is wrong with them, those that follow each other and have the same fault together."""
+    """Yield findings with their lines; consecutive lines with the same fault are combined."""
     for _, group in groupby(enumerate(findings), lambda pair: (pair[1].line - pair[0], pair[1].sentence)):
         first, *others = (finding for _, finding in group)
         place = f"lines {first.line} to {others[-1].line}" if others else f"line {first.line}"
@@ -161,9 +161,9 @@ def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
 def show_command(
     log: Log,
     client: Annotated[
-        int | None, typer.Option(help="A node's id, or the partition that one node has: its whole history.")
+        int | None, typer.Option(help="Show the history of one client: a node's id, or its partition.")
     ] = None,
-    server_round: Annotated[int | None, typer.Option("--round", help="What every client did in this round.")] = None,
+    server_round: Annotated[int | None, typer.Option("--round", help="Show all clients in this round.")] = None,
     key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
@@ -171,14 +171,14 @@ def show_command(
 
     LOG is the audit log, or the run's folder that holds it.
 
-    weight: what the rule gave the client; distance and angle: how its update lies to the aggregate (degrees). A round
-    is "undone" where the run was later taken back to before it.
+    weight: the rule's weight for the client; distance and angle: of its update to the aggregate, the angle in degrees.
+    A round is "undone" if a rollback or a resumption later went back to an earlier round.
 
-    Exit status: 0 intact, 1 tampered with (it is shown all the same), 2 wrong input.
+    Exit status: 0 intact, 1 tampered with (the tables are shown anyway), 2 wrong input.
 
     JSON: intact, and rounds (round, asked, admitted, refused, silent, abstained, heaviest, outcome, model_after,
-    undone), or, with --client or --round, visits (round, phase, node, partition, verdict, reason, detail, weight,
-    distance, angle, undone).
+    undone). With --client or --round: visits (round, phase, node, partition, verdict, reason, detail, weight, distance,
+    angle, undone).
     """
     with told():
         from flwr_robust.audit.history import find_client, rounds, visits
@@ -292,7 +292,7 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
 @audit.command("clients")
 def clients_command(
     log: Log,
-    by: Annotated[str, typer.Option(help="refusals or weight: what puts a client at the top.")] = "refusals",
+    by: Annotated[str, typer.Option(help="refusals or weight: the order of the clients.")] = "refusals",
     key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
@@ -300,11 +300,11 @@ def clients_command(
 
     LOG is the audit log, or the run's folder that holds it.
 
-    weight: mean over the rounds in which the client was asked and which still count; a refused reply counts as 0.
-    Refusals count for ever. A client at the top is one to look at, not a culprit: honest clients with unusual data are
-    far from the others, too.
+    weight: the mean over the rounds in which the client was asked and which are not undone; a refused reply counts as
+    0. Refusals count in all rounds. Examine the clients at the top, but do not assume that they attack: honest clients
+    with unusual data also differ from the others.
 
-    Exit status: 0 intact, 1 tampered with (it is shown all the same), 2 wrong input.
+    Exit status: 0 intact, 1 tampered with (the tables are shown anyway), 2 wrong input.
 
     JSON: intact, clients (node, partition, asked, admitted, refused, silent, abstained, reasons, weight, distance,
     quarantined).
@@ -354,13 +354,13 @@ def _show_clients(ranked: Sequence[ClientSummary]) -> None:
 def rollback_command(
     run: Run,
     to_round: Annotated[int, typer.Option("--to-round", min=0, help="A round that has a checkpoint.")],
-    reason: Annotated[str, typer.Option(help="Why; it goes on record.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, which is recorded in the log.")] = "",
     key_file: KeyFile = None,
 ) -> None:
-    """Make an earlier round's model current again, for instance because a backdoor came in later.
+    """Make an earlier round's model current again, for example to remove a backdoor of a later round.
 
-    RUN is the run's folder; the run must not be going on. Later checkpoints are moved to checkpoints/aside, not
-    deleted, and the log says what was done. A run resumed after that goes on from this round.
+    RUN is the folder of a run that is not in progress. Later checkpoints are moved to checkpoints/aside, not deleted,
+    and the log records the rollback. If the run is resumed, it continues from this round.
     """
     with told():
         from flwr_robust.audit.checkpoint import ARRAYS, CheckpointStore
@@ -380,19 +380,20 @@ def card_command(
     html: Annotated[bool, typer.Option("--html", help="Write card.html, too.")] = False,
     state: Annotated[
         list[str] | None,
-        typer.Option(help="What only you know, as KEY=TEXT; may be repeated. Keys: " + _STATEMENTS + "."),
+        typer.Option(help="Your own statement, as KEY=TEXT; may be repeated. Keys: " + _STATEMENTS + "."),
     ] = None,
     red_team: Annotated[
         Path | None,
-        typer.Option("--red-team", help="The JSON that `flwr-robust red-team` wrote of this strategy."),
+        typer.Option("--red-team", help="The JSON that `flwr-robust red-team` wrote for this strategy."),
     ] = None,
     key_file: KeyFile = None,
 ) -> None:
     """Write the robustness card of a run: card.json and card.md in its folder, RUN.
 
-    It states the rule and its limits, clients asked and admitted, declared f, attacks tested, evidence kept, and how
-    the deployment is secured, each with its source. What the log does not say, and you do not state, is "not stated":
-    say how clients authenticate with --state "authentication=...", how connections are secured with --state "tls=...".
+    The card states the rule and its limits, the clients asked and admitted, the declared f, the tested attacks, the
+    evidence, and the security of the deployment. Each fact has a source. Facts that neither the log nor you state are
+    "not stated". Use --state "authentication=..." for how clients authenticate, and --state "tls=..." for how
+    connections are secured.
     """
     with told():
         from flwr_robust.audit.card import write_card
@@ -400,7 +401,7 @@ def card_command(
         from flwr_robust.audit.events import check_statements
 
         statements, key = dict(_pair(text) for text in state or []), _key(key_file)
-        check_statements(statements)  # before all files are read
+        check_statements(statements)  # checked before any file is read
         verdict = verify_run(run, key=key)
         paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
     for path in paths:

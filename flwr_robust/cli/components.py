@@ -1,4 +1,4 @@
-"""Verbs that look up what there is: ``list`` and ``describe``."""
+"""The verbs that show the available components: ``list`` and ``describe``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["data_sets", "describe_command", "list_command"]
 
 _KINDS = "rules, preaggregators, attacks, partitions, tasks, models, strategies, studies, papers"
-_CLOSE = 4  # names that an unknown one may have meant
+_CLOSE = 4  # suggestions for an unknown name
 _MODELS = {
     "cnn": "two 3x3 convolutions of 16 and 32 channels, then 128 units",
     "mlp": "two hidden layers of 50 units with ReLU",
@@ -33,7 +33,7 @@ _TASKS = {
     "fashion_mnist": "Fashion-MNIST, 70,000 images of 10 kinds of clothing",
     "mnist": "MNIST, 70,000 handwritten digits",
 }
-_PLACES = {  # where torchvision keeps them
+_PLACES = {  # folders in which torchvision stores the data sets
     "cifar10": ("cifar-10-batches-py",),
     "emnist": ("EMNIST",),
     "fashion_mnist": ("FashionMNIST",),
@@ -42,12 +42,12 @@ _PLACES = {  # where torchvision keeps them
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(help=f"What to list: {_KINDS}; without it, how many there are of each.")] = "",
+    kind: Annotated[str, typer.Argument(help=f"What to list: {_KINDS}; without it, the number of each kind.")] = "",
     data: Data = "",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """List what there is of a kind, with fields and defaults.
+    """List the components of a kind, with fields and defaults.
 
     JSON: one key, the kind, with a list. Components have name, title, condition, signature and fields (name, type,
     required, default, constraint, meaning); tasks have found; studies have cells; papers have studies.
@@ -72,7 +72,7 @@ def list_command(
 
 
 def _listings(data: str) -> dict[str, Callable[[], list[dict[str, Any]]]]:
-    """Return what lists each kind."""
+    """Return the functions that list each kind."""
     from flwr_robust.cli.facts import KINDS, registries, summary
 
     def components(kind: str) -> Callable[[], list[dict[str, Any]]]:
@@ -89,12 +89,12 @@ def _listings(data: str) -> dict[str, Callable[[], list[dict[str, Any]]]]:
 
 
 def data_sets(data: str = "") -> tuple[Path, dict[str, bool]]:
-    """Return the folder in which data sets are looked for, and which of the tasks need no download.
+    """Return the folder of the data sets, and which tasks are found there or need no download.
 
     Parameters
     ----------
     data : str
-        The folder; the usual one when empty.
+        The folder; the default folder when empty.
     """
     from flwr_robust.tasks.data import TASKS, data_folder
 
@@ -177,7 +177,7 @@ def _print_list(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _what(title: str) -> str:
-    """Return a title without the name that opens it."""
+    """Return a title without the name at its beginning."""
     name, colon, text = title.partition(": ")
     return (text if colon and len(name) < len("Nearest-neighbour mixing (NNM),") else title).removesuffix(".")
 
@@ -193,11 +193,11 @@ def describe_command(
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Show all of a component: formula, condition, fields, the least n for each f, what it lacks, how to write it.
+    """Show everything about a component: formula, condition, fields, least n for each f, limits and examples.
 
-    JSON: components, a list of one (of more where kinds share a name) with name, kind, family, title, formula, text,
-    condition, signature, fields, least_n (by f), lacks (case, property, reason), module, and examples (text, python,
-    run_config).
+    JSON: components, a list of one component, or of several if kinds share a name. Each has name, kind, family, title,
+    formula, text, condition, signature and fields. Each also has least_n (by f), lacks (case, property, reason),
+    module, and examples (text, python, run_config).
     """
     with told(plugins):
         from flwr_robust.cli.facts import KINDS, describe, registries

@@ -1,4 +1,4 @@
-"""The verb ``diagnose``: whether a robust rule is likely to help."""
+"""The verb ``diagnose``: say whether a robust rule is likely to help."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def diagnose_command(
     ] = "digits",
     data: Data = "",
     model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "softmax",
-    partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "by_label",
-    attack: Annotated[str, typer.Option(help="What poisoned clients do to their data.")] = "label_flip()",
-    attackers: Annotated[int, typer.Option(help="How many clients are poisoned.")] = 1,
+    partition: Annotated[str, typer.Option(help="How samples are divided among clients.")] = "by_label",
+    attack: Annotated[str, typer.Option(help="The attack of poisoned clients on their data.")] = "label_flip()",
+    attackers: Annotated[int, typer.Option(help="Number of poisoned clients.")] = 1,
     clients: Annotated[int, typer.Option(help="n.")] = 10,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the run that is measured.")] = 200,
-    samples: Annotated[int, typer.Option(min=2, help="Samples of each client that gradients are taken of.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of the measured run.")] = 200,
+    samples: Annotated[int, typer.Option(min=2, help="Number of samples per client for the gradients.")] = 1000,
     seed: Annotated[int, typer.Option(help="Source of every draw.")] = 0,
     defence: Annotated[list[str] | None, typer.Option(help="Rules to try at the last model; may be repeated.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Any other key, e.g. --set alpha=1.0.")] = None,
@@ -32,22 +32,18 @@ def diagnose_command(
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Ask, before choosing a rule, whether a robust one is likely to help against poisoned labels.
+    """Before you choose a rule, check whether a robust one is likely to help against poisoned labels.
 
-    A robust rule drops what lies far from the rest. Where honest clients hold
-    unlike data, they lie far from each other, and it drops them. Two
-    distances of gradients tell what is to be expected: xi, how far the most
-    unusual honest client is from the honest mean, and A, how far a poisoned
-    one is. The error that the plain mean is left with grows as delta A, delta
-    being the share of poisoned clients; that of a robust rule as rho xi, and
-    no rule has a rho below delta / (1 - 2 delta). So with A about xi, as with
-    one class per client, the mean is as good as any rule; with A several
-    times xi, as with like clients, a robust rule is better (Peng, Li, Vlaski,
-    Ling, JMLR 2025).
+    A robust rule drops updates that are far from the others. If honest clients have different data, their updates are
+    also far apart, and the rule drops some of them. Two distances of gradients show what to expect: xi is the distance
+    of the most unusual honest client from the honest mean, and A is that of a poisoned client. The error of the plain
+    mean grows as delta A, where delta is the share of poisoned clients. The error of a robust rule grows as rho xi, and
+    no rule has a rho below delta / (1 - 2 delta). If A is about xi, as with one class per client, the mean is as good
+    as any rule. If A is several times xi, as with similar clients, a robust rule is better (Peng, Li, Vlaski, Ling,
+    JMLR 2025).
 
-    This trains by the plain mean for some rounds, prints both as they change,
-    tries rules on the clients' gradients at the last model, and ends with the
-    advice. Try --partition iid, then by_label.
+    This command trains some rounds with the plain mean, and prints how xi and A change. It then applies rules to the
+    clients' gradients at the last model, and ends with the advice. Try --partition iid, then by_label.
 
     JSON: expected (mean, robust or open), xi, A, delta, least_rho, advice,
     notes, curve (the measurements by round), rules (rule, rho, off_by,

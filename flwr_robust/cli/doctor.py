@@ -1,4 +1,4 @@
-"""The verb ``doctor``: whether each part is usable here, not only present, and what to do where it is not."""
+"""The verb ``doctor``: check whether each part of the installation works, and say what to do if not."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FLWR_TESTED = ("1.32", "1.42")
 """The lowest and the newest version of flwr that the tests run with."""
 
 _PYTHON = (3, 11)
-_SPACE = 2**30  # bytes that results and logs of a study may take
-_OPTIONAL = {  # modules, what needs them, the extra that brings them
+_SPACE = 2**30  # bytes that the results and logs of a study may need
+_OPTIONAL = {  # modules, their purpose, and the extra that installs them
     "ray": ("Flower's simulation engine: demo, --engine ray", "sim"),
     "sklearn": ("the data set digits: demo, red-team, diagnose", "studies"),
     "matplotlib": ("plots: report, reproduce, red-team", "studies"),
@@ -38,19 +38,19 @@ _OPTIONAL = {  # modules, what needs them, the extra that brings them
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one part.
+    """The result of the check of one part.
 
     Attributes
     ----------
     part : str
-        What was looked at.
+        The part.
     status : str
-        ``ok``; ``warning``: works, but something should be known; ``missing``: not there, and not needed by the rules
-        and strategies; ``fault``: does not work.
+        ``ok``: works. ``warning``: works with a limitation. ``missing``: not installed, and not needed by the rules and
+        strategies. ``fault``: does not work.
     found : str
-        What was found.
+        The result in words.
     todo : str
-        What to do; empty where all is well.
+        What to do; empty if everything is fine.
     """
 
     part: str
@@ -61,14 +61,14 @@ class Finding:
 
 def doctor_command(
     data: Data = "",
-    results: Annotated[Path, typer.Option(help="Folder that results are to go into.")] = Path("results"),
-    ray: Annotated[bool, typer.Option("--ray", help="Start Ray, too; takes some seconds.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder for results.")] = Path("results"),
+    ray: Annotated[bool, typer.Option("--ray", help="Also start Ray; takes some seconds.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say of each part whether it is usable here, not only present, with what to do where it is not.
+    """Check whether each part of the installation works, and say what to do if it does not.
 
-    Exit status: 0 all that is needed works, 1 a part does not work. A part that is missing, and that rules and
-    strategies do without, is no fault.
+    Exit status: 0 all needed parts work, 1 a part does not work. A missing part that rules and strategies do not need
+    is no fault.
 
     JSON: usable, parts (part, status, found, todo); status is ok, warning, missing or fault.
     """
@@ -102,14 +102,14 @@ def _print(found: list[Finding], usable: bool) -> None:
 
 
 def examine(data: str = "", results: Path = Path("results"), *, start_ray: bool = False) -> Iterator[Finding]:
-    """Yield what is found of each part; a check that raises is a fault of its part.
+    """Yield the finding of each part; a check that raises an error is a fault.
 
     Parameters
     ----------
     data : str
-        Folder of the data sets; the usual one when empty.
+        Folder of the data sets; the default folder when empty.
     results : Path
-        Folder that results are to go into; not made.
+        Folder for results; it is not created.
     start_ray : bool
         Whether to start Ray.
     """
@@ -128,7 +128,7 @@ def examine(data: str = "", results: Path = Path("results"), *, start_ray: bool 
     for part, check in checks.items():
         try:
             found = check()
-        except Exception as error:  # whatever is broken in a part of somebody else's
+        except Exception as error:  # a broken third-party part may raise any error
             sentence = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             found = Finding(part, "fault", sentence, "reinstall it, or see what its own documentation says of this")
         yield from [found] if isinstance(found, Finding) else found
@@ -173,7 +173,7 @@ def _flwr() -> Finding:
     tested = f"{version}; tested from {FLWR_TESTED[0]} to {FLWR_TESTED[1]}"
     if _numbers(version) < _numbers(FLWR_TESTED[0]):
         return Finding("flwr", "fault", tested, f"pip install 'flwr>={FLWR_TESTED[0]}'")
-    importlib.import_module("flwr_robust.flower").Krum(f=1)  # imports flwr, and all of it that strategies use
+    importlib.import_module("flwr_robust.flower").Krum(f=1)  # imports flwr with everything that strategies use
     if _numbers(version) > _numbers(FLWR_TESTED[1]):
         return Finding("flwr", "warning", tested, "run the tests before you rely on it")
     return Finding("flwr", "ok", tested)
@@ -195,7 +195,7 @@ def _numba() -> Finding:
     if numba.njit(_next)(1.0) != 2.0:
         return Finding("numba", "fault", f"{version} computes wrongly", "pip install --force-reinstall numba")
     compiled = importlib.import_module("flwr_robust.kernels.compiled").window_mean_float32
-    if not getattr(compiled, "signatures", ()):  # what `_torch` ran had to be compiled
+    if not getattr(compiled, "signatures", ()):  # the rule that `_torch` ran needs compilation
         return Finding("numba", "warning", f"{version} compiles, but the rules do not use it", "see the log for why")
     return Finding("numba", "ok", f"{version} compiles, and the rules use it")
 
@@ -226,7 +226,7 @@ def _optional(name: str, start_ray: bool) -> Finding:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:
-            raise  # it is there, and lacks something itself
+            raise  # it is installed, but one of its own dependencies is missing
         return Finding(name, "missing", f"for {purpose}", f"pip install 'flwr-robust[{extra}]'")
     version = getattr(module, "__version__", "present")
     if name != "ray" or not start_ray:
@@ -263,7 +263,7 @@ def _folder(part: str, folder: Path, todo: str) -> Finding:
 
 
 def _unwritable(folder: Path) -> str:
-    """Return why nothing can be written to a folder, or to the one in which it would be made; empty if it can."""
+    """Return why a folder, or the folder in which it would be created, cannot be written to; empty if it can."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryDirectory(dir=place) as inside:
@@ -274,7 +274,7 @@ def _unwritable(folder: Path) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Return a folder, or the nearest above it that is there."""
+    """Return a folder, or its nearest existing parent."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -1,6 +1,6 @@
-"""What there is to say of a component: read from its file, its docstrings, its fields and its own checks.
+"""The facts about a component, read from its file, its docstrings, its fields and its own checks.
 
-Everything comes from the component itself, so a component of somebody else's is described as well as ours.
+Everything comes from the component itself, so third-party components are described in the same way.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "describe", "fields", "registries", "signature", "summary"]
 
 KINDS = {"rules": "rule", "preaggregators": "pre-aggregator", "attacks": "attack", "partitions": "partition"}
-"""The kinds of components: what a list of them is called, and one of them."""
+"""The kinds of components: the name of their list, and the name of one."""
 
-_F = range(1, 6)  # the declared f that the least n is shown for
-_CLIENTS = 10  # of a run config that does not say how many
-_MOST = 500  # rows; a rule that fits no fewer fits none
-_VALUES: Mapping[str, Any] = {  # of required fields, in examples
+_F = range(1, 6)  # the declared f for which the least n is shown
+_CLIENTS = 10  # the number of clients of a run config without this key
+_MOST = 500  # rows; a rule that does not fit any number up to this one fits none
+_VALUES: Mapping[str, Any] = {  # values of required fields in examples
     "f": 2,
     "beta": 0.5,
     "c": 2.0,
@@ -44,7 +44,7 @@ _VALUES: Mapping[str, Any] = {  # of required fields, in examples
 
 
 def registries() -> dict[str, Registry[Any]]:
-    """Return the registries of components by kind, as `KINDS` names them."""
+    """Return the registries of components by kind, with the names in `KINDS`."""
     from flwr_robust.attacks.registry import all_attacks
     from flwr_robust.core.rule import aggregators, preaggregators
     from flwr_robust.tasks.partition import partitions
@@ -54,12 +54,12 @@ def registries() -> dict[str, Registry[Any]]:
 
 
 def signature(cls: type[Component]) -> str:
-    """Return how a component is written, with the defaults of its fields: ``krum(f, variant='paper')``.
+    """Return the text form of a component with the defaults of its fields: ``krum(f, variant='paper')``.
 
     Parameters
     ----------
     cls : type
-        Its class.
+        The class of the component.
     """
     parts = [
         field.name if field.default is dataclasses.MISSING else f"{field.name}={field.default!r}"
@@ -69,12 +69,12 @@ def signature(cls: type[Component]) -> str:
 
 
 def summary(cls: type[Component]) -> dict[str, Any]:
-    """Return what a list says of a component: name, title, condition, signature, fields.
+    """Return the facts for a list of components: name, title, condition, signature, fields.
 
     Parameters
     ----------
     cls : type
-        Its class.
+        The class of the component.
     """
     title, *others = _paragraphs(cls)
     return {
@@ -87,20 +87,20 @@ def summary(cls: type[Component]) -> dict[str, Any]:
 
 
 def describe(cls: type[Component], kind: str) -> dict[str, Any]:
-    """Return all that there is to say of a component.
+    """Return all facts about a component.
 
     Parameters
     ----------
     cls : type
-        Its class.
+        The class of the component.
     kind : str
-        What it is, as `KINDS` has it.
+        The kind, as in `KINDS`.
 
     Returns
     -------
     dict
-        What `summary` says, and kind, family (of an attack: data, message or fault), formula, text, least_n (by f, or
-        under "" where there is none), lacks (case, property, reason), module, examples (text, python, run_config).
+        The facts of `summary`, and kind, family (of an attack: data, message or fault), formula and text. Also least_n
+        (by f, or under "" without f), lacks (case, property, reason), module, examples (text, python, run_config).
     """
     _, *others = _paragraphs(cls)
     formula = next((text for text in others if _is_formula(text)), "")
@@ -125,7 +125,7 @@ def fields(cls: type[Component]) -> list[dict[str, Any]]:
     Parameters
     ----------
     cls : type
-        Its class.
+        The class of the component.
     """
     constraints, meanings = _constraints(cls), _meanings(cls)
     return [
@@ -145,7 +145,7 @@ def fields(cls: type[Component]) -> list[dict[str, Any]]:
 
 
 def _paragraphs(cls: type[Component]) -> list[str]:
-    """Return the paragraphs of the file's docstring; of the class's, where a file holds several components."""
+    """Return the paragraphs of the file's docstring, or of the class's if the file holds several components."""
     module = sys.modules[cls.__module__]
     alone = sum(_registered(value, module.__name__) for value in vars(module).values()) == 1
     text = (inspect.getdoc(module) if alone else None) or inspect.getdoc(cls) or cls.name
@@ -165,7 +165,7 @@ def _sentence(title: str) -> str:
 
 
 def _labelled(paragraphs: list[str], *labels: str) -> str:
-    """Return the paragraph that begins with one of some labels, without it."""
+    """Return the paragraph that begins with one of the labels, without the label."""
     for paragraph in paragraphs:
         label, colon, text = paragraph.partition(": ")
         if colon and label in labels:
@@ -174,7 +174,7 @@ def _labelled(paragraphs: list[str], *labels: str) -> str:
 
 
 def _meanings(cls: type[Component]) -> dict[str, str]:
-    """Return what the docstrings of a class and its bases say of each attribute."""
+    """Return the meaning of each attribute in the docstrings of a class and its bases."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, section = (base.__doc__ or "").partition("Attributes\n")
@@ -204,7 +204,7 @@ def _entries(section: str) -> Iterator[tuple[list[str], str]]:
 
 
 def _type(annotation: object) -> str:
-    """Return a field's type as it is written, without what is annotated."""
+    """Return a field's type as written, without annotations."""
     text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", str(annotation))
     node = ast.parse(text, mode="eval").body
     if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("Annotated"):
@@ -214,7 +214,7 @@ def _type(annotation: object) -> str:
 
 
 def _constraints(cls: type[Component]) -> dict[str, str]:
-    """Return what each field may hold, in words."""
+    """Return the allowed values of each field in words."""
     try:
         module = importlib.import_module("flwr_robust.core.fields")
     except ModuleNotFoundError:
@@ -226,7 +226,7 @@ def _constraints(cls: type[Component]) -> dict[str, str]:
 
 
 def _example(cls: type[Component]) -> Component | None:
-    """Return one instance, with values for what is required; None if none can be made up."""
+    """Return one instance with values for required fields; None if none can be made."""
     given = {
         field.name: _VALUES[field.name]
         for field in dataclasses.fields(cls)
@@ -239,7 +239,7 @@ def _example(cls: type[Component]) -> Component | None:
 
 
 def _from_cases(cls: type[Component]) -> Component | None:
-    """Return the first instance of a class among the cases of its file that is written as one component."""
+    """Return the first single component of this class among the cases of its file."""
     for registry in registries().values():
         if cls.name in registry.members():
             for text, _ in _cases(cls):
@@ -251,7 +251,7 @@ def _from_cases(cls: type[Component]) -> Component | None:
 
 
 def _cases(cls: type[Component]) -> list[tuple[str, Mapping[str, str]]]:
-    """Return the cases of a component's file: their text, and what they lack with the reasons."""
+    """Return the cases of a component's file: their text, and the properties that they lack with the reasons."""
     cases = getattr(sys.modules[cls.__module__], "CASES", ())
     texts = [(str(getattr(case, dataclasses.fields(case)[0].name)), getattr(case, "lacks", {})) for case in cases]
     return [(text, lacks) for text, lacks in texts if re.search(rf"\b{re.escape(cls.name)}\b", text)]
@@ -266,7 +266,7 @@ def _lacks(cls: type[Component]) -> list[dict[str, str]]:
 
 
 def _least_n(cls: type[Component], example: Any) -> dict[str, int]:
-    """Return the least number of rows that fit, by declared f; under "" where no f is declared."""
+    """Return the least number of rows that fits, by declared f; under "" if the rule has no f."""
     if example is None:
         return {}
     if getattr(example, "f", None) is None:
@@ -276,14 +276,14 @@ def _least_n(cls: type[Component], example: Any) -> dict[str, int]:
         for f in _F:
             try:
                 tried[str(f)] = dataclasses.replace(example, f=f)
-            except FlwrRobustError:  # another field does not go with this f
+            except FlwrRobustError:  # another field does not fit this f
                 continue
     least = {f: next((n for n in range(1, _MOST) if made.check(n) is None), None) for f, made in tried.items()}
     return {f: n for f, n in least.items() if n is not None}
 
 
 def _family(cls: type[Component]) -> str:
-    """Return what an attack acts on; empty for other components."""
+    """Return the target of an attack: data, message or fault; empty for other components."""
     from flwr_robust.attacks.data.base import DataAttack
     from flwr_robust.attacks.fault.base import Fault
     from flwr_robust.attacks.message.base import MessageAttack
@@ -293,9 +293,9 @@ def _family(cls: type[Component]) -> str:
 
 
 def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
-    """Return a component as text, in Python and in a run config."""
+    """Return examples of a component as text, in Python and in a run config."""
     text = f"{cls.name}(...)" if example is None else str(example)
-    # The class whose rule it is, where Flower's users have one of its name.
+    # The strategy class of the rule, if there is one with its name.
     named = cls.__module__.startswith("flwr_robust.aggregators.")
     arguments = text.partition("(")[2].removesuffix(")")
     if kind in ("rule", "pre-aggregator"):
@@ -304,7 +304,7 @@ def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
         options = ", ".join([*([arguments] if arguments else []), *(["trusted_fn=..."] if trusted else [])])
         made = f"{cls.__name__}({options})" if named else f'RobustStrategy("{chain}")'
         lines = [f"from flwr_robust.flower import {made.partition('(')[0]}", f"strategy = {made}"]
-        config = {} if trusted else {"defence": chain}  # no run config can give the server's own update
+        config = {} if trusted else {"defence": chain}  # a run config cannot give the server's own update
     elif kind == "partition":
         lines = [
             f"from {cls.__module__} import {cls.__name__}",

@@ -1,4 +1,4 @@
-"""The verb ``red-team``: attack a strategy with everything there is, and compare what came of it."""
+"""The verb ``red-team``: attack a strategy with all attacks, and compare results."""
 
 from __future__ import annotations
 
@@ -31,30 +31,31 @@ def red_team_command(
     kwargs: Annotated[str, typer.Option(help="Its arguments, as a JSON object.")] = "{}",
     defence: Annotated[str, typer.Option(help="A defence string, in place of a strategy.")] = "",
     message: Annotated[str, typer.Option(help="With a defence: what clients send.")] = "parameters",
-    f: Annotated[int | None, typer.Option("--f", help="Declared f, where the rule does not say it.")] = None,
+    f: Annotated[int | None, typer.Option("--f", help="Declared f, if the rule does not say it.")] = None,
     real_f: Annotated[list[int] | None, typer.Option(help="Number of attackers; 1 to f + 1 by default.")] = None,
     clients: Annotated[int, typer.Option(help="n.")] = 12,
     rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
-    partition: Annotated[str, typer.Option(help="Who holds which samples.")] = "dirichlet(beta=1.0)",
+    partition: Annotated[str, typer.Option(help="How samples are divided among clients.")] = "dirichlet(beta=1.0)",
     model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "mlp",
-    seeds: Annotated[int, typer.Option(min=1, help="How often every run is repeated.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions of every run.")] = 1,
     attacks: Annotated[list[str] | None, typer.Option(help="Families, names or texts; all by default.")] = None,
-    rule: Annotated[str, typer.Option(help="What attackers take a strategy for that is not ours.")] = "",
-    floor: Annotated[float | None, typer.Option(help="Least accuracy in percent; else exit with 1.")] = None,
-    name: Annotated[str, typer.Option(help="What tables call it.")] = "",
+    rule: Annotated[str, typer.Option(help="Rule that attackers assume, for a strategy that is not ours.")] = "",
+    floor: Annotated[float | None, typer.Option(help="Least accuracy in percent; exit with 1 below it.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the strategy in tables.")] = "",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; all CPUs by default.")] = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results/red-team"),
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Attack a strategy with everything there is, by 0 to f + 1 attackers. Options of several values are repeated.
+    """Attack a strategy with all attacks, by 0 to f + 1 attackers. Repeat an option to give several values.
 
-    Stop it at any time and call it again: runs that have ended are kept. `red-team compare` shows strategies side by
-    side.
+    You can stop the command at any time and start it again: finished runs are kept. `red-team compare` shows strategies
+    side by side.
 
-    Exit status: 0 no accuracy with at most f attackers is below the floor, or none is set; 1 one is; 2 wrong input.
-    JSON: name, subject, declared_f, real_f, seeds, without_attackers, worst (accuracy, attack, real_f), floor, held,
-    attacks (attack, family, real_f, accuracy, success, died), left_out, results. Accuracies are shares of one.
+    Exit status: 0 no accuracy with at most f attackers is below the floor, or no floor is set; 1 an accuracy is below
+    it; 2 wrong input. JSON: name, subject, declared_f, real_f, seeds, without_attackers, worst (accuracy, attack,
+    real_f), floor, held, attacks (attack, family, real_f, accuracy, success, died), left_out, results. Accuracies are
+    shares of one.
     """
     if context.invoked_subcommand is not None:
         return
@@ -106,7 +107,7 @@ def red_team_command(
 
 
 def _document(result: RedTeam, floor: float | None) -> dict[str, Any]:
-    """Return what was found as `--json` prints it."""
+    """Return the results in the form that `--json` prints."""
     accuracy, label, attackers = result.bottom
     return {
         "name": result.setting.name,
@@ -136,7 +137,7 @@ def _document(result: RedTeam, floor: float | None) -> dict[str, Any]:
 
 
 def _stem(options: Mapping[str, object]) -> str:
-    """Return the name of a red team's files, without suffix: another setting has another."""
+    """Return the name of a red team's files without suffix, which differs for each setting."""
     from flwr_robust.redteam.run import Setting
 
     defaults = {field.name: field.default for field in dataclasses.fields(Setting)}
@@ -151,9 +152,9 @@ def compare_command(
     page: Annotated[Path | None, typer.Option(help="A Markdown file to write the tables into, a PNG beside.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show strategies side by side that were attacked alike, in Markdown.
+    """Show strategies with the same attacks side by side, in Markdown.
 
-    JSON: strategies (each as `red-team --json` has it, without results).
+    JSON: strategies (each as in `red-team --json`, without results).
     """
     with told():
         from flwr_robust.files import write_atomically

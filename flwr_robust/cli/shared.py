@@ -1,6 +1,6 @@
-"""What all verbs share: options, how a command ends, and how it prints.
+"""Code that all verbs share: options, the end of a command, and output.
 
-A verb's module is imported for every ``--help``. So it imports nothing heavy at its top; functions do.
+Every ``--help`` imports the modules of all verbs. So they import large modules only inside functions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ __all__ = [
 
 _WIDTH = 100
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON on standard output.")]
 Plugins = Annotated[
     list[str] | None,
     typer.Option("--plugin", help="A module, or a Python file, that registers components; may be repeated."),
@@ -54,21 +54,21 @@ Results = Annotated[Path, typer.Option(help="Folder that holds one folder of res
 Data = Annotated[str, typer.Option(help="Folder of the data sets; else FLWR_ROBUST_DATA, else ./data.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run cells; one per CPU by default.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Replace a common key of the study, e.g. --set rounds=50.")
+    list[str] | None, typer.Option("--set", help="Replace a common key of the study, for example --set rounds=50.")
 ]
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM came, which stops a command as Ctrl-C does."""
+    """SIGTERM was received; it stops a command as Ctrl-C does."""
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console: wide enough for a pipe, never wider than a hundred columns.
+    """Return a console of at most a hundred columns, also for a pipe.
 
     Parameters
     ----------
     stderr : bool
-        Whether it writes to standard error, as what is no result does.
+        Whether it writes to standard error, which is for everything but results.
     """
     from rich.console import Console
 
@@ -100,33 +100,33 @@ def _plain(value: object) -> object:
 
 
 def printable(text: str) -> str:
-    """Return text in which a client may have had a hand so that a terminal does not obey it."""
+    """Return text that may come from a client without terminal control codes."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def as_text(text: object) -> Text:
-    """Return anything as a text for a table: without markup, safe for a terminal, folded where it is too long."""
+    """Return any value as text for a table: without markup, safe for a terminal, and folded if too long."""
     from rich.text import Text
 
     return Text(printable(str(text)), overflow="fold")
 
 
 def fail(error: FlwrRobustError) -> NoReturn:
-    """End the command with one sentence: status 1 for what was tampered with, else 2, for wrong input."""
+    """End the command with one sentence: with status 1 for tampering, and 2 for wrong input."""
     typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
     raise typer.Exit(1 if isinstance(error, TamperedError) else 2) from None
 
 
 @contextmanager
 def told(plugins: Sequence[str] | None = None, *, resumable: bool = False) -> Iterator[None]:
-    """End what goes wrong inside in one sentence, and what is stopped in status 130 (SIGINT) or 143 (SIGTERM).
+    """Show errors as one sentence, and exit with status 130 (SIGINT) or 143 (SIGTERM) if the command is stopped.
 
     Parameters
     ----------
     plugins : sequence of str, optional
-        What registers components; loaded first.
+        Modules or files that register components; they are loaded first.
     resumable : bool
-        Whether the same command goes on where it was stopped.
+        Whether the same command continues where it was stopped.
     """
     with _sigterm_interrupts():
         try:
@@ -135,20 +135,20 @@ def told(plugins: Sequence[str] | None = None, *, resumable: bool = False) -> It
         except FlwrRobustError as error:
             fail(error)
         except KeyboardInterrupt as stop:
-            kept = "; what is finished is kept, and the same command goes on from there" if resumable else ""
+            kept = "; what is finished is kept, and the same command continues from there" if resumable else ""
             typer.secho(f"stopped{kept}", err=True)
             raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)) from None
 
 
 @contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM raise as SIGINT does. A second one changes nothing: what cleans up is not disturbed."""
+    """Make SIGTERM raise an exception as SIGINT does; a second signal does not disturb the cleanup."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise _Terminated
 
-    if threading.current_thread() is not threading.main_thread():  # no other thread may set what a signal does
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, interrupt)
@@ -169,7 +169,7 @@ def load_plugins(names: Sequence[str]) -> None:
     Raises
     ------
     FlwrRobustError
-        If one cannot be loaded.
+        If a module or file cannot be loaded.
     """
     if not names:
         return
@@ -179,14 +179,14 @@ def load_plugins(names: Sequence[str]) -> None:
 
 
 def keys_of(data: str, overrides: Sequence[str] | None) -> dict[str, object]:
-    """Return the keys of the run config that options set.
+    """Return the keys of the run config that the options set.
 
     Parameters
     ----------
     data : str
-        What --data names; empty: nothing.
+        The value of --data; empty: not set.
     overrides : sequence of str, optional
-        What --set says, as ``key=value``.
+        The values of --set, as ``key=value``.
     """
     keys: dict[str, object] = {"data": data} if data else {}
     for text in overrides or []:

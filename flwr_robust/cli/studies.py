@@ -36,18 +36,18 @@ _RESULTS, _RECORDED = Path("results"), Path("results/recorded")
 
 StudyName = Annotated[str, typer.Argument(help="A study that comes with the project (`list studies`), or a TOML file.")]
 Engine = Annotated[str, typer.Option(help=f"What runs the cells: {_ENGINES}.")]
-RayAddress = Annotated[str, typer.Option(help="Ray cluster that runs the cells instead of processes here, e.g. auto.")]
+RayAddress = Annotated[str, typer.Option(help="Ray cluster that runs the cells, for example auto.")]
 BatchRuns = Annotated[
     int | None,
     typer.Option(min=1, help="With fast: runs of one process that advance together; 16 on a GPU, else 1, by default."),
 ]
 Recorded = Annotated[
-    bool, typer.Option("--recorded", help="Show the results that come with the project, without running anything.")
+    bool, typer.Option("--recorded", help="Show the results that come with the project, without a run.")
 ]
 
 
 def in_clone() -> bool:
-    """Say whether this is a clone, whose recorded results can be written, and not an installed wheel."""
+    """Say whether this is a clone, in which recorded results can be written, and not an installed wheel."""
     folder = shipped("recorded")
     return folder.parent.name == "experiments" and folder.is_dir()
 
@@ -64,12 +64,12 @@ def run_command(
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Run the cells of a study that have no result yet; stop it at any time and call it again.
+    """Run the cells of a study that have no result yet. You can stop it at any time and start it again.
 
-    A cell that another study has run with the same configuration is taken from its folder under --results.
+    If another study in --results has run a cell with the same configuration, its result is copied.
 
     Exit status: 0 all cells have a result, 1 a cell failed, 2 wrong input. JSON: study, results, finished, skipped,
-    failed (what went wrong, by the name of the cell).
+    failed (errors by the name of the cell).
     """
     with told(plugins, resumable=True):
         from flwr_robust.studies.runner import ENGINES, run_study
@@ -127,7 +127,7 @@ def report_command(
 
 
 def record_command(study: StudyName, results: Results = _RESULTS) -> None:
-    """Keep a study's finished cells with the project, in experiments/recorded: the results that --recorded shows."""
+    """Store a study's finished cells in experiments/recorded, for --recorded."""
     with told():
         from flwr_robust.studies.recorded import record
         from flwr_robust.studies.runner import read_results
@@ -155,13 +155,13 @@ def reproduce_command(
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
-    """Reproduce a paper: run its studies, and show what they give beside what the paper reports.
+    """Reproduce a paper: run its studies, and show the results beside those of the paper.
 
-    Finished cells are kept; stop it at any time and call it again. Shorter: --set rounds=500. What --recorded shows
-    goes into results/recorded, unless a folder is named.
+    Finished cells are kept, so you can stop it at any time and start it again. For a shorter run: --set rounds=500.
+    With --recorded, the report goes into results/recorded unless you name a folder.
 
     Exit status: 0 all cells have a result, 1 a cell failed, 2 wrong input. JSON: paper, title, page, studies (each as
-    `report --json` has it), failed.
+    in `report --json`), failed.
     """
     with told(plugins, resumable=True):
         from flwr_robust.studies.page import write_page
@@ -259,7 +259,7 @@ def _exit_if_failed(failed: Mapping[str, str]) -> None:
 
 
 def _command(said: Sequence[str], results: Path, data: str, overrides: Sequence[str] | None) -> str:
-    """Return the command that gives what is reported on."""
+    """Return the command that computes the results of a report."""
     said = ["flwr-robust", *said]
     said += ["--results", str(results)] if results != _RESULTS else []
     said += ["--data", data] if data else []
@@ -270,7 +270,7 @@ def _command(said: Sequence[str], results: Path, data: str, overrides: Sequence[
 def _report(
     study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str, notes: Sequence[str] = ()
 ) -> tuple[Rendered, Path]:
-    """Render results and write their report; return both, the report by its path."""
+    """Render results and write their report; return the rendered results and the report's path."""
     from flwr_robust.studies.report import render, write_report
     from flwr_robust.studies.runner import make_folder
 
@@ -302,7 +302,7 @@ def _show(rendered: Rendered, path: Path) -> None:
 
 
 def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
-    """Return a report as `--json` prints it."""
+    """Return a report in the form that `--json` prints."""
     study = rendered.study
     places = [
         {

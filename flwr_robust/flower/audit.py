@@ -57,9 +57,9 @@ __all__ = ["Audit", "observing"]
 log = logging.getLogger("flwr")
 
 _NO_RUN = (
-    "audit: it records a run within the audited strategy's own start(), and this round is outside it: another strategy "
-    "around it (differential privacy, say), or a start() of your own, holds the loop over the rounds. Call the "
-    "strategy's start(), or super().start() in yours; else take audit= away from it, and write "
+    "audit: a run is recorded within the audited strategy's own start(), and this round is outside it. A strategy "
+    "around it (such as differential privacy), or a start() of your own, runs the loop over the rounds. Call the "
+    "strategy's start(), or super().start() in yours; or remove audit= from it, and write "
     "Guarded(outermost_strategy, audit=...).start(...)"
 )
 
@@ -207,7 +207,7 @@ class Audit(Observer):
             self._waiting.append(ClientStatesRestored(server_round, tuple(given), _by_node(missing)))
             self._flush()
         if missing:
-            log.warning("resume: what clients keep begins anew on %s: %s", *_summary(missing))
+            log.warning("resume: %s start without a client state: %s", *_summary(missing))
 
     def _collect(self, states: ClientStates, progress: Progress) -> None:
         """Ask clients for their states, and record which clients did not send one."""
@@ -215,7 +215,7 @@ class Audit(Observer):
         missing = states.collect(self._most_state_bytes or most_bytes(length))
         self._waiting.append(ClientStatesKept(progress.round, len(states), _by_node(missing)))
         if missing:
-            log.warning("checkpoint: what clients keep is not in it of %s: %s", *_summary(missing))
+            log.warning("checkpoint: it lacks the client states of %s: %s", *_summary(missing))
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
         """Write a checkpoint if one is due."""
@@ -241,7 +241,7 @@ class Audit(Observer):
 
     def _opened(self) -> AuditedRun:
         if self._run is None:
-            raise AuditError("audit: rounds are put on record between the beginning and the end of start(); call that")
+            raise AuditError("audit: rounds are recorded only while start() runs; call start()")
         return self._run
 
     def _flush(self) -> None:

@@ -67,7 +67,8 @@ class Nodes:
         Nodes whose partition the server assigned, because they named none or one that others named too. They are never
         recognised as nodes of an earlier run.
     replaced : dict of int to int
-        The partitions of nodes that had another id before the run was resumed, by the old id, which older records name.
+        The partitions of nodes that had another id before the run was resumed, by the old id. Older records name the
+        old ids.
 
     Raises
     ------

@@ -77,8 +77,8 @@ class RobustStrategy(Face, FedAvg):
     seed : int
         Source of the client samples.
     trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
-        Returns the answer that an honest client would give to the model that was sent, one array per array of the
-        model. This is the server's own message, for rules that compare replies with one (monna, fltrust).
+        Returns the server's own message, for rules that compare replies with one (monna, fltrust). It is the answer
+        that an honest client would give to the model that was sent, one array per array of the model.
     train_metrics, evaluate_metrics : tuple of str, optional
         Metrics that every reply must hold; other metrics are not shown. When not given, the strategy shows the metrics
         that more than half of the replies hold.

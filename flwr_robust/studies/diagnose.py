@@ -224,7 +224,7 @@ def diagnosis_notes(diagnosis: Diagnosis) -> list[str]:
         "xi: the honest client that differs most, by the distance of its gradient from the mean of the honest ones; A: "
         f"the same of the poisoned clients; sigma^2: the largest variance of a gradient on {config.batch_size} "
         "samples; off by: distance of a rule's value from the mean of the honest. No rule can have a rho below "
-        f"{least_rho(config.attackers / config.clients):.3g} on all data. Rules with a memory begin anew.",
+        f"{least_rho(config.attackers / config.clients):.3g} on all data. Rules with a memory start without it.",
     ]
     if diagnosis.noise:
         notes.append(

@@ -52,9 +52,9 @@ def test_the_script_is_installed_under_its_name():
     [
         ([], ["audit", "rollback", "card"]),
         (["audit"], ["verify", "show", "clients"]),
-        (["audit", "verify"], ["Exit status: 0 intact, 1 tampered with, 2 wrong input", "proves nothing against"]),
+        (["audit", "verify"], ["Exit status: 0 intact, 1 tampered with, 2 wrong input", "does not protect against"]),
         (["audit", "show"], ["--client", "--round", "undone"]),
-        (["audit", "clients"], ["not a culprit"]),
+        (["audit", "clients"], ["do not assume that they attack"]),
         (["rollback"], ["--to-round", "not deleted"]),
         (["card"], ["--html", "not stated", "secure_aggregation"]),
     ],

@@ -158,4 +158,4 @@ def test_every_verb_that_takes_long_ends_with_143(monkeypatch, verb, tmp_path):
     }[verb]
     done = CliRunner().invoke(app, [verb, *arguments, "--results", str(tmp_path)])
     assert done.exit_code == 143
-    assert "the same command goes on from there" in done.stderr
+    assert "the same command continues from there" in done.stderr

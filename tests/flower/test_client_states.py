@@ -167,7 +167,7 @@ def test_without_partitions_nobody_can_tell_nodes_with_other_ids(tmp_path, caplo
     assert found["w"].tolist() == [2, 2, 2]  # 0 + 1, twice
     (told,) = events(tmp_path, ClientStatesRestored)
     assert (told.nodes, sorted(told.missing)) == ((), ["100", "200", "300", "900"])
-    assert "what clients keep begins anew on 4 nodes: node 100: no state of it is held" in caplog.text
+    assert "4 nodes start without a client state: node 100: no state of it is held" in caplog.text
 
 
 def test_who_comes_late_is_given_its_own_then(tmp_path):
@@ -283,7 +283,7 @@ def test_a_state_that_cannot_be_kept_is_not_and_says_why(name, tmp_path, caplog)
     for event in events(tmp_path, ClientStatesKept)[1:]:
         assert event.clients == N - 1
         assert words in event.missing[str(FIRST)]
-    assert f"what clients keep is not in it of 1 nodes: node {FIRST}: " in caplog.text
+    assert f"it lacks the client states of 1 nodes: node {FIRST}: " in caplog.text
     grid = Grid()
     found, _ = run(tmp_path, grid, 4, True, most_state_bytes=10_000)
     (restored,) = events(tmp_path, ClientStatesRestored)

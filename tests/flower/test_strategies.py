@@ -429,7 +429,7 @@ def test_an_audit_is_refused_before_round_1_where_another_holds_the_loop(holder,
     seen = []
     app = client_app(lambda i, model, config, context: seen.append(i) or content(model, partition_id=i))
     with pytest.raises(
-        ConfigurationError, match=r"^audit: it records a run within .*Guarded\(outermost_strategy, audit="
+        ConfigurationError, match=r"^audit: a run is recorded within .*Guarded\(outermost_strategy, audit="
     ) as told:
         drive(around(make(audit=tmp_path / "run")), app, MODEL, 3)
     assert "\n" not in str(told.value)
