@@ -64,3 +64,5 @@ def test_bucketing_leaves_the_rule_fewer_rows():
     assert rule.check(14) is None
     assert rule.check(13) is None
     assert "got n=6" in rule.check(12)
+    assert rule.check(12).endswith(": ask at least 13 clients")
+    assert rule.check(2).endswith(": ask at least 13 clients")
