@@ -54,6 +54,63 @@ def test_public_is_what_all_reaches(path):
             assert inspect.getdoc(value), f"{name}.{key} is not documented"
 
 
+# What has no test file at its mirrored place: a folder or a module, and the file that covers it.
+COVERED = {
+    "app": "app/test_clients.py",
+    "attacks/adversary.py": "runs/test_world.py",
+    "attacks/data": "attacks/test_data.py",
+    "attacks/fault": "attacks/test_message.py",
+    "attacks/message": "attacks/test_message.py",
+    "attacks/registry.py": "attacks/test_conformance.py",
+    "audit/card_templates.py": "audit/test_card.py",
+    "audit/digest.py": "audit/test_log.py",
+    "audit/distances.py": "flower/test_audit.py",
+    "audit/events.py": "audit/test_log.py",
+    "audit/history.py": "audit/test_card.py",
+    "audit/red_team_file.py": "audit/test_card.py",
+    "audit/run.py": "audit/test_checkpoint.py",
+    "cli/facts.py": "cli/test_components.py",
+    "cli/redteam.py": "redteam/test_red_team.py",
+    "cli/shared.py": "cli/test_main.py",
+    "cli/studies.py": "studies/test_studies.py",
+    "core/pipeline.py": "core/test_spec.py",
+    "core/segments.py": "core/test_rows.py",
+    "core/storage.py": "core/test_call.py",
+    "diagnostics": "diagnostics/test_diagnostics.py",
+    "errors.py": "core/test_spec.py",
+    "flower/memory.py": "flower/test_hostile.py",
+    "flower/metrics.py": "flower/test_strategy.py",
+    "flower/round_records.py": "flower/test_strategy.py",
+    "flower/versions.py": "flower/test_compat.py",
+    "kernels": "kernels/test_kernels.py",
+    "redteam": "redteam/test_red_team.py",
+    "runs/probe.py": "diagnostics/test_diagnostics.py",
+    "runs/results.py": "runs/test_fast.py",
+    "studies": "studies/test_studies.py",
+    "tasks": "tasks/test_tasks.py",
+}
+
+
+def mirrored(module):
+    """Return where the tests of a module of the package belong, below tests/."""
+    return module.with_name(f"test_{module.stem.removeprefix('_')}.py")
+
+
+def covering(module):
+    """Return the file of tests that stands in for the mirrored one; None: there is none."""
+    return COVERED.get(module.as_posix()) or COVERED.get(module.parent.as_posix())
+
+
+def test_every_module_has_its_tests_at_the_mirrored_place():
+    inside = (p.relative_to(ROOT / "flwr_robust") for p in MODULES if "flwr_robust" in p.parts)
+    modules = [p for p in inside if not p.stem.startswith("__")]
+    apart = [p for p in modules if not (ROOT / "tests" / mirrored(p)).exists()]
+    assert [p.as_posix() for p in apart if covering(p) is None] == []
+    assert [file for file in COVERED.values() if not (ROOT / "tests" / file).exists()] == []
+    needed = {key for p in apart for key in (p.as_posix(), p.parent.as_posix())}
+    assert COVERED.keys() - needed == set(), "an exception that is needed no longer"
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if "flwr_robust" in p.parts], ids=module_name)
 def test_examples_in_docstrings(path):
     module = importlib.import_module(module_name(path))

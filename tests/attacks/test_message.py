@@ -170,6 +170,7 @@ def test_pool_keeps_rows_apart():
     crafted, _ = craft("pool(pool=('median()',), similarity=0.25, epsilon=1.0)", view)
     distances = np.linalg.norm(crafted[:, None] - crafted[None], axis=2)
     assert distances[np.triu_indices(4, 1)].min() >= 0.25
+    np.testing.assert_allclose(distances, 0.25 * np.abs(np.subtract.outer(range(4), range(4))), rtol=1e-2)
     np.testing.assert_allclose(crafted.mean(0), -gaussians(8).mean(0), atol=1e-9)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from flwr_robust.audit import AuditedRun, AuditLog, RunEnded, RunStarted, config_sha256, model_sha256, rollback
-from flwr_robust.audit.card import SCHEMA_FILE, _limits, make_card, write_card
-from flwr_robust.audit.events import STATEMENTS
+from flwr_robust.audit.card import SCHEMA_FILE, _client_states, _limits, make_card, write_card
+from flwr_robust.audit.events import STATEMENTS, CheckpointWritten, ClientStatesKept, Event
 from flwr_robust.audit.history import clients, counting, find_client, visits
 from flwr_robust.audit.history import rounds as round_summaries
-from flwr_robust.audit.log import read_log
+from flwr_robust.audit.log import Record, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
 from flwr_robust.audit.run import log_file
 from flwr_robust.core.pipeline import parse
@@ -300,6 +300,20 @@ def test_the_files_in_the_docs_can_be_attached(tmp_path, path):
 
 
 # -- histories --------------------------------------------------------------------------------------
+
+
+def test_what_clients_keep_is_that_of_the_latest_checkpoint():
+    def told(*events: Event):
+        return _client_states([Record(i + 1, i, "", "", event) for i, event in enumerate(events)])
+
+    written = [CheckpointWritten(r, f"round-{r}", "0" * 64) for r in range(3)]
+    kept = [ClientStatesKept(r, 5 + r) for r in range(3)]
+    assert told(written[0]) == "not kept"
+    assert told(kept[1], written[1], kept[2], written[2]) == "of 7 clients, in the latest checkpoint"
+    assert told(kept[1], written[1], kept[2], kept[2], written[2]) == "of 7 clients, in the latest checkpoint"
+    assert told(kept[1], written[1], written[2]) == "not in the latest checkpoint"
+    again = ClientStatesKept(1, 9)  # round 1 was done again after a rollback
+    assert told(kept[1], written[1], again, written[1]) == "of 9 clients, in the latest checkpoint"
 
 
 def test_clients_are_summarised(tmp_path):

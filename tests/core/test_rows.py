@@ -148,3 +148,10 @@ def test_mixed_rows_are_no_shard():
     assert Shard(rows).describe() == (3, 4, torch.float32)
     with pytest.raises(ConfigurationError, match="rows must be unmixed; got Rows"):
         Shard(rows.mixed(torch.ones(1, 3, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(("row", "found"), [(torch.ones(2), r"shape \(2,\)"), ([1.0, 2.0, 3.0], "list")])
+def test_a_row_that_is_added_must_fit(row, found):
+    with pytest.raises(ConfigurationError, match=rf"must be a tensor of shape \(3,\); got {found}"):
+        Rows.from_tensor(torch.ones(2, 3)).with_row(row)
+    assert Rows.from_tensor(torch.ones(2, 3)).with_row(torch.zeros(3)).n == 3

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flwr_robust.aggregators import CenteredClipping, Mean, Median, TrimmedMean
+from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome
 from flwr_robust.errors import InfeasibleError
@@ -62,6 +63,16 @@ def test_the_ordinary_round_is_that_of_one_class_whose_buffer_has_no_weight():
     assert state_of_class(rule, ordinary.state, None) is ordinary.state
     weighed = settle_round(rule, {2: rows(*SENT)}, {}, by_class(gamma=1.0), members={2: [0, 1, 2]}, replies=3)
     assert weighed.change.tolist() == pytest.approx((ordinary.change / 3).tolist())  # the buffer's other lines are zero
+
+
+def test_a_rule_counts_its_draws_over_all_classes():
+    rule = parse("bucketing(s=2) | mean")
+    first = settle_round(rule, {2: rows(*SENT)}, {}, by_class(), members={2: [0, 1, 2]}, replies=3)
+    other, untouched = state_of_class(rule, first.state, 1), state_of_class(rule, {}, 1)
+    assert (untouched, other) == (rule.init(), state_of_class(rule, first.state, 2))
+    assert other != untouched
+    second = settle_round(rule, {1: rows(*SENT)}, first.state, by_class(), members={1: [0, 1, 2]}, replies=3)
+    assert state_of_class(rule, second.state, 1) != other  # it draws anew
 
 
 def test_classes_are_aggregated_each_on_its_own():

@@ -217,19 +217,3 @@ NEEDS_COUNTS = {"geometric_median", "mean"}
 NEEDS_LAYOUT = {"lfighter"}
 
 MIXERS = {"clip": clip}
-
-
-def aggregate(stages, x, *, counts=None, layout=()):
-    """Value and weights of [(name, fields), ...], the last of which is the rule; weights in the rows of x."""
-    mixing = np.eye(len(x))
-    for name, fields in stages[:-1]:
-        matrix = MIXERS[name](mixing @ x, **fields)
-        mixing = matrix @ mixing
-    name, fields = stages[-1]
-    extra = {}
-    if name in NEEDS_COUNTS:
-        extra["counts"] = counts
-    if name in NEEDS_LAYOUT:
-        extra["layout"] = layout
-    value, weights = RULES[name](mixing @ x, **fields, **extra)
-    return value, None if weights is None else weights @ mixing

@@ -1,6 +1,6 @@
 """Slow oracles, second part: spectral rules, clusterings, trust and similarity, mixers, weighted order statistics.
 
-As in `oracles`: float64 numpy with loops, written from the definitions. What is random in a rule (a permutation, a
+As in `basic`: float64 numpy with loops, written from the definitions. What is random in a rule (a permutation, a
 choice of coordinates, noise) is part of its definition and is drawn here from the same seed.
 """
 
@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from flwr_robust.seeds import torch_generator
-from tests.oracles import average_of, distance, middle, shares, two_means, weighted_sum
-from tests.oracles import median as equal_median
-from tests.oracles import trimmed_mean as equal_trimmed_mean
+from tests.oracles.basic import average_of, distance, middle, shares, two_means, weighted_sum
+from tests.oracles.basic import median as equal_median
+from tests.oracles.basic import trimmed_mean as equal_trimmed_mean
 
 # -- mixers ------------------------------------------------------------------------------------------
 
