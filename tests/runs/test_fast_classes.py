@@ -9,6 +9,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from flwr_robust import ConfigurationError
 from flwr_robust.flower import InProcessGrid
 from flwr_robust.protocol.classes import (
     draw_class_batch,
