@@ -35,7 +35,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+TESTED_FLWR = ("1.32", "1.42")
+"""The lowest and the highest minor release of flwr that are tested, by ``.ci/flwr-versions``."""
+
 __all__ = [
+    "TESTED_FLWR",
     "Aggregate",
     "ConfigurationError",
     "DataUnavailableError",

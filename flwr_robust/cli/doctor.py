@@ -16,13 +16,11 @@ from typing import Annotated
 
 import typer
 
+from flwr_robust import TESTED_FLWR
 from flwr_robust.cli.shared import Data, Json, as_text, console, print_json, told
 from flwr_robust.files import write_atomically
 
-__all__ = ["FLWR_TESTED", "Finding", "doctor_command", "examine"]
-
-FLWR_TESTED = ("1.32", "1.42")
-"""The lowest and the newest version of flwr that the tests run with."""
+__all__ = ["Finding", "doctor_command", "examine"]
 
 _PYTHON = (3, 11)
 _SPACE = 2**30  # bytes that the results and logs of a study may need
@@ -170,11 +168,11 @@ def _torch() -> list[Finding]:
 
 def _flwr() -> Finding:
     version = importlib.metadata.version("flwr")
-    tested = f"{version}; tested from {FLWR_TESTED[0]} to {FLWR_TESTED[1]}"
-    if _numbers(version) < _numbers(FLWR_TESTED[0]):
-        return Finding("flwr", "fault", tested, f"pip install 'flwr>={FLWR_TESTED[0]}'")
+    tested = f"{version}; tested from {TESTED_FLWR[0]} to {TESTED_FLWR[1]}"
+    if _numbers(version) < _numbers(TESTED_FLWR[0]):
+        return Finding("flwr", "fault", tested, f"pip install 'flwr>={TESTED_FLWR[0]}'")
     importlib.import_module("flwr_robust.flower").Krum(f=1)  # imports flwr with everything that strategies use
-    if _numbers(version) > _numbers(FLWR_TESTED[1]):
+    if _numbers(version) > _numbers(TESTED_FLWR[1]):
         return Finding("flwr", "warning", tested, "run the tests before you rely on it")
     return Finding("flwr", "ok", tested)
 

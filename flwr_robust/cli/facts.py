@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
@@ -215,11 +214,9 @@ def _type(annotation: object) -> str:
 
 def _constraints(cls: type[Component]) -> dict[str, str]:
     """Return the allowed values of each field in words."""
-    try:
-        module = importlib.import_module("flwr_robust.core.fields")
-    except ModuleNotFoundError:
-        return {}
-    return {name: constraint.describe() for name, constraint in module.constraints(cls).items()}
+    from flwr_robust.core.fields import constraints
+
+    return {name: constraint.describe() for name, constraint in constraints(cls).items()}
 
 
 # -- examples --------------------------------------------------------------------------------------

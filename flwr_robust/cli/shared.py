@@ -5,7 +5,6 @@ Every ``--help`` imports the modules of all verbs. So they import large modules 
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import signal
@@ -173,9 +172,10 @@ def load_plugins(names: Sequence[str]) -> None:
     """
     if not names:
         return
-    spec = importlib.import_module("flwr_robust.core.spec")
+    from flwr_robust.core.spec import load_plugin
+
     for name in names:
-        spec.load_plugin(name)
+        load_plugin(name)
 
 
 def keys_of(data: str, overrides: Sequence[str] | None) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Flower strategies with robust rules, and the guard and records around them. Only this room imports flwr."""
 
+from flwr_robust.flower import versions as _versions  # noqa: F401 -- it warns of a flwr that is not tested
 from flwr_robust.flower.admission import Admitted, Reason, Refusal
 from flwr_robust.flower.adversarial import AdversarialGrid, AttackRecord, parse_attack
 from flwr_robust.flower.audit import Audit
@@ -44,7 +45,6 @@ from flwr_robust.flower.strategies import (
     TrimmedMean,
 )
 from flwr_robust.flower.strategy import RobustStrategy
-from flwr_robust.flower.versions import TESTED_FLWR
 
 __all__ = [
     "CAF",
@@ -52,7 +52,6 @@ __all__ = [
     "FABA",
     "FLAME",
     "SMEA",
-    "TESTED_FLWR",
     "Admitted",
     "AdversarialGrid",
     "Aggregation",

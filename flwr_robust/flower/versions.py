@@ -6,12 +6,11 @@ import logging
 import re
 from importlib import metadata
 
-__all__ = ["TESTED_FLWR", "untested"]
+from flwr_robust import TESTED_FLWR
+
+__all__ = ["untested"]
 
 log = logging.getLogger("flwr")
-
-TESTED_FLWR = ("1.32", "1.42")
-"""The lowest and the highest tested minor release."""
 
 
 def untested(version: str) -> str | None:
