@@ -166,12 +166,16 @@ def _print_list(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(kind, no_wrap=True)
         table.add_column("what it is", ratio=1, overflow="fold")
         if extra:
-            table.add_column(extra, overflow="fold", justify="right" if extra == "cells" else "left")
+            wide = extra == "studies"
+            table.add_column(
+                extra, overflow="fold", ratio=1 if wide else None, justify="right" if extra == "cells" else "left"
+            )
         for entry in found:
             table.add_row(as_text(entry["name"]), as_text(entry["title"]), *([_cell(entry[extra])] if extra else []))
     console().print(table)
     if kind == "tasks" and found:
-        console().print(f"data sets are looked for in {found[0]['folder']}; --data or FLWR_ROBUST_DATA name another")
+        where = f"data sets are looked for in {found[0]['folder']}; --data or FLWR_ROBUST_DATA name another"
+        console().print(where, markup=False)
     if found and "signature" in found[0]:
         console().print("all of one: flwr-robust describe NAME", style="dim")
 

@@ -100,7 +100,7 @@ def red_team_command(
             console().print(table)
         for note in footnotes(result):
             console().print(note, markup=False)
-        console().print(f"results: {results / stem}.json and .png", soft_wrap=True)
+        console().print(f"results: {results / stem}.json and .png", soft_wrap=True, markup=False)
         console().print(conclude_red_team(result, floor), style="bold", markup=False)
     if floor is not None and not result.holds(floor):
         raise typer.Exit(1)

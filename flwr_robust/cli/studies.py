@@ -21,7 +21,7 @@ from flwr_robust.cli.shared import (
     print_json,
     told,
 )
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice
+from flwr_robust.errors import ConfigurationError, check_choice
 from flwr_robust.studies.places import shipped
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def run_command(
         counts = {"finished": summary.finished, "skipped": summary.skipped, "failed": summary.failed}
         print_json({"study": loaded.name, "results": folder, **counts})
     else:
-        console().print(f"{summary.finished} cells run, {summary.skipped} found finished, in {folder}")
+        console().print(f"{summary.finished} cells run, {summary.skipped} found finished, in {folder}", markup=False)
     _exit_if_failed(summary.failed)
 
 
@@ -119,7 +119,7 @@ def report_command(
         said = ["report", study, "--recorded"] if recorded else ["run", study]
         if not recorded and {document["engine"] for document in documents} == {"fast"}:
             said += ["--engine", "fast"]
-        rendered, path = _report(loaded, documents, results, _command(said, results, data, overrides))
+        rendered, path = _report(loaded, documents, results, _command(said, results, data, overrides, plugins))
         if as_json:
             print_json(_report_document(rendered, path))
         else:
@@ -138,7 +138,7 @@ def record_command(study: StudyName, results: Results = _RESULTS) -> None:
         if not (documents := read_results(loaded, results / loaded.name)):
             raise ConfigurationError(f"{results / loaded.name} holds no result of study {loaded.name}; run it first")
         path = record(loaded, documents)
-    console().print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True)
+    console().print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True, markup=False)
 
 
 def reproduce_command(
@@ -194,7 +194,7 @@ def reproduce_command(
             )
         said = ["reproduce", paper, *(word for name in only or [] for word in ("--study", name))]
         said += ["--recorded"] if recorded else ["--engine", engine] if engine != "fast" else []
-        command = _command(said, results, data, overrides)
+        command = _command(said, results, data, overrides, plugins)
         rendered, reports = {}, []
         for study in loaded.studies:
             if not as_json:
@@ -212,7 +212,7 @@ def reproduce_command(
         if as_json:
             print_json({"paper": paper, "title": loaded.title, "page": page, "studies": reports, "failed": failed})
         else:
-            console().print(f"page: {page}", soft_wrap=True)
+            console().print(f"page: {page}", soft_wrap=True, markup=False)
     _exit_if_failed(failed)
 
 
@@ -227,8 +227,7 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
         study = load_study("demo")
         console().print(f"{study.title}\n{study.question}\n")
         summary = run_study(study, results / study.name, workers=workers)
-        if summary.failed:
-            raise FlwrRobustError("; ".join(f"{name}: {reason}" for name, reason in summary.failed.items()))
+        _exit_if_failed(summary.failed)
         # The study's by-label cell of the mean, shortened.
         cell = next(c for c in study.cells if c.labels == {"defence": "mean()", "partition": "by_label", "seed": "0"})
         config = RunConfig.from_mapping({**cell.config.to_mapping(), "rounds": 20, "evaluate-every": 20})
@@ -242,7 +241,9 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
             f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
         )
         documents = read_results(study, results / study.name)
-        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None)))
+        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)))
+        if not same:
+            raise typer.Exit(1)
 
 
 def _load(study: str, data: str, overrides: Sequence[str] | None) -> Study:
@@ -258,12 +259,19 @@ def _exit_if_failed(failed: Mapping[str, str]) -> None:
         raise typer.Exit(1)
 
 
-def _command(said: Sequence[str], results: Path, data: str, overrides: Sequence[str] | None) -> str:
+def _command(
+    said: Sequence[str],
+    results: Path,
+    data: str,
+    overrides: Sequence[str] | None,
+    plugins: Sequence[str] | None,
+) -> str:
     """Return the command that computes the results of a report."""
     said = ["flwr-robust", *said]
     said += ["--results", str(results)] if results != _RESULTS else []
     said += ["--data", data] if data else []
     said += [word for override in overrides or [] for word in ("--set", override)]
+    said += [word for plugin in plugins or [] for word in ("--plugin", plugin)]
     return shlex.join(said)
 
 
@@ -289,6 +297,8 @@ def _show(rendered: Rendered, path: Path) -> None:
     from flwr_robust.studies.report import conclude, tables
 
     study, out = rendered.study, console()
+    if missing := len(study.cells) - len(rendered.documents):
+        out.print(f"[yellow]{missing} of {len(study.cells)} cells are not finished[/yellow]")
     for section, _ in rendered.sections:
         for table in tables(study, section):
             out.print(table)
@@ -296,9 +306,7 @@ def _show(rendered: Rendered, path: Path) -> None:
             out.print(sentence, soft_wrap=False)
     for verdict in rendered.verdicts:
         out.print(f"{escape(verdict.text)}: [bold]{verdict.word}[/bold]; {escape(verdict.detail)}")
-    if missing := len(study.cells) - len(rendered.documents):
-        out.print(f"[yellow]{missing} of {len(study.cells)} cells are not finished[/yellow]")
-    out.print(f"report: {path}", soft_wrap=True)
+    out.print(f"report: {path}", soft_wrap=True, markup=False)
 
 
 def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:

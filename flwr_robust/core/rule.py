@@ -292,7 +292,7 @@ class Rule(Component, ABC):
         if k > allowed:
             raise InfeasibleError(
                 f"{self.name}: {k} of {rows.n} rows are not finite, but only {allowed} may be; "
-                f"find out which clients send them, or declare a larger f"
+                f"find out which clients send them and leave these rows out"
             )
         if self.needs_trust and (rows.trusted is None or not bool(torch.isfinite(rows.trusted).all())):
             raise ConfigurationError(

@@ -338,9 +338,16 @@ class RobustStrategy(Face, FedAvg):
     def _trusted(self, server_round: int, sent: SentModel) -> torch.Tensor:
         """Return the server's own update as one row."""
         assert self.trusted_fn is not None
-        arrays, models = list(self.trusted_fn(server_round, sent.record)), list(sent.arrays.values())
-        if [np.shape(a) for a in arrays] != [m.shape for m in models]:
-            raise ConfigurationError("strategy: trusted_fn must return one array per array of the model, of its shape")
+        given, models = self.trusted_fn(server_round, sent.record), list(sent.arrays.values())
+        try:
+            arrays = [a.detach().cpu().numpy() if isinstance(a, torch.Tensor) else np.asarray(a) for a in given]
+        except (TypeError, ValueError):
+            arrays = []
+        if [a.shape for a in arrays] != [m.shape for m in models] or any(a.dtype.kind not in "fiub" for a in arrays):
+            raise ConfigurationError(
+                f"strategy: trusted_fn must return a sequence of arrays, one per array of the model and of its "
+                f"shape; got {type(given).__name__} with shapes {[a.shape for a in arrays]!s:.80}"
+            )
         start = 1.0 if self._kind.relative else 0.0
         parts = [arrays[i].astype(np.float64) - start * models[i].astype(np.float64) for i in sent.learnt]
         return torch.from_numpy(np.concatenate([part.ravel() for part in parts]))

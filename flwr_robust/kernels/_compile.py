@@ -138,12 +138,22 @@ def private(folder: Path) -> bool:
 
 
 def _safe(chosen: Path) -> bool:
-    """Say whether numba's choice is safe; a folder beside the source is as safe as the source itself."""
+    """Say whether numba's choice is safe: private, or beside the source and no more open than the source's folder."""
     here = Path(__file__).parent
     try:
-        return chosen.resolve() == (here / "__pycache__").resolve() or private(chosen.resolve())
+        beside = chosen.resolve() == (here / "__pycache__").resolve()
+        return (beside and _as_closed(chosen, here)) or private(chosen.resolve())
     except OSError:
         return False
+
+
+def _as_closed(folder: Path, source: Path) -> bool:
+    """Say whether nobody can write a folder who cannot write the source's; a folder that is not there yet is fine."""
+    if not hasattr(os, "geteuid") or not folder.exists():
+        return True
+    own, other = os.stat(folder), os.stat(source)
+    opened = own.st_mode & ~other.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return not opened and own.st_uid in {0, other.st_uid, os.geteuid()}
 
 
 def _config() -> Any:

@@ -43,11 +43,11 @@ def remove_home(home: Path, spared: Collection[int] = ()) -> None:
 def _stop(processes: Sequence[psutil.Process]) -> None:
     family = {process.pid: process for process in processes}
     for process in family.values():
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process.terminate()
     _, alive = psutil.wait_procs(list(family.values()), timeout=_GRACE)
     for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             process.kill()
 
 
