@@ -390,10 +390,10 @@ def card_command(
 ) -> None:
     """Write the robustness card of a run: card.json and card.md in its folder, RUN.
 
-    The card states the rule and its limits, the clients asked and admitted, the declared f, the tested attacks, the
-    evidence, and the security of the deployment. Each fact has a source. Facts that neither the log nor you state are
-    "not stated". Use --state "authentication=..." for how clients authenticate, and --state "tls=..." for how
-    connections are secured.
+    The card states the rule and its limits, the clients asked and admitted, the declared f and the tested attacks. It
+    also states the evidence and the security of the deployment. Each fact has a source. Facts that neither the log nor
+    you state are "not stated". Use --state "authentication=..." for how clients authenticate, and --state "tls=..." for
+    how connections are secured.
     """
     with told():
         from flwr_robust.audit.card import write_card

@@ -72,7 +72,7 @@ def become_server(run_id: int, node_id: int) -> None:
 def private_environment(home: Path, ports: tuple[int, int]) -> dict[str, str]:
     """Return the environment variables of a ``flwr run`` that shares nothing with other runs on this machine.
 
-    Each release ignores variables that it does not know. The ports matter where ``flwr run`` starts a local SuperLink.
+    All releases ignore variables that they do not know. The ports matter where ``flwr run`` starts a local SuperLink.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def with_content(message: Message, content: RecordDict) -> Message:
 
 
 def unwrapped(client: Any) -> NumPyClient:
-    """Return the NumPyClient inside the result of ``to_client()``, or the client itself."""
+    """Return the NumPyClient inside the result of ``to_client()``, or the client itself; the same in all versions."""
     inner: NumPyClient = getattr(client, "numpy_client", client)
     return inner
 
@@ -146,19 +146,19 @@ def fill(record: T, items: Mapping[str, Any]) -> T:
 
 
 def twin(array: Array) -> Array:
-    """Return an array with the same attributes; both share the bytes, which are immutable."""
+    """Return an array with the same attributes, in all versions; both share the bytes, which are immutable."""
     made = object.__new__(type(array))
     made.__dict__.update(array.__dict__)
     return made
 
 
 def packed(content: RecordDict) -> bytes:
-    """Return records as the bytes that Flower sends, in a fixed order."""
+    """Return records as the bytes that Flower sends, in a fixed order; the same in all versions."""
     data: bytes = recorddict_to_proto(content).SerializeToString(deterministic=True)
     return data
 
 
 def unpacked(data: bytes) -> RecordDict:
-    """Return the records from which `packed` made the bytes; for other bytes Flower's own error is raised."""
+    """Return the records from which `packed` made the bytes, in all versions; Flower refuses other bytes."""
     content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(data))
     return content

@@ -13,7 +13,7 @@ from flwr_robust.attacks.data import PixelInvert, PixelNoise
 from flwr_robust.attacks.data.base import ClientView, data_attacks
 from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
 from flwr_robust.seeds import torch_generator
-from tests import oracles
+from tests.oracles import basic as oracles
 
 
 def never():

@@ -125,3 +125,9 @@ def test_a_name_like_no_other_suggests_none():
 
 def test_a_component_may_be_written_with_its_fields():
     assert call("describe", "krum(f=3)").output == call("describe", "krum").output
+
+
+def test_a_list_with_much_to_say_of_each_stays_readable():
+    papers = call("list", "papers").stdout.splitlines()
+    assert 4 < len(papers) < 20
+    assert all(len(line) <= 100 for line in papers)

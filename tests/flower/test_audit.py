@@ -604,7 +604,7 @@ def _raise(error):
 
 def test_rounds_without_start_are_not_forgotten_silently(tmp_path):
     strategy = Mean(audit=quick(tmp_path), **EVERYBODY)
-    with pytest.raises(ConfigurationError, match=r"audit: it records a run within .* start\(\).*Guarded\("):
+    with pytest.raises(ConfigurationError, match=r"audit: a run is recorded within .* start\(\).*Guarded\("):
         strategy.configure_train(1, content(MODEL)["arrays"], ConfigRecord(), InProcessGrid(APP, 10))
 
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
@@ -1191,8 +1192,17 @@ def test_rules_that_compare_with_the_servers_own_update_need_one():
     found, _ = drive(strategy, app, {"w": f32(0, 0)}, 3)
     np.testing.assert_allclose(found["w"], [1, 1], atol=1e-6)
     assert strategy.history[0].weights[2] == 0
-    bad = flower.FLTrust(trusted_fn=lambda at, record: [np.zeros(3)], **SILENT)
-    with pytest.raises(ConfigurationError, match="one array per array of the model"):
+    as_tensors = flower.FLTrust(
+        trusted_fn=lambda at, record: [torch.from_numpy(each) for each in trusted(at, record)], **SILENT
+    )
+    assert same_bits(drive(as_tensors, app, {"w": f32(0, 0)}, 3)[0], found)
+
+
+@pytest.mark.parametrize("answer", [[np.zeros(3)], None, 3, [["a", "b"]], [[[1.0], [2.0, 3.0]]], "text"])
+def test_what_the_servers_own_update_must_be_is_one_sentence(answer):
+    bad = flower.FLTrust(trusted_fn=lambda at, record: answer, **SILENT)
+    app = client_app(lambda i, held, config, context: {"w": held["w"] + 1})
+    with pytest.raises(ConfigurationError, match="one per array of the model and of its shape; got"):
         drive(bad, app, {"w": f32(0, 0)}, 3)
 
 

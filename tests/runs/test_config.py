@@ -216,7 +216,8 @@ def wrong_values(key):
     if key.kind is float:
         yield from ("0.5", True, None, math.nan, math.inf, -math.inf, 10**400, np.array([0.5]))
     if key.choices:
-        yield from ("", key.choices[0].upper(), f"{key.choices[0]} ")
+        first = next(iter(key.choices))
+        yield from ("", first.upper(), f"{first} ")
     if key.kind is int and key.minimum is not None:
         below = int(key.minimum) - 1
         yield from {below if below or not key.zero else -1, np.int64(-1)}
