@@ -22,7 +22,7 @@ from typing import Any, Self
 from flwr_robust import __version__
 from flwr_robust.errors import FlwrRobustError, MissingExtraError, extra
 from flwr_robust.flower._compat import private_environment
-from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.config import KEYS, RunConfig
 
 with extra("studies"):  # it needs psutil
     from flwr_robust.studies import keeper
@@ -62,7 +62,8 @@ def write_app(folder: Path) -> None:
         The folder; created if needed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in RunConfig().to_mapping().items())
+    defaults = {name: key.default for name, key in KEYS.items()}
+    config = "\n".join(f"{key} = {json.dumps(value)}" for key, value in defaults.items())
     (folder / "pyproject.toml").write_text(_APP.format(version=__version__, config=config))
 
 

@@ -108,7 +108,7 @@ def test_its_commands_run(python, tmp_path):
 
 
 def test_it_reproduces_from_what_is_recorded(python, tmp_path):
-    code = "from flwr_robust.cli.studies import app; app(prog_name='flwr-robust')"
+    code = "from flwr_robust.cli import app; app(prog_name='flwr-robust')"
     arguments = ("reproduce", "rfa", "--recorded", "--results", str(tmp_path / "results"))
     call(python, tmp_path, "-c", code, *arguments)
     assert list((tmp_path / "results").rglob("*.md"))
