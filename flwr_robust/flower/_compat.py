@@ -37,12 +37,16 @@ __all__ = [
     "fill",
     "packed",
     "private_environment",
+    "registered_nodes",
     "set_message_id",
+    "simulated",
     "twin",
     "unpacked",
     "unwrapped",
     "with_content",
 ]
+
+_NOBODY = "<id:none>"  # Flower's account id where there are no accounts
 
 T = TypeVar("T", ArrayRecord, MetricRecord, ConfigRecord, RecordDict)
 
@@ -104,6 +108,44 @@ def connected_nodes(grid: Grid, available: int, size: int) -> list[int]:
         How many to ask; the function waits for at least as many.
     """
     return list(sample_nodes(grid, available, size)[1])
+
+
+def simulated(grid: Grid) -> bool:
+    """Say whether a grid, or a grid that it wraps, is that of a simulation, whose runtime assigns the partitions.
+
+    In all versions the grid of Flower's simulation is an ``InMemoryGrid``. Only the module that holds this class has
+    moved, so the class is found by its name. Grids of this package that simulate say so themselves, in ``simulates``.
+    A wrapper is seen through if it keeps the inner grid as an attribute.
+    """
+    pending, seen = [grid], set()
+    while pending:
+        each = pending.pop()
+        seen.add(id(each))
+        classes = type(each).__mro__
+        if any(cls.__name__ == "InMemoryGrid" and cls.__module__.startswith("flwr.") for cls in classes):
+            return True
+        if getattr(type(each), "simulates", False):
+            return True
+        held = getattr(each, "__dict__", {}).values()
+        pending += [inner for inner in held if isinstance(inner, Grid) and id(inner) not in seen]
+    return False
+
+
+def registered_nodes(grid: Grid) -> bool | None:
+    """Say whether all connected nodes were registered beforehand by accounts, so that each id belongs to one key.
+
+    With node authentication a SuperLink lets in registered nodes only. Its grid names the account that registered a
+    node, as ``owner_aid``. A node that registers itself has the owner ``<id:none>``. So do all nodes of a SuperLink
+    without accounts, whether it authenticates nodes or not; then only the operator knows, and the answer is None. It is
+    also None in releases and grids that name no owner.
+    """
+    try:
+        owners = {getattr(node, "owner_aid", "") for node in grid.get_nodes()}
+    except Exception:  # grids of other packages may not have it
+        return None
+    if not owners or owners & {"", _NOBODY}:
+        return None
+    return True
 
 
 # -- messages -----------------------------------------------------------------------------------------

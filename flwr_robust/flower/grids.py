@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -49,6 +50,8 @@ class InProcessGrid(Grid):
     ----------
     contexts : dict of int to Context
         The Context of every node, by node id; its state lasts as long as the grid.
+    simulates : bool
+        Of the class: True, because the grid itself assigns the partitions, as in Flower's simulation.
 
     Examples
     --------
@@ -56,6 +59,8 @@ class InProcessGrid(Grid):
     >>> list(InProcessGrid(ClientApp(), 3).get_node_ids())
     [2, 3, 4]
     """
+
+    simulates: ClassVar[bool] = True
 
     def __init__(self, client_app: ClientApp, num_supernodes: int, run_config: Config | None = None) -> None:
         check_integer("InProcessGrid", "num_supernodes", num_supernodes, 1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
 import textwrap
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as strategies
 
-from flwr_robust.flower import InProcessGrid, _compat
+from flwr_robust.flower import AdversarialGrid, InProcessGrid, _compat
 from tests.flower_helpers import FIRST, record
 from tests.house import MODULES, ROOT, module_name
 
@@ -248,3 +250,44 @@ def test_a_private_environment_shares_no_file_and_no_port(tmp_path):
     assert found["FLWR_HOME"] == str(tmp_path)
     assert {"5", "6"} <= set(found.values())
     assert all(name.startswith("FLWR_") for name in found)
+
+
+def flowers_own(name):
+    """Find a class of Flower's wherever this release keeps it."""
+    found = [f"flwr.{place}" for place in ("superlink.grid.inmemory_grid", "server.grid.inmemory_grid")]
+    for module in found:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    return pytest.skip(f"this release has its {name} elsewhere")
+
+
+class Wrapping(InProcessGrid):
+    """A grid of somebody's own, around another one."""
+
+    simulates = False
+
+    def __init__(self, inner=None):
+        super().__init__(ClientApp(), 1)
+        self.inner, self.itself = inner, self
+
+
+def test_a_simulation_is_known_by_its_grid_and_through_wrappers():
+    flowers = flowers_own("InMemoryGrid")
+    for grid in (object.__new__(flowers), InProcessGrid(ClientApp(), 1)):
+        assert _compat.simulated(grid)
+        assert _compat.simulated(AdversarialGrid(grid, "ipm(epsilon=0.1)", 1))
+        assert _compat.simulated(Wrapping(Wrapping(grid)))
+    assert not _compat.simulated(Wrapping())
+    assert not _compat.simulated(AdversarialGrid(Wrapping(), "ipm(epsilon=0.1)", 1))
+
+
+def test_nodes_are_registered_if_every_one_has_an_account_as_its_owner():
+    class Nodes(Wrapping):
+        def get_nodes(self):
+            return [SimpleNamespace(node_id=i, owner_aid=owner) for i, owner in enumerate(self.inner)]
+
+    assert _compat.registered_nodes(Nodes(["hospital", "bank"])) is True
+    for unknown in (["hospital", "<id:none>"], ["<id:none>"], ["hospital", ""], []):
+        assert _compat.registered_nodes(Nodes(unknown)) is None
+    assert _compat.registered_nodes(Nodes(None)) is None  # get_nodes raises
+    assert _compat.registered_nodes(InProcessGrid(ClientApp(), 2)) is None
