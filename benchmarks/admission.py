@@ -29,7 +29,7 @@ from flwr_robust.flower import Audit, Mean
 from flwr_robust.flower.admission import Admitted, Terms, admit
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.grids import InProcessGrid
-from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord
 from flwr_robust.flower.wire import as_tensor, decode_record, encode_record
 from flwr_robust.seeds import numpy_generator
 
@@ -144,7 +144,8 @@ class _Exchange:
         self._record = RoundRecord(1, nodes, nodes, tuple(range(_CLIENTS)), (), Outcome.OK, "", weights)
         self._audit = Audit(folder)
         self._audit.run_started(Opening(strategy.guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0))
-        self._audit.round_configured(1, "train", nodes, (), self._sent.record)
+        self._round = Round(1, "train", tuple(self._messages), available=_CLIENTS)
+        self._audit.round_configured(self._round, self._sent.record)
         self._last, self._next = self._sent.record, ArrayRecord()
 
     def _reply(self, message: Message, update: dict[str, NDArray[np.float32]]) -> Message:
@@ -170,7 +171,7 @@ class _Exchange:
     def audit(self) -> None:
         """Record a round."""
         # The round before has recorded the hash of the model that is sent.
-        self._audit.round_configured(1, "train", self._record.asked, (), self._last)
+        self._audit.round_configured(self._round, self._last)
         for reply in self._admitted:
             self._audit.reply_judged(1, "train", reply)
         self._audit.aggregated(Aggregation(self._record, self._last, self._next, self._rows, self._aggregate))

@@ -9,6 +9,7 @@ from flwr_robust.audit.digest import config_sha256, model_sha256
 from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
     Aggregated,
+    CheckpointsDeleted,
     CheckpointWritten,
     ClientStatesKept,
     ClientStatesRestored,
@@ -38,6 +39,7 @@ __all__ = [
     "AuditedRun",
     "CheckpointStore",
     "CheckpointWritten",
+    "CheckpointsDeleted",
     "ClientStatesKept",
     "ClientStatesRestored",
     "Evaluated",

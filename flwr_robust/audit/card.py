@@ -63,7 +63,7 @@ _LIMITS = (
     "Secure aggregation hides from the server what a filter needs to see.",
 )
 
-_CONTENTS = (Fault.CHECKPOINT, Fault.UPDATE, Fault.MODEL)  # faults found in files other than the log, or between lines
+_CONTENTS = (Fault.CHECKPOINT, Fault.GONE, Fault.UPDATE, Fault.MODEL)  # not of the log's own lines
 _ACTIVE = re.compile(r"[\\`*<\[|]")  # characters with a meaning in Markdown
 
 E = TypeVar("E", bound=Event)

@@ -7,7 +7,8 @@
     aside/                           checkpoints moved by a rollback or a repeated round; nothing here is deleted
 
 A checkpoint is written under a hidden name, synced to the disk, and renamed into place. A process that is killed before
-that leaves the last checkpoint intact. An old checkpoint is renamed before it is deleted. Nothing is unpickled.
+that leaves the last checkpoint intact. An old checkpoint is deleted after the audit log says so; it is renamed before.
+Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ class CheckpointStore:
     # -- writing ----------------------------------------------------------------------------------
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write a checkpoint, then delete those that are no longer kept.
+        """Write a checkpoint; `surplus` then names those that are no longer kept.
 
         Returns
         -------
@@ -143,10 +144,17 @@ class CheckpointStore:
         part.rename(target)
         if self._sync:
             sync_folder(self.folder)
-        for old in self.rounds()[: -self._keep] if self._keep else ():
-            self.path(old).rename(self.folder / f".{self.path(old).name}.deleted")
-        self.clean()
         return target
+
+    def surplus(self) -> list[int]:
+        """Return the rounds whose checkpoints are no longer kept."""
+        return self.rounds()[: -self._keep] if self._keep else []
+
+    def delete(self, rounds: Iterable[int]) -> None:
+        """Delete the checkpoints of these rounds; the log should say so before."""
+        for server_round in rounds:
+            self.path(server_round).rename(self.folder / f".{self.path(server_round).name}.deleted")
+        self.clean()
 
     def clean(self) -> None:
         """Delete the incomplete files of a killed process."""
@@ -186,6 +194,10 @@ class CheckpointStore:
         """Return the latest round before ``before`` with an intact checkpoint, or None."""
         rounds = [each for each in reversed(self.rounds()) if before is None or each < before]
         return next((each for each in rounds if self.damage(each) is None), None)
+
+    def size(self, server_round: int) -> int:
+        """Return the size of a checkpoint's files together, in bytes."""
+        return sum((self.path(server_round) / name).stat().st_size for name in (ARRAYS, _VALUES, _SUMS))
 
     def sha256(self, server_round: int) -> str:
         """Return the hash of a checkpoint's SHA256SUMS, which covers all its files."""

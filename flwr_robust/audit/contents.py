@@ -18,6 +18,7 @@ from flwr_robust.audit.checkpoint import CheckpointStore
 from flwr_robust.audit.digest import model_sha256
 from flwr_robust.audit.events import (
     Aggregated,
+    CheckpointsDeleted,
     CheckpointWritten,
     LogReopened,
     Resumed,
@@ -70,9 +71,11 @@ class Standing:
     Attributes
     ----------
     current : dict of int to Record
-        The last `CheckpointWritten` of each round that was not undone.
+        The last `CheckpointWritten` of each round that was neither undone nor deleted.
     written : dict of int to set of str
         The hashes of all checkpoints of each round that were ever on record.
+    deleted : set of int
+        The rounds whose checkpoint was deleted on record, and not written again.
     aggregated : Aggregated or None
         The last entry of this kind that was not undone.
     records : sequence of Record
@@ -81,6 +84,7 @@ class Standing:
 
     current: dict[int, Record] = field(default_factory=dict)
     written: dict[int, set[str]] = field(default_factory=dict)
+    deleted: set[int] = field(default_factory=set)
     aggregated: Aggregated | None = None
     records: Sequence[Record] = ()
 
@@ -94,6 +98,11 @@ class Standing:
             if isinstance(event, CheckpointWritten):
                 standing.current[event.round] = record
                 standing.written.setdefault(event.round, set()).add(event.sha256)
+                standing.deleted.discard(event.round)
+            elif isinstance(event, CheckpointsDeleted):
+                standing.deleted.update(event.rounds)
+                for server_round in event.rounds:
+                    standing.current.pop(server_round, None)
             elif isinstance(event, Aggregated):
                 rounds[event.round] = event
             elif isinstance(event, Resumed | RolledBack):
@@ -119,7 +128,8 @@ class Standing:
                 sha256 = store.sha256(server_round)
             except OSError:
                 continue
-            if self.sha256(server_round) is None and sha256 in self.written.get(server_round, ()):
+            live = self.sha256(server_round) is not None or server_round in self.deleted
+            if not live and sha256 in self.written.get(server_round, ()):
                 found.append(store.path(server_round))
         return found
 
@@ -210,7 +220,7 @@ def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[
     Returns
     -------
     list of Finding
-        Files that differ or cannot be read. Missing checkpoints are not a finding, because old ones are deleted.
+        Files that differ, that cannot be read, or that are gone although no line says that they were deleted.
     list of str
         Remarks that are no sign of tampering.
     """
@@ -227,9 +237,16 @@ def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[
 def _checkpoints(folder: Path, standing: Standing, remarks: list[str]) -> Iterator[Finding]:
     """Yield the current checkpoints that differ or cannot be read."""
     store = CheckpointStore(checkpoint_folder(folder))
-    undone = standing.undone(store)
-    for server_round in store.rounds():
+    there, undone = store.rounds(), standing.undone(store)
+    for server_round in sorted({*standing.current} - {*there}):
+        name = store.path(server_round).name
+        sentence = f"the checkpoint {name} {Fault.GONE.value}, and no line says that it was deleted"
+        yield Finding(standing.current[server_round].line, Fault.GONE, sentence)
+    for server_round in there:
         path, record = store.path(server_round), standing.current.get(server_round)
+        if server_round in standing.deleted:
+            remarks.append(f"{path.name} is deleted on record, but there: its process was killed or is at work")
+            continue
         why = store.damage(server_round)
         if why is None and path in undone:
             remarks.append(f"{path.name} was undone, but not put aside: its process was killed; a resumed run does so")

@@ -22,6 +22,7 @@ __all__ = [
     "STATEMENTS",
     "Aggregated",
     "CheckpointWritten",
+    "CheckpointsDeleted",
     "ClientStatesKept",
     "ClientStatesRestored",
     "Evaluated",
@@ -130,6 +131,10 @@ class RunStarted(Event, kind="run_started"):
         The operator's statements; see `STATEMENTS`.
     keeps_updates : bool
         Whether raw updates are kept.
+    run : str
+        The run's id: 128 random bits, in hexadecimal.
+    commit : str
+        The commit of this package's source; empty if unknown.
     """
 
     config: Mapping[str, Scalar]
@@ -139,6 +144,8 @@ class RunStarted(Event, kind="run_started"):
     software: Mapping[str, str] = field(default_factory=dict)
     statements: Mapping[str, str] = field(default_factory=dict)
     keeps_updates: bool = False
+    run: str = ""
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -349,12 +356,15 @@ class UpdateKept(Event, kind="update_kept"):
     ----------
     round, node, file, sha256
         The round and sender of the update, its file in the run's folder, and the file's hash.
+    size : int
+        The file's size in bytes.
     """
 
     round: int
     node: int
     file: str
     sha256: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -403,11 +413,30 @@ class CheckpointWritten(Event, kind="checkpoint_written"):
         The round of the checkpoint, and its path in the run's folder.
     sha256 : str
         Hash of its SHA256SUMS, which covers all its files.
+    size : int
+        The size of all its files together, in bytes.
     """
 
     round: int
     folder: str
     sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class CheckpointsDeleted(Event, kind="checkpoints_deleted"):
+    """Old checkpoints are deleted, right after this line is written.
+
+    Attributes
+    ----------
+    rounds : tuple of int
+        The rounds of the checkpoints.
+    reason : str
+        Why.
+    """
+
+    rounds: tuple[int, ...]
+    reason: str = ""
 
 
 @dataclass(frozen=True)

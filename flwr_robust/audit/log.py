@@ -69,6 +69,7 @@ class Fault(Enum):
     UNSIGNED = "does not bear the key's mac"
     HEAD = "the head file does not fit"
     CHECKPOINT = "is not the one on record"
+    GONE = "is gone"
     UPDATE = "is not as it was kept"
     MODEL = "began with another model"
 
@@ -490,6 +491,11 @@ def _examine(
     for head in [*expect, *known]:
         if head not in chain.hashes.values():
             chain.find(number, Fault.MISSING, f"no line has the expected hash {head}: lines are missing, or others")
+    if chain.early:
+        chain.remarks.append(
+            f"{len(chain.early)} lines have a time before that of an earlier line, the first in line {chain.early[0]}: "
+            f"the clock was set back, or the times are invented"
+        )
     if key is None and macs:
         chain.remarks.append(UNCHECKED)
     findings = sorted(chain.findings, key=lambda finding: finding.line)
@@ -508,6 +514,8 @@ class _Chain:
         self.gap: list[tuple[int, bytes]] = []
         self.findings: list[Finding] = []
         self.remarks: list[str] = []
+        self.latest: datetime | None = None  # of the times so far
+        self.early: list[int] = []  # numbers of the lines with a time before that of an earlier line
 
     def find(self, line: int, fault: Fault, sentence: str) -> None:
         self.findings.append(Finding(line, fault, sentence))
@@ -515,6 +523,7 @@ class _Chain:
     def take(self, number: int, record: dict[str, Any], digest: str) -> None:
         """Check the next readable line."""
         sequence, previous = record["sequence"], record["previous"]
+        self.time(number, record["time"])
         torn = b"\n".join(line for _, line in self.gap)
         recorded = record.get("torn_sha256") if record["kind"] == LogReopened.kind else ""
         if self.gap and recorded == hashlib.sha256(torn).hexdigest():
@@ -544,6 +553,18 @@ class _Chain:
             return
         self.hashes[sequence] = digest
         self.expected, self.head, self.at = sequence + 1, digest, number
+
+    def time(self, number: int, text: str) -> None:
+        """Note a line whose time is before that of an earlier line, or is none."""
+        try:
+            time = datetime.fromisoformat(text).astimezone(UTC)
+        except (ValueError, OverflowError):
+            self.early.append(number)
+            return
+        if self.latest is not None and time < self.latest:
+            self.early.append(number)
+        else:
+            self.latest = time
 
     def close_gap(self, sequence: int, previous: str | None) -> None:
         """Judge unreadable lines by the line after them: they were inserted, or are changed lines."""

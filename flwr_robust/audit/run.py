@@ -11,9 +11,8 @@ neither can be replaced by an earlier version without the other.
 from __future__ import annotations
 
 import dataclasses
-import platform
+import secrets
 from collections.abc import Callable, Collection, Mapping
-from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +24,7 @@ from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
 from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, update_file, updates_aside
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.audit.events import (
+    CheckpointsDeleted,
     CheckpointWritten,
     Event,
     Resumed,
@@ -35,6 +35,7 @@ from flwr_robust.audit.events import (
     check_statements,
 )
 from flwr_robust.audit.log import AuditLog, read_log, verify
+from flwr_robust.audit.software import commit, software
 from flwr_robust.errors import (
     AuditError,
     CheckpointError,
@@ -45,8 +46,6 @@ from flwr_robust.errors import (
 from flwr_robust.files import file_sha256, move_aside, write_atomically
 
 __all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
-
-_PACKAGES = ("flwr-robust", "flwr", "torch", "numpy")
 
 
 class AuditedRun:
@@ -144,9 +143,7 @@ class AuditedRun:
             if self.log.lines:
                 self._resume(resume, may_differ, accept)
             else:
-                self._start(
-                    RunStarted(self.config, config_sha256(self.config), rule, strategy, _software()), statements
-                )
+                self._start(RunStarted(self.config, config_sha256(self.config), rule, strategy), statements)
         except BaseException:
             self.log.close()
             raise
@@ -156,15 +153,26 @@ class AuditedRun:
             raise TamperedError(
                 f"audit: {self.folder} holds checkpoints of rounds {rounds}, but its log is empty or gone"
             )
-        self.log.append(dataclasses.replace(event, statements=dict(statements or {}), keeps_updates=self.keep_updates))
+        self.log.append(
+            dataclasses.replace(
+                event,
+                software=software(),
+                statements=dict(statements or {}),
+                keeps_updates=self.keep_updates,
+                run=secrets.token_hex(16),
+                commit=commit(),
+            )
+        )
 
     def _resume(self, resume: bool | int, may_differ: Collection[str], accept: Callable[[Snapshot], None]) -> None:
         self.store.clean()
-        standing = _put_undone_aside(self.log.path, self.store)
+        standing = _finish(self.log.path, self.store)
         late: list[Event] = []
         later: list[Path] = []
         if self.store.rounds() or resume is not True:
             wanted = None if resume is True else int(resume)
+            if wanted is None:
+                _check_newest(self.store, standing)
             _check_hash(self.log.path, self.store, standing, wanted)
             self.snapshot = self.store.load(wanted, config=self.config, may_differ=may_differ)
             accept(self.snapshot)
@@ -212,8 +220,13 @@ class AuditedRun:
         """
         if snapshot.round % self.every and not force:
             return False
-        path = self.store.save(dataclasses.replace(snapshot, head=self.log.head))
-        self.log.append(CheckpointWritten(snapshot.round, path.name, self.store.sha256(snapshot.round)))
+        self.store.save(dataclasses.replace(snapshot, head=self.log.head))
+        events: list[Event] = [_written(self.store, snapshot.round)]
+        if old := self.store.surplus():
+            events.append(CheckpointsDeleted(tuple(old), f"the latest {len(self.store.rounds()) - len(old)} are kept"))
+        self.log.append(*events)
+        if old:  # recorded first, then deleted: what is gone is on record, also after a kill in between
+            self.store.delete(old)
         return True
 
     def keep_update(self, server_round: int, node: int, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -235,7 +248,8 @@ class AuditedRun:
             move_aside(path, updates_aside(self.folder, server_round))
         numbered = {str(index): values for index, values in enumerate(arrays.values())}
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, names=np.array([*arrays]), **numbered))
-        self.log.append(UpdateKept(server_round, node, str(path.relative_to(self.folder)), file_sha256(path)))
+        place = str(path.relative_to(self.folder))
+        self.log.append(UpdateKept(server_round, node, place, file_sha256(path), path.stat().st_size))
 
     def end(self, server_round: int, outcome: str, sentence: str = "", model: str = "") -> str:
         """Record the end of the run, and close the log.
@@ -311,7 +325,7 @@ def rollback(
         raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
-        standing = _put_undone_aside(log.path, store)
+        standing = _finish(log.path, store)
         _check_hash(log.path, store, standing, to_round)
         snapshot = store.load(to_round)
         late = _check_recorded(log.path, store, standing, snapshot)
@@ -323,6 +337,22 @@ def rollback(
 
 
 _EVIDENCE = "keep both as evidence, and start a new run in another folder"
+
+
+def _written(store: CheckpointStore, server_round: int) -> CheckpointWritten:
+    name, sha256 = store.path(server_round).name, store.sha256(server_round)
+    return CheckpointWritten(server_round, name, sha256, store.size(server_round))
+
+
+def _check_newest(store: CheckpointStore, standing: Standing) -> None:
+    """Raise if a checkpoint later than all that are there is on record, and no deletion of it."""
+    newest, there = max(standing.current, default=-1), store.rounds()[-1]
+    if newest > there:
+        raise CheckpointError(
+            f"audit: the log knows the checkpoint of round {newest}, but the newest in {store.folder} is that of round "
+            f"{there}; put it back, or resume from round {there} by its number",
+            there,
+        )
 
 
 def _check_hash(log: Path, store: CheckpointStore, standing: Standing, server_round: int | None) -> None:
@@ -360,11 +390,11 @@ def _check_recorded(log: Path, store: CheckpointStore, standing: Standing, snaps
         late = standing.odd(store, newest) is None
     except CheckpointError:  # later than the requested one, and moved aside unchanged
         late = False
-    return [CheckpointWritten(newest, store.path(newest).name, store.sha256(newest))] if late else []
+    return [_written(store, newest)] if late else []
 
 
-def _put_undone_aside(log: Path, store: CheckpointStore) -> Standing:
-    """Move checkpoints aside that the log names as moved, which a killed process may not have done.
+def _finish(log: Path, store: CheckpointStore) -> Standing:
+    """Move and delete the checkpoints that the log names as moved or deleted, as a killed process may not have done.
 
     Returns
     -------
@@ -372,16 +402,6 @@ def _put_undone_aside(log: Path, store: CheckpointStore) -> Standing:
         The checkpoints on record in the log.
     """
     standing = Standing.of(read_log(log))
+    store.delete(each for each in store.rounds() if each in standing.deleted)
     store.put_aside(standing.undone(store))
     return standing
-
-
-def _software() -> dict[str, str]:
-    """Return the versions of the installed packages that affect results."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

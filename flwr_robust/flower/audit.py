@@ -48,7 +48,7 @@ from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
-from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord, Scalar
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord, Scalar
 from flwr_robust.flower.snapshots import check_fits, progress_of, snapshot_of
 from flwr_robust.flower.wire import decode_record
 
@@ -259,9 +259,7 @@ class Audit(Observer):
 
     # -- one round --------------------------------------------------------------------------------
 
-    def round_configured(
-        self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
-    ) -> None:
+    def round_configured(self, opened: Round, model: ArrayRecord) -> None:
         """Record which nodes are asked, before the messages are sent.
 
         Raises
@@ -271,13 +269,12 @@ class Audit(Observer):
         """
         if self._run is None:
             raise ConfigurationError(_NO_RUN)
-        self._round, self._resting = server_round, None
-        self._waiting.append(
-            RoundConfigured(server_round, kind, tuple(asked), None, tuple(quarantined), self._hash(model))
-        )
+        self._round, self._resting = opened.number, None
+        place = (opened.number, opened.kind, opened.asked, opened.available, opened.quarantined)
+        self._waiting.append(RoundConfigured(*place, self._hash(model)))
         self._flush()
         if self._states is not None:
-            self._restore(self._states, server_round, asked)
+            self._restore(self._states, opened.number, opened.asked)
 
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:
         """Keep a verdict, to record it together with the others of the round."""

@@ -152,7 +152,7 @@ class Guard:
         if opened.quarantined:
             log.info("configure_%s: %s nodes are in quarantine", opened.kind, len(opened.quarantined))
         for observer in self.observers:
-            observer.round_configured(opened.number, opened.kind, opened.asked, opened.quarantined, arrays)
+            observer.round_configured(opened, arrays)
         return list(opened.messages)
 
     def judge(self, kind: str, replies: Iterable[Message]) -> Round | None:

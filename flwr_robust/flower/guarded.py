@@ -200,13 +200,14 @@ class Guarded(Face, Strategy):
     # -- asking -----------------------------------------------------------------------------------
 
     def _ask(
-        self, kind: str, server_round: int, messages: Iterable[Message], model: SentModel | None = None
+        self, kind: str, server_round: int, messages: Iterable[Message], grid: Grid, model: SentModel | None = None
     ) -> Round | None:
         """Return a round with the strategy's messages, without those to nodes in quarantine; None if it sends none."""
         messages = list(messages)
         held = self.guard.nodes.withheld(message.metadata.dst_node_id for message in messages)
         kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
-        return Round(server_round, kind, kept, held, model) if kept else None
+        available = len(list(grid.get_node_ids()))
+        return Round(server_round, kind, kept, held, model, available=available) if kept else None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -222,7 +223,7 @@ class Guarded(Face, Strategy):
             return []
         sent = SentModel(arrays)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
-        opened = self._ask(MessageType.TRAIN, server_round, messages, sent)
+        opened = self._ask(MessageType.TRAIN, server_round, messages, grid, sent)
         if opened is None:
             return []
         if not self.history and len(opened.messages) < self.guard.least:
@@ -239,7 +240,7 @@ class Guarded(Face, Strategy):
         if self._stopped_before(server_round):
             return []
         messages = self._own["configure_evaluate"](server_round, arrays, config, grid)
-        opened = self._ask(MessageType.EVALUATE, server_round, messages)
+        opened = self._ask(MessageType.EVALUATE, server_round, messages, grid)
         return [] if opened is None else self.guard.open(opened, arrays)
 
     # -- aggregating ------------------------------------------------------------------------------

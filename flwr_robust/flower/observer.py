@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower.admission import Admitted, Refusal
-from flwr_robust.flower.round_records import Aggregation, Opening, Progress, RoundRecord
+from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord
 
 __all__ = ["Observer", "check_observers"]
 
@@ -24,9 +24,7 @@ class Observer:
         """Called when ``start`` begins; an observer may return the progress from which the run resumes."""
         return None
 
-    def round_configured(
-        self, server_round: int, kind: str, asked: Sequence[int], quarantined: Sequence[int], model: ArrayRecord
-    ) -> None:
+    def round_configured(self, opened: Round, model: ArrayRecord) -> None:
         """Called before a model is sent to the nodes of a round."""
 
     def reply_judged(self, server_round: int, kind: str, verdict: Admitted | Refusal) -> None:

@@ -165,7 +165,7 @@ class Nodes:
 
     def sample(
         self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int, available: int
-    ) -> tuple[list[int], tuple[int, ...]]:
+    ) -> tuple[list[int], tuple[int, ...], int]:
         """Wait for enough nodes, and draw those to ask from the seed; return them in order.
 
         Parameters
@@ -189,6 +189,8 @@ class Nodes:
             The nodes to ask.
         tuple of int
             The nodes left out because they are in quarantine.
+        int
+            How many nodes there were to choose from, with those in quarantine.
         """
         size = max(int(len(list(grid.get_node_ids())) * fraction), minimum)
         nodes = connected_nodes(grid, available, size)
@@ -197,4 +199,4 @@ class Nodes:
         size = min(size, len(pool))
         chosen = sample_clients(self.seed, kind, server_round, len(pool), size)
         log.info("configure_%s: Sampled %s nodes (out of %s)", kind, size, len(nodes))
-        return [pool[index] for index in chosen], held
+        return [pool[index] for index in chosen], held, len(nodes)

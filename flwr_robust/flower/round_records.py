@@ -125,6 +125,8 @@ class Round:
         The replies that were refused.
     abstained : tuple of int
         The nodes that abstained, in the order of partitions.
+    available : int, optional
+        How many nodes there were to choose from, with those in quarantine.
     """
 
     number: int
@@ -135,6 +137,7 @@ class Round:
     admitted: tuple[Admitted, ...] = ()
     refused: tuple[Refusal, ...] = ()
     abstained: tuple[int, ...] = ()
+    available: int | None = None
 
     @property
     def asked(self) -> tuple[int, ...]:

@@ -238,10 +238,13 @@ class RobustStrategy(Face, FedAvg):
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
-        nodes, held = self.guard.nodes.sample(kind, server_round, grid, fraction, minimum, self.min_available_nodes)
+        nodes, held, available = self.guard.nodes.sample(
+            kind, server_round, grid, fraction, minimum, self.min_available_nodes
+        )
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-        return Round(server_round, kind, tuple(Message(record, node, kind) for node in nodes), held, model)
+        messages = tuple(Message(record, node, kind) for node in nodes)
+        return Round(server_round, kind, messages, held, model, available=available)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

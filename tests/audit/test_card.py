@@ -306,7 +306,7 @@ def test_what_clients_keep_is_that_of_the_latest_checkpoint():
     def told(*events: Event):
         return _client_states([Record(i + 1, i, "", "", event) for i, event in enumerate(events)])
 
-    written = [CheckpointWritten(r, f"round-{r}", "0" * 64) for r in range(3)]
+    written = [CheckpointWritten(r, f"round-{r}", "0" * 64, 9) for r in range(3)]
     kept = [ClientStatesKept(r, 5 + r) for r in range(3)]
     assert told(written[0]) == "not kept"
     assert told(kept[1], written[1], kept[2], written[2]) == "of 7 clients, in the latest checkpoint"

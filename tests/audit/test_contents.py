@@ -12,6 +12,7 @@ from flwr_robust.audit import (
     Aggregated,
     AuditedRun,
     AuditLog,
+    CheckpointsDeleted,
     CheckpointStore,
     CheckpointWritten,
     Fault,
@@ -32,15 +33,21 @@ from flwr_robust.files import file_sha256
 from tests.audit_runs import make, rounds
 
 KEY = b"a key of at least sixteen bytes"
+GONE = "line {}: the checkpoint round-{:08} is gone, and no line says that it was deleted"
 
 
 def head_of(folder):
     return json.loads(head_file(log_file(folder)).read_text())["head"]
 
 
-def forge(folder, server_round, *, head=None, change=True, says=None):
+def line_of(folder, server_round):
+    written = (each for each in read_log(log_file(folder)) if isinstance(each.event, CheckpointWritten))
+    return next(each.line for each in written if each.event.round == server_round)
+
+
+def forge(folder, server_round, *, head=None, change=True, says=None, path=None):
     """Change a checkpoint in its place so that it is whole, and knows the log's last line."""
-    path = CheckpointStore(folder / "checkpoints").path(server_round)
+    path = path or CheckpointStore(folder / "checkpoints").path(server_round)
     if change:
         with np.load(path / "arrays.npz") as held:
             arrays = {name: held[name] + 100 for name in held.files}
@@ -141,15 +148,14 @@ def test_one_that_was_not_on_record_is_when_it_is_put_aside(tmp_path, monkeypatc
 def test_every_checkpoint_is_held_against_the_log(tmp_path, how, aside):
     make(tmp_path)
     assert found(tmp_path) == []
-    if how == "forged":
-        forge(tmp_path, 2, head=CheckpointStore(tmp_path / "checkpoints").load(2).head)
     path = tmp_path / "checkpoints/round-00000002"
     if aside:
-        target = tmp_path / "checkpoints/aside/round-00000002.1"
-        target.parent.mkdir()
-        path = path.rename(target)
-        assert (found(tmp_path) == []) is (how != "forged")
-    if how == "flipped":
+        rollback(tmp_path, 1, sync=False)
+        path = tmp_path / "checkpoints/aside/round-00000002.1"
+        assert found(tmp_path) == []
+    if how == "forged":
+        forge(tmp_path, 2, path=path)
+    elif how == "flipped":
         data = bytearray((path / "arrays.npz").read_bytes())
         data[60] ^= 1
         (path / "arrays.npz").write_bytes(data)
@@ -160,7 +166,11 @@ def test_every_checkpoint_is_held_against_the_log(tmp_path, how, aside):
     assert f"{'aside/' * aside}{path.name} is not the one on record" in only[1]
     evidence = make_card(tmp_path)["deployment"]["evidence"]["value"]
     assert (evidence["log_intact"], evidence["files_intact"], evidence["findings"]) == (True, False, [only[1]])
-    shutil.rmtree(path)  # old ones are deleted
+    shutil.rmtree(path)
+    if not aside:
+        assert found(tmp_path) == [(Fault.GONE, GONE.format(line_of(tmp_path, 2), 2))]
+        with AuditLog(log_file(tmp_path), sync=False) as log:
+            log.append(CheckpointsDeleted((2,)))
     assert found(tmp_path) == []
     assert make_card(tmp_path)["deployment"]["evidence"]["value"]["files_intact"]
 
@@ -224,7 +234,11 @@ def models(folder, *steps):
         for step in steps:
             log.append(step if not isinstance(step, tuple) else Aggregated(step[0], "OK", "", step[1], step[2]))
     assert verify(log_file(folder)).intact
-    return [int(each.sentence.split()[1]) for each in check_contents(folder, read_log(log_file(folder)))[0]]
+    return [
+        int(each.sentence.split()[1])
+        for each in check_contents(folder, read_log(log_file(folder)))[0]
+        if each.fault is Fault.MODEL
+    ]
 
 
 @pytest.mark.parametrize(
@@ -237,8 +251,8 @@ def models(folder, *steps):
         ([(1, "a", "b"), (2, "b", "c"), Resumed(2), (3, "c", "d")], []),
         ([(1, "a", "b"), (2, "b", "c"), Resumed(2), (3, "x", "d")], [3]),
         ([(1, "a", "b"), RolledBack(1, 0), Resumed(0), (1, "x", "b")], []),  # begun anew by its caller
-        ([CheckpointWritten(0, "", ""), (1, "a", "b"), RolledBack(1, 0), (1, "a", "b")], []),
-        ([CheckpointWritten(0, "", ""), (1, "a", "b"), RolledBack(1, 0), (1, "x", "b")], [1]),
+        ([CheckpointWritten(0, "", "", 0), (1, "a", "b"), RolledBack(1, 0), (1, "a", "b")], []),
+        ([CheckpointWritten(0, "", "", 0), (1, "a", "b"), RolledBack(1, 0), (1, "x", "b")], [1]),
     ],
 )
 def test_every_round_begins_with_the_model_that_is_current(tmp_path, steps, odd):

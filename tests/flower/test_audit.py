@@ -461,6 +461,7 @@ def test_the_log_tells_what_the_strategy_knows(tmp_path):
     assert [(event.round, event.asked, event.left_out) for event in configured if event.phase == "train"] == [
         (record.round, record.asked, record.quarantined) for record in strategy.history
     ]
+    assert {event.available for event in configured} == {10}  # also while one is in quarantine
     assert [(e.outcome, e.nodes, e.partitions, e.weights) for e in aggregated] == [
         (r.outcome.name, r.admitted, r.partitions, r.weights) for r in strategy.history
     ]
@@ -486,6 +487,7 @@ def test_the_log_tells_what_the_strategy_knows(tmp_path):
 
 def test_a_guarded_strategy_has_distances_from_its_own_step(tmp_path):
     drive(Guarded(FedAvg(**EVERYBODY), audit=quick(tmp_path)), APP, MODEL, 10, rounds=1)
+    assert {event.available for event in events(tmp_path, RoundConfigured)} == {10}
     (event,) = events(tmp_path, Aggregated)
     assert event.weights == ()
     assert len(event.distances) == len(event.angles) == len(event.nodes) == 9

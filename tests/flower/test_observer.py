@@ -36,8 +36,9 @@ class Diary(Observer):
     def run_started(self, opening):
         self.lines.append(("started", opening.strategy, opening.rule, opening.config["rounds"]))
 
-    def round_configured(self, server_round, kind, asked, quarantined, model):
-        self.lines.append(("configured", server_round, kind, len(asked), tuple(quarantined), list(model)))
+    def round_configured(self, opened, model):
+        asked, quarantined = len(opened.asked), opened.quarantined
+        self.lines.append(("configured", opened.number, opened.kind, asked, quarantined, list(model)))
 
     def reply_judged(self, server_round, kind, verdict):
         self.lines.append(("judged", server_round, kind, verdict.node, getattr(verdict, "reason", None)))
