@@ -275,8 +275,6 @@ REFUSED = {
     **{
         name: with_first(lambda v, dtype=dtype: v.astype(dtype))
         for name, dtype in {
-            "float64": "f8",
-            "float16": "f2",
             "longdouble": "g",
             "complex64": "c8",
             "complex128": "c16",
@@ -297,6 +295,15 @@ REFUSED = {
     "durations": with_array("bias", lambda v: np.zeros(3, "m8[s]")),
     "structure": with_array("bias", lambda v: STRUCTURE),
     "void": with_array("bias", lambda v: np.zeros(3, "V4")),
+    # casts
+    "float64 that overflows": with_first(lambda v: poked(1e300)(v.astype(float))),
+    "float64 that overflows, negative": with_first(lambda v: poked(-3.5e38, at=0)(v.astype(float))),
+    "float32 that overflows float16": with_array("half", lambda v: poked(65520)(v.astype("f4"))),
+    "a buffer that overflows": with_array("norm.running_mean", lambda v: poked(1e39)(v.astype(float))),
+    "nan in float64": with_first(lambda v: poked(np.nan)(v.astype(float))),
+    "inf in float64": with_first(lambda v: poked(-np.inf)(v.astype(float))),
+    "integers for a buffer": with_array("norm.running_mean", lambda v: v.astype(np.int64)),
+    "bfloat16 as numpy writes it": with_first(lambda v: np.zeros(v.shape, "V2")),
     # objects and pickles
     "objects, pickled": with_bytes(lambda data: saved(as_objects(None))(data)),
     "a pickle": with_bytes(lambda data: pickle.dumps(Bomb())),
@@ -335,8 +342,6 @@ REFUSED = {
     **{
         f"num-examples {name}": with_examples(number)
         for name, number in {
-            "0": 0,
-            "-0.0": -0.0,
             "-1": -1,
             "-1e-300": -1e-300,
             "-2^63": -(2**63),
@@ -351,19 +356,6 @@ REFUSED = {
             "in an empty list": [],
         }.items()
     },
-    # metrics
-    **{
-        f"loss {name}": with_metrics(loss=value)
-        for name, value in {
-            "nan": float("nan"),
-            "inf": float("inf"),
-            "minus inf": float("-inf"),
-            "10^400": 10**400,
-            "with nan in a list": [0.5, float("nan")],
-            "with inf in a long list": [0.5] * 999 + [float("inf")],
-        }.items()
-    },
-    "another metric nan": with_metrics(loss=2.5, mine=float("nan")),
     # messages
     "an error": error("boom"),
     "an error without a reason": error(None),
@@ -401,7 +393,42 @@ def also(*more):
 SILENT = {"silence": lambda message, reply: []}
 """No reply at all."""
 
+ABSTAINED = {
+    "num-examples 0": with_examples(0),
+    "num-examples -0.0": with_examples(-0.0),
+    "no examples and nan everywhere": sends(lambda a: content({**a, "bias": np.full(3, np.nan, np.float32)}, 0)),
+    "no examples and no arrays": sends(lambda a: content(None, 0, loss=2.5)),
+    "no examples and a loss of nan": sends(lambda a: content(a, 0, loss=float("nan"))),
+}
+"""Kinds that say: I have no examples in this round."""
+
 HARMLESS = {
+    # casts within floating point
+    "float64": with_arrays(lambda a: {k: v.astype("f8") if v.dtype.kind == "f" else v for k, v in a.items()}),
+    "float64 and another half": with_array("half", lambda v: v.astype("f8")),
+    "float16 for one array": with_first(lambda v: v.astype("f2")),
+    "a buffer in float64": with_array("norm.running_mean", lambda v: v.astype("f8")),
+    "float64 in fortran order": with_first(lambda v: np.asfortranarray(v.astype("f8"))),
+    "float64 in npy version 2": with_bytes(
+        lambda data: npy(header("'<f8'", "(3,)"), np.frombuffer(data[-12:], "<f4").astype("<f8").tobytes(), (2, 0))
+    ),
+    # metrics that are left out
+    **{
+        f"loss {name}": with_metrics(loss=value)
+        for name, value in {
+            "nan": float("nan"),
+            "inf": float("inf"),
+            "minus inf": float("-inf"),
+            "10^400": 10**400,
+            "with nan in a list": [0.5, float("nan")],
+            "with inf in a long list": [0.5] * 999 + [float("inf")],
+        }.items()
+    },
+    "another metric nan": with_metrics(loss=2.5, mine=float("nan")),
+    "a partition of nan": with_metrics(loss=2.5, partition_id=float("nan")),
+    "5,000 metrics of nan": with_metrics(loss=2.5, **{f"m{i}\x1b[2J": float("nan") for i in range(5000)}),
+    "a list of 9,000": with_metrics(loss=2.5, top=[1e308] * 9_000),
+    "lists of the right length that lie": with_metrics(loss=2.5, top=[1e308, -1e308]),
     "the arrays in reverse order": with_arrays(lambda a: dict(reversed(a.items()))),
     "fortran order": with_first(np.asfortranarray),
     "npy version 2": with_bytes(lambda data: npy(header(shape="(3,)"), data[-12:], (2, 0))),
@@ -445,7 +472,7 @@ HARMLESS = {
 """Kinds that are let in, for they say what an honest client could say."""
 
 
-ALL = {**REFUSED, **{f"{k} (training)": v for k, v in IN_TRAINING.items()}, **SILENT, **HARMLESS}
+ALL = {**REFUSED, **{f"{k} (training)": v for k, v in IN_TRAINING.items()}, **SILENT, **ABSTAINED, **HARMLESS}
 """What does not hurt any rule: it is not let in, or it is as good as honest."""
 
 

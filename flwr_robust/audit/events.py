@@ -203,6 +203,8 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
         The number of examples that the client states.
     update_sha256 : str
         Hash of the update, if the operator asked for it.
+    remark : str
+        What admission cast to the model's type, or left out because it was not finite; usually empty.
     """
 
     round: int
@@ -211,6 +213,7 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
     partition: int | None = None
     num_examples: float | None = None
     update_sha256: str = ""
+    remark: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 A reply that fails is refused with a reason; no reply raises an exception. Each reply is compared with what the server
 sent, never with other replies. Cheap checks come first. They compare sender and message, count records, names and
-numbers, and compare the headers with the bytes that arrived. The numbers of an array are read only if its name, shape
-and type are those that were sent. They are read once and not copied, so a check needs almost no memory.
+numbers, and compare the headers with the bytes that arrived. The numbers of an array are read only if its name and
+shape are those that were sent, and its type fits. They are read once and not copied, so a check needs almost no memory.
+
+Not every misfit is a fault. A float16, float32 or float64 array may have another of these types than the one sent. It
+is then cast to the type sent, and must be finite after the cast. A reply with 0 examples is an abstention. A metric
+that is not finite is left out of its reply.
 """
 
 from __future__ import annotations
@@ -11,18 +15,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError, check_number
 from flwr_robust.flower._compat import fill
 from flwr_robust.flower.expected import Expected
-from flwr_robust.flower.metrics import PARTITION, levelled
+from flwr_robust.flower.metrics import MOST_NUMBERS, PARTITION, levelled
 from flwr_robust.flower.wire import PayloadError, decode, is_finite, plain, records_of
 
 __all__ = [
@@ -37,7 +42,6 @@ __all__ = [
     "short",
 ]
 
-_MOST_NUMBERS = 10_000  # in the metrics of one reply
 _LONGEST_NAME = 256  # of a metric
 MOST_EXAMPLES = 2.0**53  # above this, a float no longer holds every integer
 
@@ -55,8 +59,8 @@ class Reason(Enum):
     SHAPE = "an array has another shape than the one sent"
     DTYPE = "an array has another type than the one sent"
     NOT_FINITE = "an array holds NaN or Inf"
-    NUM_EXAMPLES = "num-examples is no finite number above 0, or above the cap"
-    METRICS = "a metric is not finite, or missing, or there are too many"
+    NUM_EXAMPLES = "num-examples is no finite number >= 0, or above the cap"
+    METRICS = "a stated metric is missing, or there are too many metrics"
     UNREADABLE = "reading the reply failed"
 
     @property
@@ -100,13 +104,17 @@ class Admitted:
     arrays : tuple of arrays
         In the expected order; empty in evaluation, and if the node abstains.
     num_examples : float
-        The number of examples that the node states; finite, above 0, at most ``max_examples``.
+        The number of examples that the node states; finite, at most ``max_examples``, and above 0 unless it abstains.
     partition : int or None
         The partition (the node's share of the data, by number) that the node states.
     names : tuple of str
         The names of the arrays.
     abstains : bool
-        Whether the node abstains: it answers, but has no arrays for this round.
+        Whether the node abstains: it answers, but has no examples, or no arrays for this round.
+    metrics : MetricRecord
+        Its metrics, without those that are not finite.
+    remark : str
+        What was mended or left out, on one line; usually empty.
     """
 
     node: int
@@ -116,6 +124,8 @@ class Admitted:
     partition: int | None
     names: tuple[str, ...] = ()
     abstains: bool = False
+    metrics: MetricRecord = field(default_factory=MetricRecord)
+    remark: str = ""
 
     @property
     def content(self) -> RecordDict:
@@ -152,9 +162,9 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_number("strategy", "max_examples", self.max_examples, above=0)
-        for field, names in (("metrics", self.metrics), ("records", self.records)):
+        for option, names in (("metrics", self.metrics), ("records", self.records)):
             if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-                raise ConfigurationError(f"strategy: {field} must be a tuple of names; got {field}={names!r}")
+                raise ConfigurationError(f"strategy: {option} must be a tuple of names; got {option}={names!r}")
         if self.records is not None and len(set(self.records)) != 2:
             raise ConfigurationError(
                 f"strategy: records must be two names, of the ArrayRecord and of the MetricRecord; "
@@ -253,28 +263,42 @@ def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, expected: E
     node, kind, content = message.metadata.src_node_id, message.metadata.message_type, message.content
     if kind != kinds[node]:
         return Refusal(node, Reason.KIND, short(f"got {kind}, asked {kinds[node]}"))
-    records, metrics = records_of(content, ArrayRecord), records_of(content, MetricRecord)
-    abstains = expected is not None and expected.may_abstain and not records
-    if len(metrics) != 1 or (expected is not None and len(records) != 1 and not abstains):
-        return Refusal(node, Reason.RECORDS, f"got {len(records)} ArrayRecords and {len(metrics)} MetricRecords")
+    records, found = records_of(content, ArrayRecord), records_of(content, MetricRecord)
+    if len(found) != 1 or (expected is not None and len(records) > 1):
+        return Refusal(node, Reason.RECORDS, f"got {len(records)} ArrayRecords and {len(found)} MetricRecords")
+    if complaint := _complaint(found[0], terms):
+        return Refusal(node, *complaint)
+    number: Any = found[0][terms.weighted_by_key]
+    abstains = not number or (expected is not None and expected.may_abstain and not records)
+    if expected is not None and not records and not abstains:
+        return Refusal(node, Reason.RECORDS, "got no ArrayRecord")
     if terms.records is not None:
         arrays_name, metrics_name = terms.records
-        arrays_found = records[0] if expected is not None and records else None
-        misplaced = expected is not None and content.get(arrays_name) is not arrays_found
-        if content.get(metrics_name) is not metrics[0] or misplaced:
+        misplaced = expected is not None and records and content.get(arrays_name) is not records[0]
+        if content.get(metrics_name) is not found[0] or misplaced:
             return Refusal(node, Reason.RECORDS, "they stand under other names than stated")
-    if complaint := _complaint(metrics[0], terms):
-        return Refusal(node, *complaint)
+    metrics, left_out = _finite_metrics(found[0])
     arrays: dict[str, NDArray[Any]] = {}
+    remarks = [f"not finite: {', '.join(islice(map(short, left_out), 5))}"] if left_out else []
     if expected is not None and not abstains:
-        found = _arrays(node, records[0], expected)
-        if isinstance(found, Refusal):
-            return found
-        arrays = found
-    partition: Any = metrics[0].get(PARTITION)
-    number: Any = metrics[0][terms.weighted_by_key]
+        read = _arrays(node, records[0], expected)
+        if isinstance(read, Refusal):
+            return read
+        arrays, cast = read
+        remarks += [f"cast {cast}"] if cast else []
+    partition: Any = metrics.get(PARTITION)
     place = partition if type(partition) is int else None  # True is an int, too
-    return Admitted(node, message, tuple(arrays.values()), float(number), place, tuple(arrays), abstains)
+    return Admitted(
+        node,
+        message,
+        tuple(arrays.values()),
+        float(number),
+        place,
+        tuple(arrays),
+        abstains,
+        metrics,
+        short("; ".join(remarks)),
+    )
 
 
 def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None:
@@ -282,28 +306,41 @@ def _complaint(metrics: MetricRecord, terms: Terms) -> tuple[Reason, str] | None
     number = metrics.get(terms.weighted_by_key)
     if isinstance(number, list | None) or not _finite(number):
         return Reason.NUM_EXAMPLES, "not finite"
-    if not 0 < number <= terms.max_examples:
+    if not 0 <= number <= terms.max_examples:
         return Reason.NUM_EXAMPLES, short(f"got {terms.weighted_by_key}={number!r}")
     numbers = len(metrics)
     for name, value in metrics.items():
         numbers += len(value) if isinstance(value, list) else 0
-        if numbers > _MOST_NUMBERS or len(name) > _LONGEST_NAME:
-            return Reason.METRICS, f"more than {_MOST_NUMBERS} numbers, or a name of more than {_LONGEST_NAME} letters"
-        if not all(_finite(v) for v in (value if isinstance(value, list) else [value])):
-            return Reason.METRICS, f"{short(name)} is not finite"
+        if numbers > MOST_NUMBERS or len(name) > _LONGEST_NAME:
+            return Reason.METRICS, f"more than {MOST_NUMBERS} numbers, or a name of more than {_LONGEST_NAME} letters"
     for name in terms.metrics or ():
         if isinstance(metrics.get(name), list | None):
             return Reason.METRICS, f"{short(name)} is no number, or missing"
     return None
 
 
-def _arrays(node: int, record: ArrayRecord, expected: Expected) -> dict[str, NDArray[Any]] | Refusal:
+def _finite_metrics(metrics: MetricRecord) -> tuple[MetricRecord, list[str]]:
+    """Return the metrics that are finite, and the names of the others."""
+    left_out = [
+        name
+        for name, value in metrics.items()
+        if not all(map(_finite, value) if isinstance(value, list) else (_finite(value),))
+    ]
+    if not left_out:
+        return metrics, []
+    dropped = set(left_out)
+    return fill(MetricRecord(), {name: value for name, value in metrics.items() if name not in dropped}), left_out
+
+
+def _arrays(node: int, record: ArrayRecord, expected: Expected) -> tuple[dict[str, NDArray[Any]], str] | Refusal:
+    """Return the arrays of a reply in the model's types, and which types were cast."""
     demanded = expected.demanded(record.keys())
     if record.keys() != demanded.keys() or not demanded:
         missing = list(islice((name for name in demanded if name not in record), 5))
         extra = list(islice((short(name) for name in record if name not in demanded), 5))
         return Refusal(node, Reason.NAMES, short(f"missing {missing}, not sent {extra}"))
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    cast: dict[str, None] = {}
     for name, model in demanded.items():
         try:
             values = decode(record[name])
@@ -311,12 +348,23 @@ def _arrays(node: int, record: ArrayRecord, expected: Expected) -> dict[str, NDA
             return Refusal(node, Reason.PAYLOAD, f"{name}: {short(str(error))}")
         if values.shape != model.shape:
             return Refusal(node, Reason.SHAPE, f"{name}: got {values.shape}, sent {model.shape}")
-        if values.dtype != model.dtype:
-            return Refusal(node, Reason.DTYPE, f"{name}: got {values.dtype}, sent {model.dtype}")
+        came = values.dtype
+        if came != model.dtype:
+            if not (_is_float(came) and _is_float(model.dtype)):
+                return Refusal(node, Reason.DTYPE, f"{name}: got {came}, sent {model.dtype}")
+            with np.errstate(all="ignore"):  # what overflows becomes infinite, which the next check refuses
+                values = values.astype(model.dtype)
+            cast[f"{came} to {model.dtype}"] = None
         if values.dtype.kind == "f" and not is_finite(values):
-            return Refusal(node, Reason.NOT_FINITE, name)
+            how = "" if came == model.dtype else f", cast from {came} to {model.dtype}"
+            return Refusal(node, Reason.NOT_FINITE, f"{name}{how}")
         arrays[name] = values
-    return arrays
+    return arrays, ", ".join(cast)
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    """Say whether a type is float16, float32 or float64 in this machine's byte order."""
+    return dtype.kind == "f" and dtype.itemsize <= 8 and dtype.isnative
 
 
 def rebuilt(
@@ -342,8 +390,7 @@ def rebuilt(
         also holds one ArrayRecord, with the model's arrays in their order. Both have the names that most replies use.
         Everything else in a reply is left out.
     """
-    metrics = [records_of(reply.content, MetricRecord)[0] for reply in admitted]
-    even = levelled(metrics, terms.weighted_by_key, clamp, terms.metrics)
+    even = levelled([reply.metrics for reply in admitted], terms.weighted_by_key, clamp, terms.metrics)
     names = Counter(
         tuple(name for kind in (ArrayRecord, MetricRecord) for name, r in reply.content.items() if isinstance(r, kind))
         for reply in admitted

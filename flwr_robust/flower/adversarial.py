@@ -46,7 +46,7 @@ from flwr_robust.errors import (
     check_integer,
 )
 from flwr_robust.flower._compat import fill, set_message_id
-from flwr_robust.flower.expected import learnt
+from flwr_robust.flower.expected import STATISTICS, learnt
 from flwr_robust.flower.replies import rows_of
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
@@ -359,7 +359,8 @@ class AdversarialGrid(Grid):
             return
         if isinstance(self.attack, MessageAttack) and not self._learnt:
             # Use the types of the first model: Flower's own strategies later turn integers into floats.
-            self._learnt = tuple(learnt(_model_in(first)))
+            statistics = STATISTICS if self._strategy is None else self._strategy.statistics
+            self._learnt = tuple(learnt(_model_in(first), statistics))
             if not self._learnt:
                 raise ConfigurationError(
                     "AdversarialGrid: the model must hold at least one floating-point array; got none"

@@ -284,7 +284,7 @@ class Audit(Observer):
             return
         update = dict(zip(verdict.names, verdict.arrays, strict=True))
         sha256 = model_sha256(update) if update and self._hash_updates else ""
-        self._waiting.append(ReplyAdmitted(*place, verdict.num_examples, sha256))
+        self._waiting.append(ReplyAdmitted(*place, verdict.num_examples, sha256, verdict.remark))
         if update and self._keep_updates:
             self._flush()
             self._opened().keep_update(server_round, verdict.node, update)

@@ -137,7 +137,7 @@ class DeSGD(RobustStrategy):
         return super().configure_train(server_round, arrays, config, grid)
 
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
-        return ClassesAsked(arrays, self.classes_of(server_round))
+        return ClassesAsked(arrays, self.classes_of(server_round), self.statistics)
 
     @property
     def _server_step(self) -> ServerStep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord
@@ -12,9 +13,11 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill
 from flwr_robust.flower.wire import PayloadError, decode, is_finite
 
-__all__ = ["Expected", "SentModel", "learnt"]
+__all__ = ["STATISTICS", "Expected", "SentModel", "check_statistics", "idle_patterns", "learnt"]
 
-_STATISTICS = ("running_mean", "running_var")  # BatchNorm's
+_BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = tuple(f"{place}{name}" for name in _BATCH_NORM for place in ("", "*."))
+"""The patterns of the names that torch gives to BatchNorm's statistics."""
 
 
 class Expected(Protocol):
@@ -28,13 +31,43 @@ class Expected(Protocol):
         """Return the arrays that a reply with these names must hold; each gives the shape and the type."""
 
 
-def learnt(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Return the names of the learnt arrays: floating point, not empty, and not BatchNorm statistics."""
+def check_statistics(owner: str, statistics: object) -> None:
+    """Raise `ConfigurationError` unless the patterns are a tuple of texts that are not empty."""
+    if not isinstance(statistics, tuple) or not all(isinstance(each, str) and each for each in statistics):
+        raise ConfigurationError(
+            f"{owner}: statistics must be a tuple of patterns of names, such as ('*/moving_mean',); "
+            f"got statistics={statistics!r:.100}"
+        )
+
+
+def learnt(arrays: Mapping[str, NDArray[Any]], statistics: Collection[str] = STATISTICS) -> list[str]:
+    """Return the names of the learnt arrays: floating point, not empty, and not statistics.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+        The model's arrays by name.
+    statistics : collection of str
+        Patterns of the names of statistics, as `fnmatch.fnmatchcase` reads them: ``*`` stands for any characters.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> model = {"dense/kernel": np.ones(2), "norm/moving_mean": np.ones(2)}
+    >>> learnt(model), learnt(model, ("*/moving_*",))
+    (['dense/kernel', 'norm/moving_mean'], ['dense/kernel'])
+    """
     return [
         name
         for name, values in arrays.items()
-        if values.dtype.kind == "f" and values.size and name.rpartition(".")[2] not in _STATISTICS
+        if values.dtype.kind == "f" and values.size and not any(fnmatchcase(name, each) for each in statistics)
     ]
+
+
+def idle_patterns(arrays: Collection[str], statistics: Collection[str]) -> list[str]:
+    """Return the patterns that match no array of a model; torch's own patterns need not match."""
+    own = [each for each in statistics if each not in STATISTICS]
+    return [each for each in own if not any(fnmatchcase(name, each) for name in arrays)]
 
 
 class SentModel:
@@ -44,6 +77,8 @@ class SentModel:
     ----------
     record : ArrayRecord
         The model; floating-point, integer and boolean arrays.
+    statistics : collection of str
+        Patterns of the names of statistics, as for `learnt`.
 
     Attributes
     ----------
@@ -60,7 +95,7 @@ class SentModel:
         If the model is empty, cannot be read, or holds numbers of other types.
     """
 
-    def __init__(self, record: ArrayRecord) -> None:
+    def __init__(self, record: ArrayRecord, statistics: Collection[str] = STATISTICS) -> None:
         self.record = fill(ArrayRecord(), dict(record))
         self.arrays: dict[str, NDArray[Any]] = {}
         for name, array in record.items():
@@ -77,7 +112,7 @@ class SentModel:
                 raise ConfigurationError(f"model: array '{name}' must be finite; it holds NaN or Inf")
         if not any(values.dtype.kind == "f" and values.size for values in self.arrays.values()):
             raise ConfigurationError("model: it must hold at least one floating-point array; got none")
-        names = set(learnt(self.arrays))
+        names = set(learnt(self.arrays, statistics))
         self.learnt = tuple(index for index, name in enumerate(self.arrays) if name in names)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.expected import STATISTICS, SentModel
 from flwr_robust.protocol.classes import answer_names, answered_classes
 
 __all__ = ["ClassesAsked"]
@@ -23,6 +23,8 @@ class ClassesAsked(SentModel):
         The model; floating-point, integer and boolean arrays.
     classes : sequence of int
         The classes that the round asks for, in ascending order; at least one.
+    statistics : collection of str
+        Patterns of the names of statistics, as for `SentModel`.
 
     Attributes
     ----------
@@ -38,8 +40,8 @@ class ClassesAsked(SentModel):
     ((7,), ['7/w'])
     """
 
-    def __init__(self, record: ArrayRecord, classes: Sequence[int]) -> None:
-        super().__init__(record)
+    def __init__(self, record: ArrayRecord, classes: Sequence[int], statistics: Collection[str] = STATISTICS) -> None:
+        super().__init__(record, statistics)
         self.classes = tuple(classes)
 
     @property

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ from flwr_robust.flower.round_records import NOBODY, Aggregation, Round, RoundRe
 __all__ = ["Guard"]
 
 log = logging.getLogger("flwr")
+
+_MOST_REMARKS = 5  # that are logged in a round; all are on record
 
 
 class Guard:
@@ -187,6 +190,9 @@ class Guard:
         admitted = sorted((r for r in admitted if not r.abstains), key=lambda reply: self.nodes.order(reply.node))
         besides = f", {len(abstained)} abstained" if abstained else ""
         log.info("aggregate_%s: Admitted %s replies, refused %s%s", kind, len(admitted), len(refused), besides)
+        remarks = Counter(reply.remark for reply in admitted if reply.remark)
+        for remark, count in remarks.most_common(_MOST_REMARKS):
+            log.info("\t> %s replies were mended: %s", count, remark)
         refused.sort(key=lambda refusal: self.nodes.order(refusal.node))
         verdicts: list[Admitted | Refusal] = [*admitted, *refused]
         for verdict in verdicts:

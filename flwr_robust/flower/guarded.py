@@ -32,7 +32,7 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill
 from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
-from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics
 from flwr_robust.flower.face import Face
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.guard import Guard
@@ -70,6 +70,9 @@ class Guarded(Face, Strategy):
     train_metrics, evaluate_metrics, records, max_examples, quarantine_after, on_infeasible, observers, audit
         As for `RobustStrategy`. The guard drops the strategy's messages to nodes in quarantine.
 
+    statistics : tuple of str
+        As for `RobustStrategy`. The inner strategy sees these arrays; the distances on record leave them out.
+
     Attributes
     ----------
     strategy : Strategy
@@ -99,6 +102,7 @@ class Guarded(Face, Strategy):
         train_metrics: tuple[str, ...] | None = None,
         evaluate_metrics: tuple[str, ...] | None = None,
         records: tuple[str, str] | None = None,
+        statistics: tuple[str, ...] = STATISTICS,
         max_examples: float = MOST_EXAMPLES,
         quarantine_after: int | None = None,
         on_infeasible: str = "keep",
@@ -119,7 +123,9 @@ class Guarded(Face, Strategy):
                 "Guarded: metrics_aggr_fn must be a function (list of RecordDict, str) -> MetricRecord, or None for "
                 f"what the strategy makes of clients' metrics; got {metrics_aggr_fn!r:.100}"
             )
+        check_statistics("Guarded", statistics)
         self.strategy = strategy
+        self.statistics = statistics
         self.metrics_aggr_fn = metrics_aggr_fn
         self._before: dict[str, Fingerprint] = {}  # attributes that cannot be stored, at the start of a run
         self._named: set[str] = set()  # attributes that a warning has named
@@ -221,7 +227,7 @@ class Guarded(Face, Strategy):
         """
         if self._ends_before(server_round):
             return []
-        sent = SentModel(arrays)
+        sent = SentModel(arrays, self.statistics)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.TRAIN, server_round, messages, grid, sent)
         if opened is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import MetricRecord, RecordDict
@@ -18,7 +19,10 @@ from flwr_robust.errors import check_integer
 from flwr_robust.flower._compat import fill
 from flwr_robust.flower.wire import records_of
 
-__all__ = ["PARTITION", "MetricsFunction", "levelled", "robust_metrics", "trimmed_metrics"]
+__all__ = ["MOST_NUMBERS", "PARTITION", "MetricsFunction", "levelled", "robust_metrics", "trimmed_metrics"]
+
+MOST_NUMBERS = 10_000
+"""The largest number of values in the metrics of one reply, and in one list that is aggregated."""
 
 PARTITION = "partition-id"
 """The metric in which a client states its partition; only the server uses it."""
@@ -89,14 +93,38 @@ def _trimmed(values: Sequence[float], f: int) -> float:
     return float(min(max(sum(value / len(kept) for value in kept), kept[0]), kept[-1]))
 
 
-def _columns(contents: Sequence[RecordDict], key: str) -> Iterator[tuple[str, list[float]]]:
-    """Yield the names and values of the scalar metrics that more than half of the replies hold."""
-    columns: dict[str, list[float]] = {}
+def _columns(contents: Sequence[RecordDict], key: str) -> Iterator[tuple[str, bool, list[list[float]]]]:
+    """Yield the name, whether it is a list, and the values of each metric that more than half hold in one form.
+
+    A form is a number, or a list of one length. A number is yielded as a list of length 1. Empty lists, and lists of
+    more than `MOST_NUMBERS` values, are left out.
+    """
+    columns: dict[tuple[str, int | None], list[list[float]]] = {}
     for content in contents:
         for name, value in records_of(content, MetricRecord)[0].items():
-            if name not in (key, PARTITION) and not isinstance(value, list):
-                columns.setdefault(name, []).append(float(value))
-    return ((name, column) for name, column in sorted(columns.items()) if 2 * len(column) > len(contents))
+            if name in (key, PARTITION):
+                continue
+            if not isinstance(value, list):
+                columns.setdefault((name, None), []).append([float(value)])
+            elif 0 < len(value) <= MOST_NUMBERS:
+                columns.setdefault((name, len(value)), []).append([float(each) for each in value])
+    for name, length in sorted(columns, key=str):
+        column = columns[name, length]
+        if 2 * len(column) > len(contents):
+            yield name, length is not None, column
+
+
+def _aggregated(
+    contents: Sequence[RecordDict], key: str, centre: Callable[[Sequence[float]], float], least: int = 1
+) -> MetricRecord:
+    """Return the centre of each metric that enough replies hold; for lists, the centre at each position."""
+    found: dict[str, float | list[float]] = {}
+    for name, listed, column in _columns(contents, key):
+        if len(column) < least:
+            continue
+        centres = [centre(values) for values in zip(*column, strict=True)]
+        found[name] = centres if listed else centres[0]
+    return MetricRecord({**found})
 
 
 def robust_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
@@ -112,9 +140,16 @@ def robust_metrics(contents: list[RecordDict], weighted_by_key: str) -> MetricRe
     Returns
     -------
     MetricRecord
-        The scalar metrics that more than half of the replies hold.
+        The metrics that more than half of the replies hold in the same form: as a number, or as a list of one length. A
+        list, such as the accuracy of each class, is aggregated position by position.
+
+    Examples
+    --------
+    >>> replies = [RecordDict({"m": MetricRecord({"num-examples": 1, "recall": [0.5, x]})}) for x in (0.1, 0.2, 9.0)]
+    >>> dict(robust_metrics(replies, "num-examples"))
+    {'recall': [0.5, 0.2]}
     """
-    return MetricRecord({name: _median(column) for name, column in _columns(contents, weighted_by_key)})
+    return _aggregated(contents, weighted_by_key, _median)
 
 
 def trimmed_metrics(f: int) -> MetricsFunction:
@@ -123,8 +158,8 @@ def trimmed_metrics(f: int) -> MetricsFunction:
     Parameters
     ----------
     f : int
-        How many of the smallest and of the largest values are dropped. A metric with fewer than 2f + 1 values is left
-        out.
+        How many of the smallest and of the largest values are dropped, for lists at each position. A metric with fewer
+        than 2f + 1 values is left out.
 
     Returns
     -------
@@ -134,7 +169,6 @@ def trimmed_metrics(f: int) -> MetricsFunction:
     check_integer("trimmed_metrics", "f", f, 0)
 
     def aggregate(contents: list[RecordDict], weighted_by_key: str) -> MetricRecord:
-        columns = _columns(contents, weighted_by_key)
-        return MetricRecord({name: _trimmed(column, f) for name, column in columns if len(column) > 2 * f})
+        return _aggregated(contents, weighted_by_key, partial(_trimmed, f=f), least=2 * f + 1)
 
     return aggregate

@@ -52,6 +52,7 @@ class GuardOptions(FedAvgOptions, total=False):
     train_metrics: tuple[str, ...] | None
     evaluate_metrics: tuple[str, ...] | None
     records: tuple[str, str] | None
+    statistics: tuple[str, ...]
     max_examples: float
     quarantine_after: int | None
     on_infeasible: Literal["keep", "stop"]

@@ -11,10 +11,10 @@ model that was sent, and the model takes a step:
 With a ``server_momentum`` the step follows a velocity instead, v <- server_momentum * v + A (`heavy_ball`).
 
 Arrays that are not learnt are treated differently. These are integers and booleans (BatchNorm's num_batches_tracked)
-and BatchNorm's running_mean and running_var. With "parameters" they take the coordinate-wise median of the admitted
-replies. For integers this is the lower median, without averaging, so that the type stays. With "delta" they take the
-sent value plus the median change. With "gradient" and "momentum" they stay unchanged. With ``buffers="keep"`` they
-always stay unchanged.
+and statistics such as BatchNorm's running_mean and running_var, which ``statistics`` names. With "parameters" they take
+the coordinate-wise median of the admitted replies. For integers this is the lower median, without averaging, so that
+the type stays. With "delta" they take the sent value plus the median change. With "gradient" and "momentum" they stay
+unchanged. With ``buffers="keep"`` they always stay unchanged.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
-from flwr_robust.flower.expected import SentModel
+from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics, idle_patterns
 from flwr_robust.flower.face import Face
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.metrics import robust_metrics
@@ -85,6 +85,10 @@ class RobustStrategy(Face, FedAvg):
     records : (str, str), optional
         The names under which replies must hold their ArrayRecord and MetricRecord. When not given, clients may choose
         any names.
+    statistics : tuple of str
+        Patterns of the names of arrays that hold statistics, such as BatchNorm's. ``*`` stands for any characters, as
+        in ``"*/moving_mean"``. Torch's names are the default. These arrays follow ``buffers``, and the rule does not
+        see them.
     max_examples : float
         The largest number of examples that is accepted.
     quarantine_after : int, optional
@@ -145,6 +149,7 @@ class RobustStrategy(Face, FedAvg):
         train_metrics: tuple[str, ...] | None = None,
         evaluate_metrics: tuple[str, ...] | None = None,
         records: tuple[str, str] | None = None,
+        statistics: tuple[str, ...] = STATISTICS,
         max_examples: float = MOST_EXAMPLES,
         quarantine_after: int | None = None,
         on_infeasible: str = "keep",
@@ -165,6 +170,7 @@ class RobustStrategy(Face, FedAvg):
                 f"{owner}: trusted_fn must be a function (round, ArrayRecord) -> list of arrays; "
                 f"got trusted_fn={trusted_fn!r:.100}"
             )
+        check_statistics(owner, statistics)
         self.rule = as_rule(rule)
         least = max(2, _least(self.rule))
         options.setdefault("min_train_nodes", least)
@@ -179,6 +185,7 @@ class RobustStrategy(Face, FedAvg):
         self.server_momentum = plain(server_momentum)
         self.buffers = buffers
         self.trusted_fn = trusted_fn
+        self.statistics = statistics
         if self.rule.needs_trust and trusted_fn is None:
             raise ConfigurationError(
                 f"{self.rule}: it compares replies with an update of the server's own; pass trusted_fn"
@@ -209,7 +216,7 @@ class RobustStrategy(Face, FedAvg):
 
     def settings(self) -> dict[str, Scalar]:
         """Return the rule and all scalar options."""
-        return {**super().settings(), "defence": str(self.rule)}
+        return {**super().settings(), "defence": str(self.rule), "statistics": ", ".join(self.statistics)}
 
     def memory(self) -> Mapping[str, Any]:
         """Return the rule's state, and the server's velocity."""
@@ -261,7 +268,13 @@ class RobustStrategy(Face, FedAvg):
         sent = self._sent(server_round, arrays)
         if not sent.learnt:
             raise ConfigurationError(
-                "model: it must hold at least one floating-point array beside BatchNorm statistics; got none"
+                "model: it must hold at least one floating-point array beside statistics; got none"
+            )
+        if not self.history and (idle := idle_patterns(sent.arrays, self.statistics)):
+            log.warning(
+                "configure_train: no array of the model has a name like %s; its arrays are %s",
+                " or ".join(idle),
+                ", ".join(list(sent.arrays)[:10]),
             )
         opened = self._ask(MessageType.TRAIN, server_round, arrays, config, grid, sent)
         asked = len(opened.messages)
@@ -326,7 +339,7 @@ class RobustStrategy(Face, FedAvg):
 
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
         """Return the model of a round together with what its replies must hold."""
-        return SentModel(arrays)
+        return SentModel(arrays, self.statistics)
 
     def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
         """Return the admitted replies for each class of the round; an ordinary round has the one class None."""

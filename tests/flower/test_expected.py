@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flwr_robust import ConfigurationError
-from flwr_robust.flower.expected import SentModel, learnt
+from flwr_robust.flower.expected import STATISTICS, SentModel, idle_patterns, learnt
 from tests.flower_helpers import record
 
 MODEL = {"weight": np.zeros((2, 3), np.float32), "bias": np.array([1.0, -1.0], np.float32), "steps": np.int64(5)}
@@ -86,3 +86,19 @@ def test_the_model_stays_what_others_do_to_their_record():
     sent = SentModel(theirs)
     del theirs["bias"]
     assert list(sent.record) == list(sent.arrays) == list(MODEL)
+
+
+def test_statistics_are_told_by_patterns():
+    model = {"dense/kernel": np.zeros(2), "norm/moving_mean": np.zeros(2), "norm/moving_variance": np.zeros(2)}
+    assert len(learnt(model)) == 3  # torch's names say nothing of Keras'
+    assert learnt(model, ("*/moving_*",)) == ["dense/kernel"]
+    assert learnt(model, ("*/moving_mean", "norm/*_variance")) == ["dense/kernel"]
+    assert learnt(model, ("*/Moving_mean", "moving_mean")) == list(model)
+    assert SentModel(record(model), ("*/moving_*",)).learnt == (0,)
+    assert learnt({"running_mean": np.zeros(1), "n.num_batches_tracked": np.zeros(1)}) == []
+    assert learnt({"running_mean": np.zeros(1)}, ()) == ["running_mean"]
+
+
+def test_patterns_that_match_nothing_are_found():
+    assert idle_patterns(["w", "b"], STATISTICS) == []  # most models have no BatchNorm
+    assert idle_patterns(["w", "a/moving_mean"], ("*/moving_mean", "*/moving_var", *STATISTICS)) == ["*/moving_var"]

@@ -22,6 +22,7 @@ WRONG = {
     "configrecord_key": ["", 0],
     "train_metrics_aggr_fn": [3, "median", {}, False],
     "evaluate_metrics_aggr_fn": [0, [max]],
+    "statistics": ["*/moving_mean", ["a"], ("",), (1,), None],
     "trusted_fn": [3, "mine", [np.zeros(2)]],
 }
 

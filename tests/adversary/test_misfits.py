@@ -1,0 +1,184 @@
+"""Misfits that are no attack: what honest clients answer oddly costs nobody a place, and helps no attacker.
+
+Each test plays a case against the product, and against a small model of the old behaviour, kept here.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
+
+from flwr_robust import Outcome
+from flwr_robust.audit import ReplyAdmitted, read_log
+from flwr_robust.flower import Guarded, Krum, Median, Reason, TrimmedMean
+from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
+from tests.flower_helpers import FIRST, client_app, content, drive, sends
+from tests.guard_helpers import SILENT
+
+WIDE = {"w": np.zeros(3, np.float64), "norm.running_mean": np.zeros(2, np.float64)}
+
+
+def old_admits(arrays, model, num_examples=10, **metrics):
+    """The old rule: types as sent, more than 0 examples, every metric finite."""
+    return (
+        all(arrays[name].dtype == held.dtype for name, held in model.items())
+        and num_examples > 0
+        and all(math.isfinite(value) for value in metrics.values())
+    )
+
+
+def old_metrics(records):
+    """The old aggregation: medians of the numbers, and no lists."""
+    names = {name for each in records for name, value in each.items() if not isinstance(value, list)}
+    return {name: float(np.median([each[name] for each in records])) for name in names - {"num-examples"}}
+
+
+@contextmanager
+def heard():
+    """Yield the lines of Flower's log."""
+    lines, handler = [], logging.Handler()
+    handler.emit = lambda each: lines.append(each.getMessage())
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+# -- floating point ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda **o: TrimmedMean(f=1, **o), lambda **o: Guarded(FedAvg(), **o)])
+@pytest.mark.parametrize(("sent", "came"), [(np.float64, np.float32), (np.float32, np.float64)])
+def test_clients_of_another_floating_point_type_train(make, sent, came, tmp_path):
+    model = {name: values.astype(sent) for name, values in WIDE.items()}
+    answer = {name: (values + 1).astype(came) for name, values in model.items()}
+    assert not old_admits(answer, model)  # all refused: the run ended "well", with the initial model
+    strategy = make(quarantine_after=1, audit=tmp_path)
+    found, _ = drive(strategy, client_app(lambda i, held, c, x: answer, lambda *_: content(None)), model, 5)
+    assert {name: (values.dtype, values.tolist()) for name, values in found.items()} == {
+        name: (values.dtype, [1.0] * values.size) for name, values in model.items()
+    }
+    assert strategy.quarantined == ()
+    on_record = [e.event for e in read_log(tmp_path / "audit.jsonl") if isinstance(e.event, ReplyAdmitted)]
+    remark = f"cast {np.dtype(came)} to {np.dtype(sent)}"
+    assert [event.remark for event in on_record if event.phase == "train"] == [remark] * 5
+
+
+def test_the_cast_smuggles_nothing_in():
+    model = {name: values.astype(np.float32) for name, values in WIDE.items()}
+    honest = {name: (values + 1).astype(np.float64) for name, values in model.items()}
+    attacks = [
+        {**honest, "w": np.array([0, 1e300, 0])},  # finite as it comes, infinite as it would be used
+        {**honest, "norm.running_mean": np.array([1e39, 0])},
+        {**honest, "w": np.array([0, np.nan, 0])},
+        {**honest, "w": np.ones(3, np.int64)},
+        {**honest, "w": np.ones(3, np.longdouble)},
+        {**honest, "w": np.ones(3, np.complex128)},
+    ]
+
+    def naive(arrays):
+        """A cast that is checked before, not after."""
+        with np.errstate(all="ignore"):
+            return [arrays[k].astype(v.dtype) for k, v in model.items()] if np.isfinite(arrays["w"]).all() else []
+
+    assert any(not np.isfinite(values).all() for arrays in attacks for values in naive(arrays))
+    strategy = Median(f=1, min_train_nodes=9, **SILENT)
+    found, _ = drive(strategy, sends([honest] * 3 + attacks), model, 9)
+    assert strategy.history[0].admitted == (FIRST, FIRST + 1, FIRST + 2)
+    reasons = [refusal.reason for refusal in strategy.history[0].refused]
+    assert reasons == [Reason.NOT_FINITE] * 3 + [Reason.DTYPE] * 3
+    assert all((values == 1).all() for values in found.values())
+
+
+# -- examples and metrics ----------------------------------------------------------------------------
+
+NARROW = {"w": np.zeros(3, np.float32)}
+STEP = {"w": np.ones(3, np.float32)}
+
+
+def test_nodes_without_examples_abstain_and_keep_their_place():
+    assert not old_admits(STEP, NARROW, 0)  # refused, counted, and left out after the second round
+    answers = [content(STEP, 0, loss=0.1), *(content(STEP, 10, loss=0.1) for _ in range(5))]
+    strategy = Krum(f=1, quarantine_after=2, min_train_nodes=6, **SILENT)
+    drive(strategy, sends(answers), NARROW, 6, rounds=4)
+    for seen in strategy.history:
+        assert seen.abstained == (FIRST,)
+        assert (len(seen.asked), len(seen.admitted), seen.refused) == (6, 5, ())
+    assert strategy.quarantined == ()
+
+
+def test_attackers_who_abstain_lower_n_and_not_f():
+    answers = [content({"w": np.full(3, 9, np.float32)}, 0)] * 2 + [content(STEP, 10)] * 4
+    strategy = Krum(f=1, min_train_nodes=6, **SILENT)
+    drive(strategy, sends(answers), NARROW, 6, rounds=1)
+    assert strategy.history[0].outcome is Outcome.INFEASIBLE  # four rows are too few for f = 1
+
+
+def test_a_loss_of_nan_costs_its_reply_nothing_but_the_loss(tmp_path):
+    assert not old_admits(STEP, NARROW, loss=math.nan)
+    answers = [content(STEP, 10, loss=math.nan, top=[0.5, math.inf])]
+    answers += [content(STEP, 10, loss=0.5 + i / 10, top=[0.5, 0.7]) for i in range(4)]
+    strategy = TrimmedMean(f=1, quarantine_after=1, audit=tmp_path, **SILENT)
+    found, result = drive(strategy, sends(answers), NARROW, 5, rounds=2)
+    assert [len(seen.admitted) for seen in strategy.history] == [5, 5]
+    assert result.train_metrics_clientapp[1]["loss"] == pytest.approx(0.65)
+    assert result.train_metrics_clientapp[1]["top"] == pytest.approx([0.5, 0.7])
+    assert found["w"].tolist() == [1.0] * 3
+    on_record = [e.event for e in read_log(tmp_path / "audit.jsonl") if isinstance(e.event, ReplyAdmitted)]
+    assert [event.remark for event in on_record if event.node == FIRST] == ["not finite: loss, top"] * 2
+
+
+def test_lists_are_shown_and_no_minority_steers_them():
+    honest = [content(None, 10, recall=[0.9, 0.5, 0.1 + i / 100]) for i in range(5)]
+    liars = [content(None, 10**12, recall=[-1e300, 1e300, 1.0]), content(None, 10, recall=[0.0] * 9_000)]
+    replies = [*honest, *liars]
+    assert old_metrics([each["metrics"] for each in replies]) == {}  # nothing was shown
+    assert abs(aggregate_metricrecords([*honest, liars[0]], "num-examples")["recall"][0]) > 1e290  # or a liar decided
+    for aggregate in (robust_metrics, trimmed_metrics(1)):
+        recall = aggregate(replies, "num-examples")["recall"]
+        assert np.abs(np.array(recall) - [0.9, 0.5, 0.12]).max() < 0.02
+
+
+# -- statistics --------------------------------------------------------------------------------------
+
+
+def test_statistics_by_other_names_do_not_outweigh_the_weights():
+    # Keras' statistics are large beside an update of the weights. A rule that sees them looks at nothing else.
+    model = {"dense/kernel": np.zeros(4, np.float32), "norm/moving_mean": np.zeros(90, np.float32)}
+    rng = np.random.default_rng(0)
+
+    def answer(i):
+        liar = i == 0
+        kernel = np.full(4, -9.0) if liar else 1 + 0.01 * rng.standard_normal(4)
+        mean = np.full(90, 50.0) if liar else 50 + 30 * rng.standard_normal(90)
+        return {"dense/kernel": kernel.astype(np.float32), "norm/moving_mean": mean.astype(np.float32)}
+
+    answers = [answer(i) for i in range(7)]
+    old, new = (
+        Krum(f=1, min_train_nodes=7, **SILENT, **statistics) for statistics in ({}, {"statistics": ("*/moving_*",)})
+    )
+    assert drive(old, sends(answers), model, 7)[0]["dense/kernel"].tolist() == [-9.0] * 4
+    found, _ = drive(new, sends(answers), model, 7)
+    assert np.abs(found["dense/kernel"] - 1).max() < 0.1
+    middle = np.median([each["norm/moving_mean"] for each in answers], axis=0)
+    np.testing.assert_array_equal(found["norm/moving_mean"], middle)
+
+
+def test_a_pattern_that_matches_nothing_is_told_before_round_1():
+    strategy = Median(statistics=("*/moving_mean",), **SILENT)
+    with heard() as lines:
+        drive(strategy, sends([STEP] * 3), NARROW, 3, rounds=2)
+    (told,) = [line for line in lines if "no array of the model" in line]
+    assert "*/moving_mean" in told
+    assert lines.index(told) < next(at for at, line in enumerate(lines) if "Sampled" in line)
