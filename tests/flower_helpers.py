@@ -83,6 +83,27 @@ def array_of(data, stype="numpy.ndarray"):
     return Array(dtype="float32", shape=(2,), stype=stype, data=data)
 
 
+# -- grids ---------------------------------------------------------------------------------------------
+
+
+class Deployed(InProcessGrid):
+    """A grid that stands for a deployment: partitions are what nodes claim, and nodes may be away or be other ones."""
+
+    simulates = False
+
+    def __init__(self, app, nodes, shift=0, claims=()):
+        super().__init__(app, nodes)
+        self.contexts = {node + shift: context for node, context in self.contexts.items()}
+        self.away = set()
+        for node, context in self.contexts.items():
+            context.node_id = node
+        for node, partition in dict(claims).items():
+            self.contexts[node].node_config["partition-id"] = partition
+
+    def get_node_ids(self):
+        return [node for node in self.contexts if node not in self.away]
+
+
 # -- apps --------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,6 @@ from flwr.client import NumPyClient
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy.strategy_utils import sample_nodes
 
 try:  # where Flower keeps its own records has moved between releases
     from flwr.supercore.run import Run
@@ -32,7 +31,6 @@ except ImportError:  # pragma: no cover
 __all__ = [
     "Run",
     "become_server",
-    "connected_nodes",
     "create_run",
     "fill",
     "packed",
@@ -44,6 +42,7 @@ __all__ = [
     "unpacked",
     "unwrapped",
     "with_content",
+    "wrapped",
 ]
 
 _NOBODY = "<id:none>"  # Flower's account id where there are no accounts
@@ -95,19 +94,16 @@ def private_environment(home: Path, ports: tuple[int, int]) -> dict[str, str]:
     }
 
 
-def connected_nodes(grid: Grid, available: int, size: int) -> list[int]:
-    """Wait until a grid has enough nodes, and return all of them; in all versions Flower's FedAvg does the same.
-
-    Parameters
-    ----------
-    grid : Grid
-        The grid with the nodes.
-    available : int
-        How many nodes to wait for.
-    size : int
-        How many to ask; the function waits for at least as many.
-    """
-    return list(sample_nodes(grid, available, size)[1])
+def wrapped(grid: Grid) -> list[Grid]:
+    """Return a grid and all grids inside it, in all versions: wrappers keep the inner grid as an attribute."""
+    found: list[Grid] = []
+    pending = [grid]
+    while pending:
+        each = pending.pop()
+        found.append(each)
+        held = getattr(each, "__dict__", {}).values()
+        pending += [inner for inner in held if isinstance(inner, Grid) and not any(inner is one for one in found)]
+    return found
 
 
 def simulated(grid: Grid) -> bool:
@@ -115,20 +111,11 @@ def simulated(grid: Grid) -> bool:
 
     In all versions the grid of Flower's simulation is an ``InMemoryGrid``. Only the module that holds this class has
     moved, so the class is found by its name. Grids of this package that simulate say so themselves, in ``simulates``.
-    A wrapper is seen through if it keeps the inner grid as an attribute.
     """
-    pending, seen = [grid], set()
-    while pending:
-        each = pending.pop()
-        seen.add(id(each))
-        classes = type(each).__mro__
-        if any(cls.__name__ == "InMemoryGrid" and cls.__module__.startswith("flwr.") for cls in classes):
-            return True
-        if getattr(type(each), "simulates", False):
-            return True
-        held = getattr(each, "__dict__", {}).values()
-        pending += [inner for inner in held if isinstance(inner, Grid) and id(inner) not in seen]
-    return False
+    grids = wrapped(grid)
+    classes = [cls for each in grids for cls in type(each).__mro__]
+    flowers = any(cls.__name__ == "InMemoryGrid" and cls.__module__.startswith("flwr.") for cls in classes)
+    return flowers or any(getattr(type(each), "simulates", False) for each in grids)
 
 
 def registered_nodes(grid: Grid) -> bool | None:

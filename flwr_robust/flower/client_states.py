@@ -7,7 +7,8 @@ answers both with ``hand_over_state=True``.
 
 For the server a state is a sequence of bytes, as Flower would send them; it checks only their length. A client's state
 is returned to that client only, which is the node with the same id. In Flower's simulation, nodes have new ids in every
-run. There the state is returned to a new node if that node alone holds the partition that the former node alone held.
+run, and the runtime assigns partitions. There, and only there, the state is returned to a new node if that node alone
+holds the partition that the former node alone held.
 """
 
 from __future__ import annotations

@@ -43,8 +43,10 @@ class Guard:
         What replies to training must hold in addition to the model's arrays.
     evaluation_terms : Terms
         The same in evaluation.
-    seed, least, quarantine_after
+    seed, least, quarantine_after, by_partition
         As for `Nodes`.
+    wait : float, optional
+        How many seconds to wait for nodes at most; see `wait_for_nodes`.
     on_infeasible : str
         ``keep`` or ``stop``: whether the run continues after an infeasible round, that is, one without an aggregate.
     clamp : float, optional
@@ -76,11 +78,16 @@ class Guard:
         seed: int = 0,
         least: int = 1,
         quarantine_after: int | None = None,
+        by_partition: bool | None = None,
+        wait: float | None = None,
         on_infeasible: str = "keep",
         clamp: float | None = 2.0,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.nodes = Nodes(seed=seed, least=least, quarantine_after=quarantine_after)
+        self.nodes = Nodes(seed=seed, least=least, quarantine_after=quarantine_after, by_partition=by_partition)
+        if wait is not None:
+            check_number("strategy", "wait", wait, minimum=0)
+        self.wait = wait
         check_choice("strategy", "on_infeasible", on_infeasible, ("keep", "stop"))
         if clamp is not None:
             check_number("strategy", "clamp", clamp, minimum=1)
@@ -125,6 +132,7 @@ class Guard:
             "seed": self.nodes.seed,
             "least": self.nodes.least,
             "quarantine-after": self.nodes.quarantine_after,
+            "by-partition": self.nodes.by_partition,
             "on-infeasible": self.on_infeasible,
             "clamp": self.clamp,
         }

@@ -62,6 +62,8 @@ class Guarded(Face, Strategy):
     least : int, optional
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
         it is 2f + 3 for Flower's Krum and MultiKrum, 4f + 3 for Bulyan, and 1 for others.
+    by_partition : bool, optional
+        As for `RobustStrategy`.
     clamp : float, optional
         A number of examples above this multiple of the median is lowered to it. None accepts all numbers.
     metrics_aggr_fn : callable, optional
@@ -105,6 +107,7 @@ class Guarded(Face, Strategy):
         statistics: tuple[str, ...] = STATISTICS,
         max_examples: float = MOST_EXAMPLES,
         quarantine_after: int | None = None,
+        by_partition: bool | None = None,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
@@ -136,6 +139,7 @@ class Guarded(Face, Strategy):
             Terms(key, plain(max_examples), evaluate_metrics, records),
             least=_least(strategy) if least is None else plain(least),
             quarantine_after=plain(quarantine_after),
+            by_partition=by_partition,
             on_infeasible=on_infeasible,
             clamp=plain(clamp),
             observers=observing(observers, audit),
@@ -227,6 +231,7 @@ class Guarded(Face, Strategy):
         """
         if self._ends_before(server_round):
             return []
+        self.guard.nodes.begin(grid)
         sent = SentModel(arrays, self.statistics)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.TRAIN, server_round, messages, grid, sent)
@@ -245,6 +250,7 @@ class Guarded(Face, Strategy):
         """Let the strategy choose the nodes and messages of a round of evaluation."""
         if self._stopped_before(server_round):
             return []
+        self.guard.nodes.begin(grid)
         messages = self._own["configure_evaluate"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.EVALUATE, server_round, messages, grid)
         return [] if opened is None else self.guard.open(opened, arrays)

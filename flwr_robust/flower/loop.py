@@ -119,6 +119,7 @@ class Loop:
     def _begin(self) -> int:
         """Inform observers, restore the progress that one of them returns, and return its round."""
         guard, guarding, arguments = self._guard, self._guarding, self._arguments
+        guard.nodes.begin(arguments["grid"])
         sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
         config = {"rounds": arguments["num_rounds"], **guard.settings(), **guarding.settings(), **told}
@@ -309,9 +310,10 @@ class Guarding:
     def partitions(self) -> dict[int, int]:
         """The known partitions (numbered shares of the data), by node.
 
-        Flower draws new node ids in every run. So that runs repeat to the bit, replies are aggregated and clients
-        sampled in the order of partitions. A partition is read from the node's first reply with the metric
-        ``partition-id``, or set beforehand. Nodes without a known partition follow in the order of their ids.
+        A partition is read from the node's first reply with the metric ``partition-id``, or set beforehand. In a
+        simulation the runtime assigns partitions, and node ids are new in every run. So that runs repeat to the bit,
+        replies are there aggregated and clients sampled in the order of partitions. Nodes without a known partition
+        follow in the order of their ids. In a deployment a partition is a claim: it is shown, and has no effect.
         """
         return self.guard.nodes.partitions
 
@@ -320,7 +322,10 @@ class Guarding:
         self.guard.nodes.partitions = partitions
 
     def identify(self, identities: Mapping[int, Identity]) -> None:
-        """Set the nodes' partitions, as `discover` returns them; each says whether the node stated it itself."""
+        """Set the nodes' partitions, as `discover` returns them; each says whether the node stated it itself.
+
+        In a deployment this changes what is shown only; see `partitions`.
+        """
         self.guard.nodes.identify(identities)
 
     @property

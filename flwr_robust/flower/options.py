@@ -55,6 +55,8 @@ class GuardOptions(FedAvgOptions, total=False):
     statistics: tuple[str, ...]
     max_examples: float
     quarantine_after: int | None
+    by_partition: bool | None
+    wait: float | None
     on_infeasible: Literal["keep", "stop"]
     observers: Sequence[Observer]
     audit: Audit | Path | str | None

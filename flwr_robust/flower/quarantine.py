@@ -1,8 +1,12 @@
 """Quarantine: the nodes of a run, those that are no longer asked, and the sample of each round.
 
-A node (a client of Flower) holds a partition, which is its numbered share of the data. A node goes into quarantine
-after ``quarantine_after`` refused replies, if the faults are certainly its own. It is then no longer asked until it is
-released.
+A node (a client of Flower) holds a partition, which is its numbered share of the data. In a deployment the partition is
+only what a node says about itself. There the node id, which Flower ties to the node's key, is the only identity. In a
+simulation the runtime assigns the partitions, and draws node ids anew in every run. There the partition is the
+identity, so that runs repeat to the bit.
+
+A node goes into quarantine after ``quarantine_after`` refused replies, if the faults are certainly its own. It is then
+no longer asked until it is released.
 
 At least as many nodes as the strategy's rule needs are always left. If quarantine leaves fewer, the nodes in quarantine
 with the fewest refusals are asked as well, and their replies are checked as usual. So an attacker gains nothing by
@@ -18,8 +22,9 @@ from typing import NamedTuple
 
 from flwr.serverapp import Grid
 
-from flwr_robust.errors import check_integer
-from flwr_robust.flower._compat import connected_nodes
+from flwr_robust.errors import check_flag, check_integer
+from flwr_robust.flower._compat import simulated
+from flwr_robust.flower.waiting import wait_for_nodes
 from flwr_robust.protocol.rounds import sample_clients
 
 __all__ = ["Identity", "Nodes"]
@@ -56,9 +61,14 @@ class Nodes:
         The smallest number of nodes that quarantine leaves to ask; >= 1.
     quarantine_after : int, optional
         Number of refusals after which a node is no longer asked. When not given, there is no quarantine.
+    by_partition : bool, optional
+        Whether partitions identify nodes. When not given, `begin` decides: in a simulation they do.
 
     Attributes
     ----------
+    by_partition : bool
+        Whether partitions identify nodes. If not, they are only shown: they move no quarantine, hand back no state, and
+        have no part in the order of nodes.
     partitions : dict of int to int
         The known partitions, by node.
     refusals : dict of int to int
@@ -82,7 +92,16 @@ class Nodes:
     (True, (7,), ())
     """
 
-    def __init__(self, *, seed: int = 0, least: int = 1, quarantine_after: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        least: int = 1,
+        quarantine_after: int | None = None,
+        by_partition: bool | None = None,
+    ) -> None:
+        if by_partition is not None:
+            check_flag("strategy", "by_partition", by_partition)
         check_integer("strategy", "seed", seed, 0)
         check_integer("strategy", "least", least, 1)
         if quarantine_after is not None:
@@ -90,6 +109,8 @@ class Nodes:
         self.seed = seed
         self.least = least
         self.quarantine_after = quarantine_after
+        self._stated = by_partition
+        self.by_partition = bool(by_partition)
         self.partitions: dict[int, int] = {}
         self.refusals: dict[int, int] = {}
         self.assigned: set[int] = set()
@@ -97,18 +118,28 @@ class Nodes:
 
     # -- who they are -----------------------------------------------------------------------------
 
+    def begin(self, grid: Grid) -> None:
+        """Decide what identifies a node, unless it was stated: the partition in a simulation, else the node id."""
+        if self._stated is None:
+            self.by_partition = simulated(grid)
+
     def identify(self, identities: Mapping[int, Identity]) -> None:
         """Set the partitions, and keep which of them the server assigned."""
         self.partitions = {node: each.partition for node, each in identities.items()}
         self.assigned = {node for node, each in identities.items() if each.assigned}
 
     def order(self, node: int) -> tuple[int, int, int]:
-        """Return a sort key: nodes with a known partition come first, by partition; ties and all others by id."""
-        partition = self.partitions.get(node)
+        """Return a sort key: the node id; if partitions identify nodes, the known ones come first, by partition."""
+        partition = self.partitions.get(node) if self.by_partition else None
         return (1, 0, node) if partition is None else (0, partition, node)
 
     def own_partitions(self, nodes: Iterable[int]) -> dict[int, int]:
-        """Return the partitions that exactly one of these nodes holds by its own statement."""
+        """Return the partitions that exactly one of these nodes holds; none unless partitions identify nodes.
+
+        A partition that the server assigned is nobody's own.
+        """
+        if not self.by_partition:
+            return {}
         known = {node: self.partitions[node] for node in nodes if node in self.partitions}
         count = Counter(known.values())
         return {node: own for node, own in known.items() if count[own] == 1 and node not in self.assigned}
@@ -116,9 +147,9 @@ class Nodes:
     def recall(self, partitions: Mapping[int, int], refusals: Mapping[int, int], replaced: Mapping[int, int]) -> None:
         """Restore what is known of the nodes of an earlier run, whose ids may have changed, as in Flower's simulation.
 
-        A node with a new id is recognised by its partition. This requires that the partition is known before the run
-        continues, and that exactly one node held it then and now. So no node can bring another into quarantine by
-        naming its partition.
+        If partitions identify nodes, a node with a new id is recognised by its partition. This requires that the
+        partition is known before the run continues, and that exactly one node held it then and now. Otherwise a node
+        with a new id is a new node, whatever it says about itself.
 
         Parameters
         ----------
@@ -164,7 +195,16 @@ class Nodes:
         return tuple(held[max(self.least - (len(nodes) - len(held)), 0) :])
 
     def sample(
-        self, kind: str, server_round: int, grid: Grid, fraction: float, minimum: int, available: int
+        self,
+        kind: str,
+        server_round: int,
+        grid: Grid,
+        fraction: float,
+        minimum: int,
+        available: int,
+        *,
+        who: str,
+        wait: float | None = None,
     ) -> tuple[list[int], tuple[int, ...], int]:
         """Wait for enough nodes, and draw those to ask from the seed; return them in order.
 
@@ -182,6 +222,10 @@ class Nodes:
             The smallest number of nodes to ask, unless quarantine leaves fewer.
         available : int
             How many nodes to wait for.
+        who : str
+            Who asks, such as ``krum(f=3)``, for the log.
+        wait : float, optional
+            How many seconds to wait at most; see `wait_for_nodes`.
 
         Returns
         -------
@@ -192,11 +236,17 @@ class Nodes:
         int
             How many nodes there were to choose from, with those in quarantine.
         """
-        size = max(int(len(list(grid.get_node_ids())) * fraction), minimum)
-        nodes = connected_nodes(grid, available, size)
+        nodes = wait_for_nodes(grid, max(available, minimum), self._needs(who, max(available, minimum)), wait)
+        size = max(int(len(nodes) * fraction), minimum)
         held = self.withheld(nodes)
         pool = sorted((node for node in nodes if node not in held), key=self.order)
         size = min(size, len(pool))
         chosen = sample_clients(self.seed, kind, server_round, len(pool), size)
         log.info("configure_%s: Sampled %s nodes (out of %s)", kind, size, len(nodes))
         return [pool[index] for index in chosen], held, len(nodes)
+
+    def _needs(self, who: str, needed: int) -> str:
+        """Return who needs how many nodes, in words."""
+        if needed == self.least:
+            return f"{who} needs {needed} nodes"
+        return f"the strategy's minimum is {needed} nodes ({who} needs {self.least})"

@@ -94,6 +94,12 @@ class RobustStrategy(Face, FedAvg):
     quarantine_after : int, optional
         Number of refused replies after which a node is no longer sampled (quarantine). If too few nodes for the rule
         are left, it is sampled all the same. `release` ends the quarantine.
+    by_partition : bool, optional
+        Whether partitions identify nodes; see `partitions`. When not given, they do so in a simulation only. In a
+        deployment the node id is the only identity: ``partition-id`` is what a node says about itself.
+    wait : float, optional
+        How many seconds to wait for nodes at most, >= 0; then an error ends the run. When not given, the strategy waits
+        without limit in a deployment. In a simulation it waits only while nodes still appear.
     on_infeasible : str
         What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged
         model; ``stop`` ends the run after that round.
@@ -152,6 +158,8 @@ class RobustStrategy(Face, FedAvg):
         statistics: tuple[str, ...] = STATISTICS,
         max_examples: float = MOST_EXAMPLES,
         quarantine_after: int | None = None,
+        by_partition: bool | None = None,
+        wait: float | None = None,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
@@ -198,6 +206,8 @@ class RobustStrategy(Face, FedAvg):
             seed=plain(seed),
             least=least,
             quarantine_after=plain(quarantine_after),
+            by_partition=by_partition,
+            wait=plain(wait),
             on_infeasible=on_infeasible,
             observers=observing(observers, audit),
         )
@@ -245,8 +255,12 @@ class RobustStrategy(Face, FedAvg):
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
-        nodes, held, available = self.guard.nodes.sample(
-            kind, server_round, grid, fraction, minimum, self.min_available_nodes
+        guard = self.guard
+        guard.nodes.begin(grid)
+        nodes, held, available = guard.nodes.sample(
+            *(kind, server_round, grid, fraction, minimum, self.min_available_nodes),
+            who=str(self.rule),
+            wait=guard.wait,
         )
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})

@@ -241,10 +241,6 @@ def test_a_client_is_found_inside_what_wraps_it():
     assert _compat.unwrapped(client.to_client()) is client
 
 
-def test_all_connected_nodes_are_returned():
-    assert _compat.connected_nodes(InProcessGrid(ClientApp(), 4), 2, 3) == [FIRST, FIRST + 1, FIRST + 2, FIRST + 3]
-
-
 def test_a_private_environment_shares_no_file_and_no_port(tmp_path):
     found = _compat.private_environment(tmp_path, (5, 6))
     assert found["FLWR_HOME"] == str(tmp_path)

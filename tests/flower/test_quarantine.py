@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust import Outcome
+from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower import (
     Guarded,
     Identity,
@@ -17,7 +18,7 @@ from flwr_robust.flower import (
     Nodes,
     Reason,
 )
-from tests.flower_helpers import FIRST, content, drive
+from tests.flower_helpers import FIRST, Deployed, content, drive
 from tests.guard_helpers import ONE, SILENT, asked, misbehaving, nodes
 
 
@@ -118,13 +119,37 @@ def test_a_sample_is_drawn_from_those_left():
 
 
 def test_nodes_are_ordered_by_partition_then_by_id():
-    known = Nodes()
+    known = Nodes(by_partition=True)
     known.partitions = {9: 0, 4: 2, 6: 2}
     assert sorted([3, 4, 6, 9, 1], key=known.order) == [9, 4, 6, 1, 3]
+    claimed = Nodes()
+    claimed.partitions = {9: 0, 4: 2, 6: 2}
+    assert sorted([3, 4, 6, 9, 1], key=claimed.order) == [1, 3, 4, 6, 9]
+
+
+def test_partitions_identify_nodes_in_a_simulation_or_where_the_operator_says_so():
+    grid = InProcessGrid(ClientApp(), 2)
+    for stated, expected in ((None, True), (False, False), (True, True)):
+        known = Nodes(by_partition=stated)
+        known.begin(grid)
+        assert known.by_partition is expected
+    deployed = Nodes()
+    deployed.begin(Deployed(ClientApp(), 2))
+    assert not deployed.by_partition
+    with pytest.raises(ConfigurationError, match="by_partition must be True or False; got by_partition='yes'"):
+        Nodes(by_partition="yes")
+
+
+def test_a_claim_moves_no_quarantine():
+    now = Nodes(quarantine_after=1)
+    now.identify({11: Identity(0), 12: Identity(1)})
+    now.recall({1: 0, 2: 1}, {1: 4}, {})
+    assert (now.replaced, now.refusals, now.quarantined) == ({}, {1: 4}, (1,))
+    assert now.own_partitions([11, 12]) == {}
 
 
 def test_a_partition_is_a_nodes_own_if_it_alone_claims_it_by_itself():
-    known = Nodes()
+    known = Nodes(by_partition=True)
     known.identify({1: Identity(0), 2: Identity(1), 3: Identity(1), 4: Identity(2, assigned=True)})
     assert known.partitions == {1: 0, 2: 1, 3: 1, 4: 2}
     assert known.own_partitions([1, 2, 3, 4, 5]) == {1: 0}
@@ -140,7 +165,7 @@ def test_one_refusal_alone_puts_a_node_into_quarantine():
 
 
 def test_nodes_with_new_ids_are_known_by_their_partitions():
-    now = Nodes(quarantine_after=1)
+    now = Nodes(quarantine_after=1, by_partition=True)
     now.identify({11: Identity(0), 12: Identity(1), 13: Identity(2, assigned=True)})
     now.recall({1: 0, 2: 1, 3: 2}, {1: 4, 3: 5}, {})
     assert now.replaced == {1: 0, 2: 1}
@@ -149,14 +174,14 @@ def test_nodes_with_new_ids_are_known_by_their_partitions():
 
 
 def test_whoever_claims_a_partition_that_two_held_is_nobodys_successor():
-    now = Nodes()
+    now = Nodes(by_partition=True)
     now.identify({11: Identity(0)})
     now.recall({1: 0, 2: 0}, {1: 4}, {7: 3})
     assert (now.replaced, now.refusals) == ({7: 3}, {1: 4})
 
 
 def test_a_node_that_kept_its_id_has_no_successor():
-    now = Nodes()
+    now = Nodes(by_partition=True)
     now.identify({1: Identity(0), 11: Identity(1)})
     now.recall({1: 1}, {1: 4}, {})
     assert (now.replaced, now.refusals) == ({}, {1: 4})
@@ -167,9 +192,9 @@ def test_a_sample_is_drawn_from_the_seed_in_the_order_of_partitions():
     backwards = {node: Identity(5 - place) for place, node in enumerate(grid.get_node_ids())}
 
     def drawn(seed, server_round=1, fraction=0.5):
-        known = Nodes(seed=seed)
+        known = Nodes(seed=seed, by_partition=True)
         known.identify(backwards)
-        return known.sample("train", server_round, grid, fraction, 1, 6)[0]
+        return known.sample("train", server_round, grid, fraction, 1, 6, who="median()")[0]
 
     assert drawn(0) == drawn(0)
     assert len({tuple(drawn(seed, at)) for seed in range(4) for at in (1, 2)}) > 4
