@@ -46,6 +46,7 @@ from flwr_robust.core.rule import PreAggregator, Rule
 from flwr_robust.core.spec import Component
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import write_atomically
+from flwr_robust.printing import printable
 
 __all__ = ["SCHEMA_FILE", "make_card", "render_card", "write_card"]
 
@@ -388,8 +389,7 @@ def _words(value: Any) -> str:
         return ", ".join(f"{_words(key)}: {_words(each)}" for key, each in value.items()) or "none"
     if isinstance(value, list | tuple):
         return "; ".join(_words(each) for each in value) or "none"
-    text = " ".join(str(value).split())
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(" ".join(str(value).split()))
 
 
 def write_card(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flwr_robust.cli.shared import Json, as_text, console, print_json, printable, told
+from flwr_robust.cli.shared import Json, as_text, console, print_json, say, told
 from flwr_robust.errors import AuditError, ConfigurationError
 
 if TYPE_CHECKING:
@@ -76,10 +76,9 @@ def _warn(verdict: Verdict) -> None:
 
     if UNCHECKED in verdict.remarks:
         note = f"note: the log was read without its key: {UNCHECKED}; --key-file FILE checks them"
-        typer.secho(note, fg="yellow", err=True)
+        say(note, "yellow")
     if not verdict.intact:
-        finding = printable(str(verdict.findings[0]))
-        typer.secho(f"the log is NOT INTACT: {finding}; see flwr-robust audit verify", fg="red", err=True)
+        say(f"the log is NOT INTACT: {verdict.findings[0]}; see flwr-robust audit verify", "red")
         raise typer.Exit(1)
 
 
@@ -134,19 +133,16 @@ def verify_command(
 
 
 def _show_verdict(verdict: Verdict, heads: Mapping[str, str]) -> None:
-    from rich.text import Text
-
     out = console()
     for lines, sentence in _gathered(verdict.findings):
-        out.print(Text(f"{lines}{printable(sentence)}", style="red"), soft_wrap=True)
+        out.print(as_text(f"{lines}{sentence}", "red"), soft_wrap=True)
     for remark in verdict.remarks:
-        out.print(Text(f"note: {printable(remark)}", style="yellow"), soft_wrap=True)
-    out.print(
-        "[green]intact[/green]" if verdict.intact else "[red]NOT INTACT[/red]", f"{verdict.lines} lines", sep=", "
-    )
+        out.print(as_text(f"note: {remark}", "yellow"), soft_wrap=True)
+    word = as_text("intact", "green") if verdict.intact else as_text("NOT INTACT", "red")
+    out.print(word + f", {verdict.lines} lines")
     if heads and verdict.intact:
         out.print(f"the heads in {', '.join(heads.values())} are among them")
-    out.print(f"head {printable(verdict.head)}", soft_wrap=True)
+    out.print(f"head {verdict.head}", soft_wrap=True)
 
 
 def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:

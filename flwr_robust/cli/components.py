@@ -60,8 +60,8 @@ def list_command(
                 print_json(counts)
                 return
             for name, count in counts.items():
-                console().print(f"[bold]{name:<16}[/bold]{count:>4}   flwr-robust list {name}")
-            console().print(f"[bold]{'strategies':<16}[/bold]       flwr-robust list strategies")
+                console().print(as_text(f"{name:<16}", "bold") + f"{count:>4}   flwr-robust list {name}")
+            console().print(as_text(f"{'strategies':<16}", "bold") + "       flwr-robust list strategies")
             return
         check_choice("list", "kind", kind, listings)
         found = listings[kind]()
@@ -175,7 +175,7 @@ def _print_list(kind: str, found: Sequence[Mapping[str, Any]]) -> None:
     console().print(table)
     if kind == "tasks" and found:
         where = f"data sets are looked for in {found[0]['folder']}; --data or FLWR_ROBUST_DATA name another"
-        console().print(where, markup=False)
+        console().print(where)
     if found and "signature" in found[0]:
         console().print("all of one: flwr-robust describe NAME", style="dim")
 
@@ -232,10 +232,10 @@ def _print_description(out: Console, document: Mapping[str, Any]) -> None:
 
     def heading(text: str) -> None:
         out.print()
-        out.print(text, style="bold", markup=False)
+        out.print(text, style="bold")
 
     family = f" ({document['family']})" if document["family"] else ""
-    out.print(f"{document['name']}, {document['kind']}{family}", style="bold", markup=False)
+    out.print(f"{document['name']}, {document['kind']}{family}", style="bold")
     out.print(as_text(document["title"]))
     if document["formula"]:
         out.print()
@@ -259,7 +259,7 @@ def _print_description(out: Console, document: Mapping[str, Any]) -> None:
     if document["least_n"]:
         heading("least number of clients")
         pairs = [f"n = {n}" if f == "" else f"f = {f}: n = {n}" for f, n in document["least_n"].items()]
-        out.print(f"  {';  '.join(pairs)}", markup=False)
+        out.print(f"  {';  '.join(pairs)}")
     if document["lacks"]:
         heading("known not to hold, of what the tests ask of every rule")
         for lack in document["lacks"]:
@@ -274,4 +274,4 @@ def _print_description(out: Console, document: Mapping[str, Any]) -> None:
         for line in examples[key].splitlines():
             out.print(Padding(as_text(line), (0, 0, 0, 4), expand=False))
     out.print()
-    out.print(f"file: {document['module']}", style="dim", markup=False)
+    out.print(f"file: {document['module']}", style="dim")

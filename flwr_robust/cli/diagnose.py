@@ -97,5 +97,5 @@ def diagnose_command(
     for table in diagnosis_tables(found):
         console().print(table)
     for note in notes:
-        console().print(note, markup=False)
-    console().print(advice, style="bold", markup=False)
+        console().print(note)
+    console().print(advice, style="bold")

@@ -91,12 +91,10 @@ def _print(found: list[Finding], usable: bool) -> None:
     table.add_column("what was found; what to do", ratio=1, overflow="fold")
     for finding in found:
         text = "; ".join(part for part in (finding.found, finding.todo) if part)
-        table.add_row(
-            finding.part, f"[{colours[finding.status]}]{finding.status}[/{colours[finding.status]}]", as_text(text)
-        )
+        table.add_row(finding.part, as_text(finding.status, colours[finding.status]), as_text(text))
     console().print(table)
     faults = ", ".join(finding.part for finding in found if finding.status == "fault")
-    console().print("all that is needed works" if usable else f"does not work: {faults}", style="bold", markup=False)
+    console().print("all that is needed works" if usable else f"does not work: {faults}", style="bold")
 
 
 def examine(data: str = "", results: Path = Path("results"), *, start_ray: bool = False) -> Iterator[Finding]:

@@ -99,9 +99,9 @@ def red_team_command(
         for table in red_tables(result):
             console().print(table)
         for note in footnotes(result):
-            console().print(note, markup=False)
-        console().print(f"results: {results / stem}.json and .png", soft_wrap=True, markup=False)
-        console().print(conclude_red_team(result, floor), style="bold", markup=False)
+            console().print(note)
+        console().print(f"results: {results / stem}.json and .png", soft_wrap=True)
+        console().print(conclude_red_team(result, floor), style="bold")
     if floor is not None and not result.holds(floor):
         raise typer.Exit(1)
 

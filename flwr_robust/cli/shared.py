@@ -13,16 +13,18 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, TamperedError
+from flwr_robust.printing import printable
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from rich.console import Console
+    from rich.style import StyleType
     from rich.text import Text
 
 __all__ = [
@@ -38,7 +40,7 @@ __all__ = [
     "keys_of",
     "load_plugins",
     "print_json",
-    "printable",
+    "say",
     "told",
 ]
 
@@ -64,6 +66,9 @@ class _Terminated(KeyboardInterrupt):
 def console(*, stderr: bool = False) -> Console:
     """Return a console of at most a hundred columns, also for a pipe.
 
+    It shows every string as it is: markup and emoji codes have no meaning, and `printable` escapes the rest. So no name
+    or reason from a client, a file or a log can change what the terminal shows.
+
     Parameters
     ----------
     stderr : bool
@@ -71,8 +76,18 @@ def console(*, stderr: bool = False) -> Console:
     """
     from rich.console import Console
 
+    class Plain(Console):
+        def render_str(self, text: str, **options: Any) -> Text:  # rich calls it for every string that it shows
+            return super().render_str(printable(text), **options)
+
     wide = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(width=min(_WIDTH, Console().width) if wide else _WIDTH, highlight=False, stderr=stderr)
+    width = min(_WIDTH, Console().width) if wide else _WIDTH
+    return Plain(width=width, highlight=False, markup=False, emoji=False, stderr=stderr)
+
+
+def say(text: object, colour: str | None = None) -> None:
+    """Print a line to standard error, with `printable` text."""
+    typer.secho(printable(text), fg=colour, err=True)
 
 
 def print_json(document: object) -> None:
@@ -98,21 +113,16 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-def printable(text: str) -> str:
-    """Return text that may come from a client without terminal control codes."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def as_text(text: object) -> Text:
-    """Return any value as text for a table: without markup, safe for a terminal, and folded if too long."""
+def as_text(text: object, style: StyleType = "") -> Text:
+    """Return any value as text for a table: `printable`, and folded if too long."""
     from rich.text import Text
 
-    return Text(printable(str(text)), overflow="fold")
+    return Text(printable(text), style=style, overflow="fold")
 
 
 def fail(error: FlwrRobustError) -> NoReturn:
     """End the command with one sentence: with status 1 for tampering, and 2 for wrong input."""
-    typer.secho(f"error: {printable(str(error))}", fg="red", err=True)
+    say(f"error: {error}", "red")
     raise typer.Exit(1 if isinstance(error, TamperedError) else 2) from None
 
 
@@ -135,7 +145,7 @@ def told(plugins: Sequence[str] | None = None, *, resumable: bool = False) -> It
             fail(error)
         except KeyboardInterrupt as stop:
             kept = "; what is finished is kept, and the same command continues from there" if resumable else ""
-            typer.secho(f"stopped{kept}", err=True)
+            say(f"stopped{kept}")
             raise typer.Exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)) from None
 
 

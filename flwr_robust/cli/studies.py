@@ -16,9 +16,11 @@ from flwr_robust.cli.shared import (
     Plugins,
     Results,
     Workers,
+    as_text,
     console,
     keys_of,
     print_json,
+    say,
     told,
 )
 from flwr_robust.errors import ConfigurationError, check_choice
@@ -90,7 +92,7 @@ def run_command(
         counts = {"finished": summary.finished, "skipped": summary.skipped, "failed": summary.failed}
         print_json({"study": loaded.name, "results": folder, **counts})
     else:
-        console().print(f"{summary.finished} cells run, {summary.skipped} found finished, in {folder}", markup=False)
+        console().print(f"{summary.finished} cells run, {summary.skipped} found finished, in {folder}")
     _exit_if_failed(summary.failed)
 
 
@@ -138,7 +140,7 @@ def record_command(study: StudyName, results: Results = _RESULTS) -> None:
         if not (documents := read_results(loaded, results / loaded.name)):
             raise ConfigurationError(f"{results / loaded.name} holds no result of study {loaded.name}; run it first")
         path = record(loaded, documents)
-    console().print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True, markup=False)
+    console().print(f"{len(documents)} of {len(loaded.cells)} cells recorded in {path}", soft_wrap=True)
 
 
 def reproduce_command(
@@ -199,7 +201,7 @@ def reproduce_command(
         for study in loaded.studies:
             if not as_json:
                 console().rule(study.name, align="left")
-                console().print(study.title, style="bold", markup=False)
+                console().print(study.title, style="bold")
             if documents[study.name]:
                 notes = loaded.notes.get(study.name, ())
                 rendered[study.name], path = _report(study, documents[study.name], shown, command, notes)
@@ -207,12 +209,12 @@ def reproduce_command(
                 if not as_json:
                     _show(rendered[study.name], path)
             elif not as_json:
-                console().print("[yellow]no cell has been run yet[/yellow]")
+                console().print("no cell has been run yet", style="yellow")
         page = write_page(loaded, rendered, shown, command, ", ".join(overrides or []))
         if as_json:
             print_json({"paper": paper, "title": loaded.title, "page": page, "studies": reports, "failed": failed})
         else:
-            console().print(f"page: {page}", soft_wrap=True, markup=False)
+            console().print(f"page: {page}", soft_wrap=True)
     _exit_if_failed(failed)
 
 
@@ -225,7 +227,7 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
         from flwr_robust.studies.study import load_study
 
         study = load_study("demo")
-        console().print(f"{study.title}\n{study.question}\n")
+        console().print(study.title, study.question, "", sep="\n")
         summary = run_study(study, results / study.name, workers=workers)
         _exit_if_failed(summary.failed)
         # The study's by-label cell of the mean, shortened.
@@ -238,7 +240,8 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
         console().print(
             f"flwr run . on Ray: {config.clients} clients, {config.rounds} rounds of {config.defence}, "
             f"{config.partition}, {document['seconds']:.1f} s: "
-            f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process\n"
+            f"{'the same model to the bit as' if same else 'ANOTHER MODEL THAN'} in process",
+            end="\n\n",
         )
         documents = read_results(study, results / study.name)
         _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)))
@@ -254,7 +257,7 @@ def _load(study: str, data: str, overrides: Sequence[str] | None) -> Study:
 
 def _exit_if_failed(failed: Mapping[str, str]) -> None:
     for name, reason in failed.items():
-        typer.secho(f"failed: {name}: {reason}", fg="red", err=True)
+        say(f"failed: {name}: {reason}", "red")
     if failed:
         raise typer.Exit(1)
 
@@ -292,21 +295,19 @@ def _report(
 
 def _show(rendered: Rendered, path: Path) -> None:
     """Print a report's tables and sentences."""
-    from rich.markup import escape
-
     from flwr_robust.studies.report import conclude, tables
 
     study, out = rendered.study, console()
     if missing := len(study.cells) - len(rendered.documents):
-        out.print(f"[yellow]{missing} of {len(study.cells)} cells are not finished[/yellow]")
+        out.print(f"{missing} of {len(study.cells)} cells are not finished", style="yellow")
     for section, _ in rendered.sections:
         for table in tables(study, section):
             out.print(table)
         if not study.claims and (sentence := conclude(study, section)):
             out.print(sentence, soft_wrap=False)
     for verdict in rendered.verdicts:
-        out.print(f"{escape(verdict.text)}: [bold]{verdict.word}[/bold]; {escape(verdict.detail)}")
-    out.print(f"report: {path}", soft_wrap=True, markup=False)
+        out.print(as_text(f"{verdict.text}: ") + as_text(verdict.word, "bold") + as_text(f"; {verdict.detail}"))
+    out.print(f"report: {path}", soft_wrap=True)
 
 
 def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:

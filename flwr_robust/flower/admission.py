@@ -29,6 +29,7 @@ from flwr_robust.flower._compat import fill
 from flwr_robust.flower.expected import Expected
 from flwr_robust.flower.metrics import MOST_NUMBERS, PARTITION, levelled
 from flwr_robust.flower.wire import PayloadError, decode, is_finite, plain, records_of
+from flwr_robust.printing import printable
 
 __all__ = [
     "MOST_EXAMPLES",
@@ -83,12 +84,15 @@ class Refusal:
     reason : Reason
         Why.
     detail : str
-        What was found.
+        What was found, as `short` returns it.
     """
 
     node: int
     reason: Reason
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", short(self.detail))
 
 
 @dataclass(frozen=True)
@@ -256,7 +260,7 @@ def _finite(value: object) -> bool:
 def short(text: str) -> str:
     """Return a client's text as one line of at most 200 characters, without terminal control codes."""
     line = " ".join(text[:2000].split())
-    return "".join(character if character.isprintable() else "?" for character in line)[:200]
+    return printable(line)[:200]
 
 
 def _judge(message: Message, kinds: Mapping[int, str], terms: Terms, expected: Expected | None) -> Admitted | Refusal:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from flwr_robust.errors import ConfigurationError, extra
 from flwr_robust.redteam.battery import HONEST_MEAN, NO_ATTACK, REVIEW
@@ -65,10 +66,10 @@ def _accuracies(result: RedTeam, attackers: Sequence[int]) -> Table:
         if result.families[label] != family:
             family = result.families[label]
             table.add_section()
-            table.add_row(f"[italic]{family}{' (review)' if family in REVIEW else ''}[/italic]")
+            table.add_row(Text(f"{family}{' (review)' if family in REVIEW else ''}", "italic"))
         cells = [_changes(result, label, f) for f in attackers]
-        bold = [f"[bold]{text}[/bold]" if worst[f] == label else text for f, text in zip(attackers, cells, strict=True)]
-        table.add_row(label, *bold)
+        bold = [Text(text, "bold" if worst[f] == label else "") for f, text in zip(attackers, cells, strict=True)]
+        table.add_row(Text(label), *bold)
     return table
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jinja2
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from flwr_robust.files import write_atomically
 from flwr_robust.studies.claims import Verdict, judge
@@ -230,13 +230,12 @@ def tables(study: Study, section: Section) -> Iterator[Table]:
         for number, columns in enumerate(_abreast(sheet)):
             title = sheet.caption if number == 0 else f"{sheet.caption}, continued"
             table = Table(title=title, title_justify="left", padding=(0, 1))
-            table.add_column(escape(sheet.columns[0]), no_wrap=True)
+            table.add_column(Text(sheet.columns[0]), no_wrap=True)
             for column in columns:
-                table.add_column(escape(sheet.columns[column]), justify="right", no_wrap=True)
+                table.add_column(Text(sheet.columns[column]), justify="right", no_wrap=True)
             for place, row in enumerate(sheet.rows):
-                texts = {at: escape(row[at]) for at in columns}
-                bold = [f"[bold]{text}[/bold]" if (place, at - 1) in sheet.best else text for at, text in texts.items()]
-                table.add_row(escape(row[0]), *bold)
+                bold = [Text(row[at], "bold" if (place, at - 1) in sheet.best else "") for at in columns]
+                table.add_row(Text(row[0]), *bold)
             yield table
 
 

@@ -183,7 +183,7 @@ def test_show_all_rounds(run):
 def test_show_a_client(run, client):
     text = narrow(call("audit", "show", run, "--client", client))
     assert f"node {LIAR}" in text
-    assert text.count("refused: NOT_FINITE: w ?[31m[bold]<b>`x`|") == 3
+    assert text.count("refused: NOT_FINITE: w \\x1b[31m[bold]<b>`x`|") == 3
 
 
 def test_show_a_round(run):

@@ -19,7 +19,7 @@ def mistaken():
 
 def test_the_function_the_exception_and_the_line_are_named():
     first, *frames = raised(mistaken).splitlines()
-    assert first == f"{__name__}.mistaken raised LookupError: a client's ?[31mtext WARNING forged"
+    assert first == f"{__name__}.mistaken raised LookupError: a client's \\x1b[31mtext WARNING forged"
     assert "in mistaken" in "\n".join(frames)
     assert "raise LookupError(" in "\n".join(frames)
 

@@ -362,7 +362,8 @@ def printed(result):
 def test_tables_show_both_changes_and_mark_the_worst():
     result = found({("a()", 1): 0.5, ("a()", 2): 0.4, ("b()", 1): "died", ("b()", 2): 0.3, ("c()", 2): "NaN"})
     table = next(red_report.red_tables(result))
-    rows = {name: row for name, *row in zip(*(column.cells for column in table.columns), strict=True)}
+    cells = ([getattr(cell, "markup", cell) for cell in column.cells] for column in table.columns)
+    rows = {name: row for name, *row in zip(*cells, strict=True)}
     assert [cell.strip() for cell in rows["no attack, f = 0"]] == ["90.0", "90.0"]
     assert rows["mean of the honest"] == ["80.0  -10.0   +0.0", "70.0  -20.0   +0.0"]
     assert rows["a()"] == ["50.0  -40.0  -30.0", "40.0  -50.0  -30.0"]
