@@ -251,6 +251,7 @@ def _deployment(
     kept = len(_of(everything, UpdateKept))
     return {
         "authentication": _stated(stated, "authentication"),
+        "node_authentication": _node_authentication(start, stated),
         "tls": _stated(stated, "tls"),
         "update_bounds": _first(
             _stated(stated, "update_bounds"), _fact(" | ".join(bounds), "rule") if bounds else _NOT_STATED
@@ -269,6 +270,17 @@ def _deployment(
             "log",
         ),
     }
+
+
+def _node_authentication(start: RunStarted, stated: Mapping[str, str]) -> Fact:
+    """Return whether nodes were authenticated: what Flower told the log, else the operator's statement."""
+    if start.registered_nodes:
+        return _fact("accounts had registered all nodes that were connected at the start", "log")
+    simulated = start.config.get("by-partition") is True
+    return _first(
+        _stated(stated, "node_authentication"),
+        _fact("none: partitions identify nodes, as in a simulation", "log") if simulated else _NOT_STATED,
+    )
 
 
 def _client_states(everything: Sequence[Record]) -> str:

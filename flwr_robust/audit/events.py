@@ -53,6 +53,7 @@ STATEMENTS = {
     "data_assumption": "what is assumed of the clients' data",
     "attack_model": "which attacks the run is meant to bear",
     "authentication": "how clients prove who they are",
+    "node_authentication": "whether the SuperLink lets in nodes with a registered key only",
     "tls": "how connections are encrypted",
     "update_bounds": "what bounds a single update",
     "sybil_resistance": "what stops one party from running many clients",
@@ -135,6 +136,9 @@ class RunStarted(Event, kind="run_started"):
         The run's id: 128 random bits, in hexadecimal.
     commit : str
         The commit of this package's source; empty if unknown.
+    registered_nodes : bool, optional
+        True if Flower names, for every node connected at the start, the account that registered it. None if it does not
+        tell, as for SuperLinks without accounts.
     """
 
     config: Mapping[str, Scalar]
@@ -146,6 +150,7 @@ class RunStarted(Event, kind="run_started"):
     keeps_updates: bool = False
     run: str = ""
     commit: str = ""
+    registered_nodes: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,8 @@ class AuditedRun:
         The class of the strategy.
     statements : mapping
         The operator's statements; the keys are those of `STATEMENTS`.
+    registered_nodes : bool, optional
+        Whether the nodes are registered, for the first event; see `RunStarted`.
     resume : bool or int
         False starts a new run; the folder must not hold one. True continues from the latest checkpoint, or from the
         beginning if the run was stopped before its first one. A number continues from the checkpoint of that round.
@@ -120,6 +122,7 @@ class AuditedRun:
         rule: str = "",
         strategy: str = "",
         statements: Mapping[str, str] | None = None,
+        registered_nodes: bool | None = None,
         resume: bool | int = False,
         may_differ: Collection[str] = ("rounds",),
         every: int = 1,
@@ -143,7 +146,10 @@ class AuditedRun:
             if self.log.lines:
                 self._resume(resume, may_differ, accept)
             else:
-                self._start(RunStarted(self.config, config_sha256(self.config), rule, strategy), statements)
+                begun = RunStarted(
+                    self.config, config_sha256(self.config), rule, strategy, registered_nodes=registered_nodes
+                )
+                self._start(begun, statements)
         except BaseException:
             self.log.close()
             raise

@@ -24,7 +24,8 @@ __all__ = ["audit", "card_command", "clients_command", "rollback_command", "show
 
 _HEAD = re.compile(r"[0-9a-f]{64}")
 _STATEMENTS = (
-    "sampling, data_assumption, attack_model, authentication, tls, update_bounds, sybil_resistance, secure_aggregation"
+    "sampling, data_assumption, attack_model, authentication, node_authentication, tls, update_bounds, "
+    "sybil_resistance, secure_aggregation"
 )
 
 audit = typer.Typer(help="Verify and read the audit log of a run.", no_args_is_help=True)

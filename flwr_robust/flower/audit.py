@@ -44,6 +44,7 @@ from flwr_robust.errors import (
     check_flag,
     check_integer,
 )
+from flwr_robust.flower._compat import registered_nodes
 from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.memory import thaw
@@ -184,6 +185,7 @@ class Audit(Observer):
             config,
             rule=opening.rule,
             strategy=opening.strategy,
+            registered_nodes=registered_nodes(opening.grid),
             accept=partial(check_fits, opening),
             **self._options,
         )

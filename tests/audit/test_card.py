@@ -91,6 +91,24 @@ def test_every_statement_is_shown_as_the_operators(tmp_path, key):
         assert {"value": text, "source": "operator"} in [*card["claim"].values(), *card["deployment"].values()]
 
 
+def test_whether_nodes_were_authenticated_is_flowers_word_or_the_operators(tmp_path):
+    said = {"node_authentication": "on, keys of P-384"}
+
+    def fact(name, config=None, **started):
+        folder = tmp_path / name
+        return valid(make_card(minimal(folder, config, **started), said if "said" in name else None))["deployment"][
+            "node_authentication"
+        ]
+
+    assert fact("untold") == NOT_STATED
+    assert fact("said") == {"value": "on, keys of P-384", "source": "operator"}
+    for name in ("told", "told and said"):
+        assert fact(name, registered_nodes=True)["source"] == "log"
+    simulated = fact("simulated", {"by-partition": True})
+    assert simulated == {"value": "none: partitions identify nodes, as in a simulation", "source": "log"}
+    assert fact("deployed", {"by-partition": False}) == NOT_STATED
+
+
 def test_a_statement_of_another_name_is_refused(tmp_path):
     with pytest.raises(UnknownNameError, match="unknown statement 'tsl'"):
         make_card(make(tmp_path), {"tsl": "yes"})
