@@ -20,12 +20,23 @@ from flwr_robust.audit.events import (
     Resumed,
     RolledBack,
     RoundConfigured,
+    RunStarted,
     UpdateKept,
 )
 from flwr_robust.audit.log import Record
 from flwr_robust.errors import AuditError
 
-__all__ = ["ClientInRound", "ClientSummary", "RoundSummary", "clients", "counting", "find_client", "rounds", "visits"]
+__all__ = [
+    "ClientInRound",
+    "ClientSummary",
+    "RoundSummary",
+    "clients",
+    "counting",
+    "find_client",
+    "partitions_are_claims",
+    "rounds",
+    "visits",
+]
 
 # Events that change the model; refusals and quarantines of clients stay valid after a rollback.
 _UNDONE = (
@@ -301,8 +312,14 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
     ]
 
 
+def partitions_are_claims(records: Iterable[Record]) -> bool:
+    """Say whether partitions are what nodes say about themselves, as in a deployment; there ids identify nodes."""
+    starts = [record.event for record in records if isinstance(record.event, RunStarted)]
+    return any(start.config.get("by-partition") is False for start in starts)
+
+
 def find_client(records: Sequence[Record], client: int) -> int:
-    """Return the node for a number, which is a node's id or the partition of exactly one node.
+    """Return the node for a number: a node's id, or the partition of exactly one node unless partitions are claims.
 
     Raises
     ------
@@ -312,6 +329,11 @@ def find_client(records: Sequence[Record], client: int) -> int:
     known = {summary.node: summary.partition for summary in clients(records)}
     if client in known:
         return client
+    if partitions_are_claims(records):
+        raise AuditError(
+            f"audit: client {client} is no node of this run; in a deployment a partition is what a node claims: name "
+            f"the id of a node"
+        )
     meant = [node for node, partition in known.items() if partition == client]
     if len(meant) != 1:
         those = f"nodes {', '.join(map(str, meant))} all say they hold that partition" if meant else "no node has it"

@@ -158,7 +158,7 @@ def _gathered(findings: Sequence[Finding]) -> Iterator[tuple[str, str]]:
 def show_command(
     log: Log,
     client: Annotated[
-        int | None, typer.Option(help="Show the history of one client: a node's id, or its partition.")
+        int | None, typer.Option(help="Show the history of one client: a node's id, or in a simulation its partition.")
     ] = None,
     server_round: Annotated[int | None, typer.Option("--round", help="Show all clients in this round.")] = None,
     key_file: KeyFile = None,
@@ -303,11 +303,13 @@ def clients_command(
 
     Exit status: 0 intact, 1 tampered with (the tables are shown anyway), 2 wrong input.
 
-    JSON: intact, clients (node, partition, asked, admitted, refused, silent, abstained, reasons, weight, distance,
-    quarantined).
+    claim: the partition that a node states, in a deployment; part.: the one that a simulation assigned.
+
+    JSON: intact, partitions_are_claims, clients (node, partition, asked, admitted, refused, silent, abstained, reasons,
+    weight, distance, quarantined).
     """
     with told():
-        from flwr_robust.audit.history import clients
+        from flwr_robust.audit.history import clients, partitions_are_claims
 
         if by not in ("refusals", "weight"):
             raise ConfigurationError(f"audit clients: --by must be refusals or weight; got {by}")
@@ -320,19 +322,20 @@ def clients_command(
     )
     if as_json:
         entries = [dataclasses.asdict(each) | {"reasons": dict(each.reasons)} for each in ranked]
-        print_json({"intact": verdict.intact, "clients": entries})
+        claimed = partitions_are_claims(records)
+        print_json({"intact": verdict.intact, "partitions_are_claims": claimed, "clients": entries})
     else:
-        _show_clients(ranked)
+        _show_clients(ranked, "claim" if partitions_are_claims(records) else "part.")
     _warn(verdict)
 
 
-def _show_clients(ranked: Sequence[ClientSummary]) -> None:
+def _show_clients(ranked: Sequence[ClientSummary], place: str) -> None:
     from rich.table import Table
 
     table = Table()
     table.add_column("node", justify="right", no_wrap=True)
     abstaining = any(each.abstained for each in ranked)
-    for name in ("part.", "asked", "adm.", "ref.", "silent", *(["abst."] if abstaining else []), "weight", "distance"):
+    for name in (place, "asked", "adm.", "ref.", "silent", *(["abst."] if abstaining else []), "weight", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why refused", ratio=1)
     for each in ranked:

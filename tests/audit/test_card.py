@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import html
 import json
@@ -15,7 +16,7 @@ import pytest
 from flwr_robust.audit import AuditedRun, AuditLog, RunEnded, RunStarted, config_sha256, model_sha256, rollback
 from flwr_robust.audit.card import SCHEMA_FILE, _client_states, _limits, make_card, write_card
 from flwr_robust.audit.events import STATEMENTS, CheckpointWritten, ClientStatesKept, Event
-from flwr_robust.audit.history import clients, counting, find_client, visits
+from flwr_robust.audit.history import clients, counting, find_client, partitions_are_claims, visits
 from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.log import Record, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
@@ -346,6 +347,18 @@ def test_clients_are_summarised(tmp_path):
     assert [find_client(records, client) for client in (0, 4, SILENT)] == [NODES[0], LIAR, SILENT]
     with pytest.raises(AuditError, match="client 3 is neither a node nor the partition of one: no node has it"):
         find_client(records, 3)
+
+
+def test_a_claimed_partition_names_nobody(tmp_path):
+    """Who claims another's partition must not be looked up, banned or released in its place."""
+    records = read_log(log_file(make(tmp_path)))
+    start = records[0].event
+    deployed = dataclasses.replace(start, config={**start.config, "by-partition": False})
+    records[0] = dataclasses.replace(records[0], event=deployed)
+    assert partitions_are_claims(records)
+    assert find_client(records, LIAR) == LIAR
+    with pytest.raises(AuditError, match="client 0 is no node of this run; in a deployment a partition is what a node"):
+        find_client(records, 0)
 
 
 def test_rounds_done_twice_count_once(tmp_path):
