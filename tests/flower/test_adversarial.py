@@ -673,7 +673,7 @@ def test_what_a_dead_node_sends_passes():
 
 @pytest.mark.ray
 def test_on_ray_the_same_replies_are_rewritten():
-    folder = Path(__file__).parent
+    root = Path(__file__).parents[2]
     code = (
         "import logging, sys; logging.getLogger('flwr').setLevel(logging.ERROR)\n"
         "from flwr.simulation import run_simulation\n"
@@ -697,7 +697,7 @@ def test_on_ray_the_same_replies_are_rewritten():
     )
     lines = []
     for engine in ("ray", "process"):
-        done = subprocess.run([sys.executable, "-c", code, engine], capture_output=True, text=True, cwd=folder.parent)
+        done = subprocess.run([sys.executable, "-c", code, engine], capture_output=True, text=True, cwd=root)
         assert done.returncode == 0, done.stderr[-2000:]
         lines.append(next(line for line in done.stdout.splitlines() if line.startswith("FOUND")))
     assert lines[0] == lines[1]
