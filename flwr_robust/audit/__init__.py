@@ -5,7 +5,7 @@ A strategy writes through `AuditedRun`; everything else reads what was written.
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot
 from flwr_robust.audit.contents import verify_run
-from flwr_robust.audit.digest import config_sha256, model_sha256
+from flwr_robust.audit.digest import config_sha256, fingerprint, model_sha256
 from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
     Aggregated,
@@ -28,6 +28,7 @@ from flwr_robust.audit.events import (
     RoundConfigured,
     RunEnded,
     RunStarted,
+    Suspected,
     UpdateKept,
 )
 from flwr_robust.audit.log import AuditLog, Fault, Finding, Record, Verdict, read_log, verify
@@ -61,10 +62,12 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "Snapshot",
+    "Suspected",
     "UpdateKept",
     "Verdict",
     "config_sha256",
     "distances_and_angles",
+    "fingerprint",
     "model_sha256",
     "read_log",
     "rollback",

@@ -35,12 +35,14 @@ from flwr_robust.audit.events import (
     RoundConfigured,
     RunEnded,
     RunStarted,
+    Suspected,
     UpdateKept,
     check_statements,
 )
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
+from flwr_robust.audit.signs import DUPLICATE, REPLAY
 from flwr_robust.core.pipeline import Pipeline, parse
 from flwr_robust.core.rule import PreAggregator, Rule
 from flwr_robust.core.spec import Component
@@ -123,6 +125,7 @@ def make_card(
         "claim": _claim(records, start, rule, stated),
         "deployment": {
             **_deployment(everything, start, rule, stated, _evidence(verdict, key)),
+            **_suspicions(records),
             **_tested(everything, start, tried),
         },
         "limits": {"rule": [] if rule is None else [_limits(part) for part in _parts(rule)], "general": list(_LIMITS)},
@@ -281,6 +284,33 @@ def _node_authentication(start: RunStarted, stated: Mapping[str, str]) -> Fact:
         _stated(stated, "node_authentication"),
         _fact("none: partitions identify nodes, as in a simulation", "log") if simulated else _NOT_STATED,
     )
+
+
+def _suspicions(records: Sequence[Record]) -> dict[str, Fact]:
+    """Return how often clients sent each other's or earlier updates, and the other suspicions.
+
+    Without fingerprints in the log, nothing is known of sybils and replays.
+    """
+    found = _of(records, Suspected)
+    looked = any(event.fingerprint for event in _of(records, ReplyAdmitted))
+    counted = {
+        sign: {
+            "suspicions": sum(event.sign == sign for event in found),
+            "clients": len({event.node for event in found if event.sign == sign}),
+            "rounds": len({event.round for event in found if event.sign == sign}),
+        }
+        for sign in sorted({DUPLICATE, REPLAY, *(event.sign for event in found)})
+    }
+    duplicates, replays = counted.pop(DUPLICATE), counted.pop(REPLAY)
+    return {
+        "sybil_evidence": _fact({"identical updates in a round": duplicates}, "log")
+        if looked or duplicates["suspicions"]
+        else _NOT_STATED,
+        "replay_evidence": _fact({"updates of an earlier round": replays}, "log")
+        if looked or replays["suspicions"]
+        else _NOT_STATED,
+        "other_suspicions": _fact(counted, "log") if looked or counted else _NOT_STATED,
+    }
 
 
 def _client_states(everything: Sequence[Record]) -> str:

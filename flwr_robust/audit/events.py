@@ -40,6 +40,7 @@ __all__ = [
     "RoundConfigured",
     "RunEnded",
     "RunStarted",
+    "Suspected",
     "UpdateKept",
     "check_statements",
     "kinds",
@@ -210,6 +211,8 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
         Hash of the update, if the operator asked for it.
     remark : str
         What admission cast to the model's type, or left out because it was not finite; usually empty.
+    fingerprint : str
+        Hash of a sample of the update, by which identical updates are found; empty if it has none (`fingerprint`).
     """
 
     round: int
@@ -219,6 +222,7 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
     num_examples: float | None = None
     update_sha256: str = ""
     remark: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -409,6 +413,26 @@ class Released(Event, kind="released"):
     node: int
     partition: int | None
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Suspected(Event, kind="suspected"):
+    """A client may attack, although nothing was refused; observers were told.
+
+    Attributes
+    ----------
+    round, node
+        The round of training after which the sign was found, and the client.
+    sign : str
+        The name of the sign; see `flwr_robust.audit.signs`.
+    detail : str
+        What was found.
+    """
+
+    round: int
+    node: int
+    sign: str
+    detail: str = ""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flwr_robust.audit.events import (
     RolledBack,
     RoundConfigured,
     RunStarted,
+    Suspected,
     UpdateKept,
 )
 from flwr_robust.audit.log import Record
@@ -41,7 +42,7 @@ __all__ = [
 # Events that change the model; refusals and quarantines of clients stay valid after a rollback.
 _UNDONE = (
     *(Aggregated, CheckpointWritten, Evaluated, Measured),
-    *(ReplyAbstained, ReplyAdmitted, RoundConfigured, UpdateKept),
+    *(ReplyAbstained, ReplyAdmitted, RoundConfigured, Suspected, UpdateKept),
 )
 
 
@@ -97,6 +98,8 @@ class ClientSummary:
         Whether it is now in quarantine, that is, not sampled.
     abstained : int
         How often it abstained, that is, answered without arrays.
+    signs : tuple of (str, int)
+        The signs for which it was suspected in rounds that count, with their numbers, the most frequent first.
     """
 
     node: int
@@ -110,6 +113,7 @@ class ClientSummary:
     distance: float | None
     quarantined: bool
     abstained: int = 0
+    signs: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -292,8 +296,12 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
         for record in records
         if isinstance(record.event, Quarantined | Released)
     }
+    signs: dict[int, Counter[str]] = {}
+    for record in counting(records):
+        if isinstance(record.event, Suspected):
+            signs.setdefault(record.event.node, Counter())[record.event.sign] += 1
     partitions = _partitions(records)
-    nodes = {*asked, *(node for node, _ in verdicts), *quarantined}
+    nodes = {*asked, *(node for node, _ in verdicts), *quarantined, *signs}
     return [
         ClientSummary(
             node,
@@ -307,6 +315,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             statistics.fmean(distances[node]) if node in distances else None,
             quarantined.get(node, False),
             verdicts[node, "abstained"],
+            tuple(signs.get(node, Counter()).most_common()),
         )
         for node in sorted(nodes, key=lambda node: (node not in partitions, partitions.get(node, 0), node))
     ]

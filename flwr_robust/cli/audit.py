@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,6 +27,12 @@ _STATEMENTS = (
     "sampling, data_assumption, attack_model, authentication, node_authentication, tls, update_bounds, "
     "sybil_resistance, secure_aggregation"
 )
+
+_ORDERS: dict[str, Callable[[ClientSummary], tuple[float, float]]] = {
+    "refusals": lambda each: (-each.refused, each.weight or 0.0),
+    "weight": lambda each: (-(each.weight or 0.0), -each.refused),
+    "signs": lambda each: (-sum(count for _, count in each.signs), -each.refused),
+}
 
 audit = typer.Typer(help="Verify and read the audit log of a run.", no_args_is_help=True)
 
@@ -289,39 +295,38 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
 @audit.command("clients")
 def clients_command(
     log: Log,
-    by: Annotated[str, typer.Option(help="refusals or weight: the order of the clients.")] = "refusals",
+    by: Annotated[str, typer.Option(help="refusals, weight or signs: the order of the clients.")] = "refusals",
     key_file: KeyFile = None,
     as_json: Json = False,
 ) -> None:
-    """Rank clients by refusals, or by the weight that the rule gave them.
+    """Rank clients by refusals, by the weight that the rule gave them, or by signs of an attack.
 
     LOG is the audit log, or the run's folder that holds it.
 
     weight: the mean over the rounds in which the client was asked and which are not undone; a refused reply counts as
-    0. Refusals count in all rounds. Examine the clients at the top, but do not assume that they attack: honest clients
-    with unusual data also differ from the others.
+    0. Refusals count in all rounds. signs: what clients were suspected of in rounds that are not undone, with numbers.
+    duplicate: the update of another client in the same round; replay: an update of an earlier round; drift: on one side
+    of the others' updates, round after round; failing: errors or no answer in a row. Examine the clients at the top,
+    but do not assume that they attack: honest clients with unusual data also differ from the others.
 
     Exit status: 0 intact, 1 tampered with (the tables are shown anyway), 2 wrong input.
 
     claim: the partition that a node states, in a deployment; part.: the one that a simulation assigned.
 
     JSON: intact, partitions_are_claims, clients (node, partition, asked, admitted, refused, silent, abstained, reasons,
-    weight, distance, quarantined).
+    weight, distance, quarantined, signs).
     """
     with told():
         from flwr_robust.audit.history import clients, partitions_are_claims
 
-        if by not in ("refusals", "weight"):
-            raise ConfigurationError(f"audit clients: --by must be refusals or weight; got {by}")
+        if by not in _ORDERS:
+            raise ConfigurationError(f"audit clients: --by must be one of {', '.join(_ORDERS)}; got {by}")
         records, verdict = _read(log, key_file)
-    ranked = sorted(
-        clients(records),
-        key=lambda each: (
-            (-each.refused, each.weight or 0.0) if by == "refusals" else (-(each.weight or 0.0), -each.refused)
-        ),
-    )
+    ranked = sorted(clients(records), key=_ORDERS[by])
     if as_json:
-        entries = [dataclasses.asdict(each) | {"reasons": dict(each.reasons)} for each in ranked]
+        entries = [
+            dataclasses.asdict(each) | {"reasons": dict(each.reasons), "signs": dict(each.signs)} for each in ranked
+        ]
         claimed = partitions_are_claims(records)
         print_json({"intact": verdict.intact, "partitions_are_claims": claimed, "clients": entries})
     else:
@@ -338,8 +343,11 @@ def _show_clients(ranked: Sequence[ClientSummary], place: str) -> None:
     for name in (place, "asked", "adm.", "ref.", "silent", *(["abst."] if abstaining else []), "weight", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("why refused", ratio=1)
+    suspected = any(each.signs for each in ranked)
+    if suspected:
+        table.add_column("signs", ratio=1)
     for each in ranked:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in each.reasons)
+        reasons, signs = (", ".join(f"{name} {count}" for name, count in pairs) for pairs in (each.reasons, each.signs))
         table.add_row(
             str(each.node),
             "" if each.partition is None else str(each.partition),
@@ -347,6 +355,7 @@ def _show_clients(ranked: Sequence[ClientSummary], place: str) -> None:
             *([str(each.abstained)] if abstaining else []),
             *map(_number, (each.weight, each.distance)),
             as_text(reasons + (" (in quarantine)" if each.quarantined else "")),
+            *([as_text(signs)] if suspected else []),
         )
     console().print(table)
 

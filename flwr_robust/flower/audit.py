@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
+from numpy.typing import NDArray
 
 from flwr_robust.audit import (
     Aggregated,
@@ -32,11 +33,16 @@ from flwr_robust.audit import (
     ReplyAdmitted,
     ReplyRefused,
     RoundConfigured,
+    Suspected,
     distances_and_angles,
+    fingerprint,
     model_sha256,
+    read_log,
 )
 from flwr_robust.audit.events import check_statements
+from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import LEAST_KEY
+from flwr_robust.audit.signs import Signs
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import (
     AuditError,
@@ -47,6 +53,7 @@ from flwr_robust.errors import (
 from flwr_robust.flower._compat import registered_nodes
 from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
+from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord, Scalar
@@ -166,6 +173,8 @@ class Audit(Observer):
         self._resting: int | None = None  # the round from which a run continues, until the next one begins
         self._waiting: list[Event] = []
         self._hashed: tuple[ArrayRecord | None, str] = None, ""
+        self._signs = Signs()
+        self._sent: Mapping[str, NDArray[Any]] = {}  # the learnt arrays that were sent
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -192,6 +201,9 @@ class Audit(Observer):
         self._opening, snapshot = opening, self._run.snapshot
         self._states = ClientStates(opening.grid, opening.nodes, opening.timeout) if self._wants_states else None
         self._resting = 0 if snapshot is None else snapshot.round
+        self._signs = Signs()
+        for record in counting(read_log(self._run.log.path)):
+            self._signs.take(record.event)
         if self._run.log.lines == 1:  # the round has just begun
             self._run.record(*self._measured)
         if snapshot is None:
@@ -246,6 +258,13 @@ class Audit(Observer):
             raise AuditError("audit: rounds are recorded only while start() runs; call start()")
         return self._run
 
+    def _put(self, event: Event) -> None:
+        """Keep an event until the next `_flush`, and inform observers of the signs in it."""
+        self._waiting.append(event)
+        for found in self._signs.take(event):
+            assert self._opening is not None
+            self._opening.suspect(found.round, found.node, found.sign, found.detail)
+
     def _flush(self) -> None:
         self._opened().record(*self._waiting)
         self._waiting.clear()
@@ -255,6 +274,9 @@ class Audit(Observer):
         if self._hashed[0] is not arrays:
             self._hashed = arrays, model_sha256(decode_record(arrays))
         return self._hashed[1]
+
+    def _fingerprint(self, update: Mapping[str, NDArray[Any]]) -> str:
+        return "" if self._opening is None else fingerprint(update, self._sent, self._opening.nodes.seed)
 
     def _partition(self, node: int) -> int | None:
         return None if self._opening is None else self._opening.nodes.partitions.get(node)
@@ -272,8 +294,10 @@ class Audit(Observer):
         if self._run is None:
             raise ConfigurationError(_NO_RUN)
         self._round, self._resting = opened.number, None
+        arrays = decode_record(model)
+        self._sent = {name: arrays[name] for name in learnt(arrays)}
         place = (opened.number, opened.kind, opened.asked, opened.available, opened.quarantined)
-        self._waiting.append(RoundConfigured(*place, self._hash(model)))
+        self._put(RoundConfigured(*place, self._hash(model)))
         self._flush()
         if self._states is not None:
             self._restore(self._states, opened.number, opened.asked)
@@ -282,18 +306,19 @@ class Audit(Observer):
         """Keep a verdict, to record it together with the others of the round."""
         place = (server_round, kind, verdict.node, self._partition(verdict.node))
         if isinstance(verdict, Refusal):
-            self._waiting.append(ReplyRefused(*place, verdict.reason.name, verdict.detail))
+            self._put(ReplyRefused(*place, verdict.reason.name, verdict.detail))
             return
         update = dict(zip(verdict.names, verdict.arrays, strict=True))
         sha256 = model_sha256(update) if update and self._hash_updates else ""
-        self._waiting.append(ReplyAdmitted(*place, verdict.num_examples, sha256, verdict.remark))
+        own = {name: update[name] for name in learnt(update)}
+        self._put(ReplyAdmitted(*place, verdict.num_examples, sha256, verdict.remark, self._fingerprint(own)))
         if update and self._keep_updates:
             self._flush()
             self._opened().keep_update(server_round, verdict.node, update)
 
     def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
         """Keep an abstention, to record it together with the verdicts of the round."""
-        self._waiting.append(ReplyAbstained(server_round, kind, node, self._partition(node)))
+        self._put(ReplyAbstained(server_round, kind, node, self._partition(node)))
 
     def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
         """Record that a node is put into quarantine."""
@@ -314,20 +339,13 @@ class Audit(Observer):
             after = hashed.result()
         else:
             measured, after = _measured(aggregation), self._hash(aggregation.after)
-        self._waiting.append(
-            Aggregated(
-                record.round,
-                record.outcome.name,
-                record.sentence,
-                before,
-                after,
-                record.admitted,
-                record.partitions,
-                record.weights,
-                **measured,
-            )
-        )
+        known = (record.admitted, record.partitions, record.weights)
+        self._put(Aggregated(record.round, record.outcome.name, record.sentence, before, after, *known, **measured))
         self._flush()
+
+    def suspected(self, server_round: int, node: int, sign: str, detail: str) -> None:
+        """Keep a suspicion, to record it with the others of the round."""
+        self._waiting.append(Suspected(server_round, node, sign, detail))
 
     def evaluated(self, record: RoundRecord, metrics: MetricRecord | None) -> None:
         """Record those of the clients' metrics that are numbers."""

@@ -147,6 +147,22 @@ class Guard:
             for observer in self.observers:
                 observer.node_released(node)
 
+    def suspect(self, server_round: int, node: int, sign: str, detail: str) -> None:
+        """Inform observers of a sign that a node may attack; it is not refused, and nothing else changes.
+
+        Parameters
+        ----------
+        server_round, node : int
+            The round after which the sign was found, and the node.
+        sign : str
+            The name of the sign, such as those in `flwr_robust.audit.signs`.
+        detail : str
+            What was found.
+        """
+        log.warning("\t> Node %s is suspected (%s): %s", node, sign, detail)
+        for observer in self.observers:
+            observer.suspected(server_round, node, sign, detail)
+
     # -- one round --------------------------------------------------------------------------------
 
     def open(self, opened: Round, arrays: ArrayRecord) -> list[Message]:

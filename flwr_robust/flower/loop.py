@@ -125,7 +125,14 @@ class Loop:
         config = {"rounds": arguments["num_rounds"], **guard.settings(), **guarding.settings(), **told}
         rule = str(getattr(guarding, "rule", ""))
         opening = Opening(
-            guard.nodes, guarding.label, rule, config, self._result.arrays, arguments["grid"], arguments["timeout"]
+            guard.nodes,
+            guarding.label,
+            rule,
+            config,
+            self._result.arrays,
+            arguments["grid"],
+            arguments["timeout"],
+            guard.suspect,
         )
         found = [progress for each in guard.observers if (progress := each.run_started(opening)) is not None]
         if not found:

@@ -42,6 +42,13 @@ class Observer:
     def aggregated(self, aggregation: Aggregation) -> None:
         """Called when a round of training is over."""
 
+    def suspected(self, server_round: int, node: int, sign: str, detail: str) -> None:
+        """Called when a node shows a sign of an attack (`flwr_robust.audit.signs`) although it was not refused.
+
+        The signs are found by an audit, at the end of a round of training, or given to `Guard.suspect`. They have no
+        effect on the run: a function of yours may release or ban nodes.
+        """
+
     def evaluated(self, record: RoundRecord, metrics: MetricRecord | None) -> None:
         """Called when a round of evaluation by clients is over."""
 

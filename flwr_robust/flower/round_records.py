@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,8 @@ class Opening:
         The grid with the nodes.
     timeout : float
         How many seconds to wait for replies.
+    suspect : callable (round, node, sign, detail)
+        Informs all observers of a suspicion; see `Guard.suspect`.
     """
 
     nodes: Nodes
@@ -174,6 +176,7 @@ class Opening:
     arrays: ArrayRecord
     grid: Grid
     timeout: float
+    suspect: Callable[[int, int, str, str], None]
 
 
 @dataclass(frozen=True)
