@@ -2,13 +2,14 @@
 
 The signs are found in what the log holds of rounds of training, at the end of each:
 
-    duplicate   its update has the same fingerprint as that of another node in the round
-    replay      its update has the same fingerprint as one of an earlier round, of any node
-    drift       over many rounds, its updates lie on one side of the others', more often than chance allows
-    failing     it answered with an error, or not at all, several times in a row
+- duplicate: the update has the same fingerprint as that of another node in the round.
+- replay: the update has the same fingerprint as one of an earlier round, of any node.
+- drift: over many rounds, the updates lie on one side of the others', more often than chance allows.
+- failing: the client answered with an error, or not at all, several times in a row.
 
-Fingerprints are those of `fingerprint`; updates of zeros and unchanged models have none. Clients with the same data, the
-same seed and full batches send identical updates and do not attack. A client whose data are unlike all others' drifts.
+Fingerprints are those of `fingerprint`; updates of zeros and unchanged models have none. Clients with the same data,
+the same seed and full batches send identical updates and do not attack. A client whose data are unlike all others'
+drifts.
 
 The test for drift is Page's (1954) cumulative sum. Let c_i be the cosine of the angle between the update of client i
 and the aggregate, and s_i = sign(c_i - median of c) in a round. If clients do not differ, both signs are equally
@@ -69,8 +70,8 @@ class _Round:
 class Signs:
     """Finds signs in the events of a log, one after the other.
 
-    What it remembers does not grow with the number of rounds: fingerprints of the last 100 rounds, and three numbers per
-    client.
+    What it remembers does not grow with the number of rounds: fingerprints of the last 100 rounds, and three numbers
+    per client.
 
     Examples
     --------
@@ -172,4 +173,3 @@ class Signs:
 
 def _next(value: float, step: float) -> float:
     return min(max(0.0, value + step), _THRESHOLD)
-

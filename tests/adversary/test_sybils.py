@@ -117,7 +117,9 @@ def test_a_client_that_only_fails_is_suspected(tmp_path):
     def train(partition, model, config, context):
         if partition == 9:
             raise RuntimeError("no")
-        return content({"w": model["w"] + np.float32(partition + 0.1 * config["server-round"])}, 10, partition_id=partition)
+        return content(
+            {"w": model["w"] + np.float32(partition + 0.1 * config["server-round"])}, 10, partition_id=partition
+        )
 
     told = Told()
     drive(

@@ -82,7 +82,7 @@ def test_clients_that_differ_among_each_other_all_the_time_are_not_suspected():
 
 
 def test_chance_alone_is_suspected_as_rarely_as_the_bound_says():
-    """400,000 rounds of clients: the mean number of rounds to a false alarm is at least 500,000, so 0.8 are expected."""
+    """400,000 rounds of clients; the mean number to a false alarm is at least 500,000, so at most 0.8 are expected."""
     draws, signs, told = np.random.default_rng(2), Signs(), []
     for number in range(1, 4_001):
         told += found(signs, a_round(number, angles=angles_of(draws.uniform(-0.2, 0.9, 100))))
