@@ -24,6 +24,7 @@ from flwr_robust.errors import (
     InfeasibleError,
     KnowledgeError,
     UnknownNameError,
+    UntrainedError,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
     "Shard",
     "State",
     "UnknownNameError",
+    "UntrainedError",
     "__version__",
     "aggregate",
     "aggregate_sharded",

@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "TamperedError",
     "UnknownNameError",
+    "UntrainedError",
     "check_choice",
     "check_flag",
     "check_integer",
@@ -66,6 +67,10 @@ class UnknownNameError(ConfigurationError):
 
 class InfeasibleError(FlwrRobustError, ValueError):
     """The number of rows is too small for the rule; nothing was aggregated."""
+
+
+class UntrainedError(FlwrRobustError, RuntimeError):
+    """A run has ended, and none of its rounds changed the model."""
 
 
 class KnowledgeError(FlwrRobustError, RuntimeError):

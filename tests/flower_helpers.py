@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from flwr_robust import UntrainedError
 from flwr_robust.flower import InProcessGrid, Reason
 
 FIRST = 2  # InProcessGrid's first node id; node FIRST + i holds partition i
@@ -144,6 +146,16 @@ def drive(strategy, app, model, nodes, rounds=1, grid=None, **options):
     grid = InProcessGrid(app, nodes) if grid is None else grid
     result = strategy.start(grid=grid, initial_arrays=record(model), num_rounds=rounds, **options)
     return values(result.arrays), result
+
+
+def in_vain(strategy, app, model, nodes, rounds=1, **options):
+    """Run a strategy of which no round changes the model, and return the model after the last round."""
+    seen = []
+    with pytest.raises(UntrainedError, match=f"^run: 0 of [1-{rounds}] rounds changed the model; the last one: "):
+        drive(
+            strategy, app, model, nodes, rounds, evaluate_fn=lambda at, arrays: seen.append(values(arrays)), **options
+        )
+    return seen[-1]
 
 
 # -- replies that must be refused --------------------------------------------------------------------

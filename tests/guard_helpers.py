@@ -29,7 +29,7 @@ def misbehaving(liars, until=10**9, broken=lambda model: content({})):
 
     def evaluate(partition, model, config, context):
         if partition in liars and config["server-round"] < until:
-            return content(None, 0)
+            return content(None, -1)
         return content(None, 10, loss=float(partition))
 
     return client_app(train, evaluate)

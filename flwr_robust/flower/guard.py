@@ -21,11 +21,12 @@ from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import check_choice, check_number
 from flwr_robust.flower.admission import Admitted, Refusal, Terms, admit, rebuilt
+from flwr_robust.flower.app_faults import app_fault
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.quarantine import Nodes
-from flwr_robust.flower.round_records import NOBODY, Aggregation, Round, RoundRecord, Scalar
+from flwr_robust.flower.round_records import Aggregation, Round, RoundRecord, Scalar
 
 __all__ = ["Guard"]
 
@@ -100,6 +101,7 @@ class Guard:
         self.evaluations: list[RoundRecord] = []
         self.stopped = ""
         self._open: Round | None = None
+        self._faulty: set[str] = set()  # the kinds of messages that showed a fault of the app in all rounds
 
     @property
     def partitions(self) -> dict[int, int]:
@@ -225,11 +227,22 @@ class Guard:
         for node in abstained:
             for observer in self.observers:
                 observer.reply_abstained(opened.number, kind, node)
+        fault = self._app_fault(opened, refused) if not admitted and not abstained else ""
         for refusal in refused:
             log.warning("\t> Refused node %s: %s (%s)", refusal.node, refusal.reason.value, refusal.detail)
-            if refusal.reason.blames:
+            if refusal.reason.blames and not fault:
                 self._count(opened.number, refusal.node)
-        return dataclasses.replace(opened, admitted=tuple(admitted), refused=tuple(refused), abstained=tuple(abstained))
+        if fault and kind not in self._faulty:
+            log.error("aggregate_%s: %s", kind, fault)
+        (self._faulty.add if fault else self._faulty.discard)(kind)
+        return dataclasses.replace(
+            opened, admitted=tuple(admitted), refused=tuple(refused), abstained=tuple(abstained), fault=fault
+        )
+
+    def _app_fault(self, opened: Round, refused: Sequence[Refusal]) -> str:
+        """Return what is wrong with the app, if this was so from the first round on; otherwise an empty text."""
+        records = self.history if opened.kind == MessageType.TRAIN else self.evaluations
+        return app_fault(opened.asked, refused) if opened.kind in self._faulty or not records else ""
 
     def _count(self, server_round: int, node: int) -> None:
         if self.nodes.refused(node):
@@ -337,7 +350,7 @@ class Guard:
 
     def close_evaluation(self, judged: Round, metrics: MetricRecord | None) -> MetricRecord | None:
         """Record a round of evaluation, and return its metrics."""
-        sentence = "" if judged.admitted else NOBODY
+        sentence = "" if judged.admitted else judged.unheard
         record = self._record(judged, Outcome.INFEASIBLE if sentence else Outcome.OK, sentence)
         self.evaluations.append(record)
         for observer in self.observers:

@@ -42,7 +42,7 @@ from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer
 from flwr_robust.flower.options import plain
 from flwr_robust.flower.replies import admitted_rows
-from flwr_robust.flower.round_records import NOBODY, Round, Scalar
+from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
 from flwr_robust.flower.wire import decode, encode, is_finite
 
@@ -273,7 +273,7 @@ class Guarded(Face, Strategy):
         judged = self.guard.judge(MessageType.TRAIN, replies)
         if judged is None or judged.model is None:
             return None, None
-        arrays, outcome, sentence, told = judged.model.record, Outcome.INFEASIBLE, NOBODY, None
+        arrays, outcome, sentence, told = judged.model.record, Outcome.INFEASIBLE, judged.unheard, None
         if 0 < len(judged.admitted) < self.guard.least:
             sentence = f"{len(judged.admitted)} replies were admitted, but {self.guard.least} are needed"
         elif judged.admitted:

@@ -22,6 +22,7 @@ from flwr_robust.flower.admission import short
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.quarantine import Identity
 from flwr_robust.flower.round_records import Opening, Progress, RoundRecord, Scalar
+from flwr_robust.protocol.rounds import check_trained
 
 __all__ = ["METHODS", "EvaluateFunction", "Guarding", "Loop", "Remembering", "replaced", "scalars"]
 
@@ -90,9 +91,16 @@ class Loop:
         self._result = Result()  # the result of the run so far
         self._result.arrays = arguments["initial_arrays"]
         self._unfinished: int | None = 0  # a round whose evaluations may not be finished
+        self._earlier = len(self._guard.history)  # the rounds of earlier runs of the same strategy
 
     def run(self) -> Result:
-        """Run Flower's loop, and return its result."""
+        """Run Flower's loop, and return its result.
+
+        Raises
+        ------
+        UntrainedError
+            If there were rounds of training, and none changed the model.
+        """
         guard = self._guard
         guard.stopped = ""
         try:
@@ -102,12 +110,14 @@ class Loop:
                 "num_rounds": max(self._arguments["num_rounds"] - done, 0),
                 "evaluate_fn": None if self._evaluate_fn is None else self._evaluated(self._evaluate_fn, done),
             }
-            with replaced(self._looped, self._methods(done)):
-                found = self._start(**{**self._arguments, **self._configs, **left})
-            self._finish(last=True)
-        except _Stopped:
-            found = self._result
-            log.warning("The run ends after round %s: %s", guard.history[-1].round, guard.stopped)
+            try:
+                with replaced(self._looped, self._methods(done)):
+                    found = self._start(**{**self._arguments, **self._configs, **left})
+                self._finish(last=True)
+            except _Stopped:
+                found = self._result
+                log.warning("The run ends after round %s: %s", guard.history[-1].round, guard.stopped)
+            self._check_trained()
         except BaseException as error:
             self._end("failed", short(f"{type(error).__name__}: {error}"))
             raise
@@ -145,6 +155,7 @@ class Loop:
         for each in dataclasses.fields(self._result):
             setattr(self._result, each.name, getattr(progress.result, each.name))
         self._guard.history, self._guard.evaluations = list(progress.history), list(progress.evaluations)
+        self._earlier = 0
         self._guard.nodes.recall(progress.partitions, progress.refusals, progress.replaced)
         for name, holder in self._holders.items():
             if name in progress.memory:
@@ -152,6 +163,12 @@ class Loop:
         for name in _CONFIGS:
             self._configs[name].update(progress.memory[name])
         self._unfinished = None
+
+    def _check_trained(self) -> None:
+        """Log how many rounds changed the model; raise if none did."""
+        if history := self._guard.history[self._earlier :]:
+            changed = check_trained([record.outcome for record in history], history[-1].sentence)
+            log.info("%s of %s rounds changed the model", changed, len(history))
 
     def _end(self, outcome: str, sentence: str) -> None:
         history = self._guard.history
@@ -276,7 +293,13 @@ class Guarding:
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFunction | None = None,
     ) -> Result:
-        """Run Flower's rounds under guard; see its ``Strategy.start`` for the parameters."""
+        """Run Flower's rounds under guard; see its ``Strategy.start`` for the parameters.
+
+        Raises
+        ------
+        UntrainedError
+            At the end, if there were rounds of training and none changed the model.
+        """
         arguments = {
             "grid": grid,
             "initial_arrays": initial_arrays,

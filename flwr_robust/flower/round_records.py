@@ -127,6 +127,8 @@ class Round:
         The nodes that abstained, in the order of partitions.
     available : int, optional
         How many nodes there were to choose from, with those in quarantine.
+    fault : str
+        What is wrong with the app, if the refusals show that it is the app; otherwise empty.
     """
 
     number: int
@@ -138,6 +140,12 @@ class Round:
     refused: tuple[Refusal, ...] = ()
     abstained: tuple[int, ...] = ()
     available: int | None = None
+    fault: str = ""
+
+    @property
+    def unheard(self) -> str:
+        """The reason why the round is infeasible if no reply was admitted."""
+        return f"{NOBODY}: {self.fault}" if self.fault else NOBODY
 
     @property
     def asked(self) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ from flwr_robust.flower.metrics import robust_metrics
 from flwr_robust.flower.observer import Observer
 from flwr_robust.flower.options import FedAvgOptions, Options, TrustedFunction, check_fedavg_options, plain
 from flwr_robust.flower.replies import admitted_rows, layout_of, learnt_of
-from flwr_robust.flower.round_records import NOBODY, Round, Scalar
+from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.wire import encode_record
 from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.protocol.momentum import HeavyBall
@@ -336,7 +336,7 @@ class RobustStrategy(Face, FedAvg):
         return self.guard.close_training(
             judged,
             settled.outcome,
-            settled.sentence if judged.admitted else NOBODY,
+            settled.sentence if judged.admitted else judged.unheard,
             arrays,
             self.guard.metrics(judged, self.train_metrics_aggr_fn),
             rows=next(iter(rows.values())) if len(rows) == 1 else None,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, Rule, State
-from flwr_robust.errors import InfeasibleError
+from flwr_robust.errors import InfeasibleError, UntrainedError
 from flwr_robust.protocol.messages import MessageKind
 from flwr_robust.seeds import derive_each, numpy_generator, torch_generator
 
@@ -33,6 +33,7 @@ __all__ = [
     "Settled",
     "batch_generator",
     "batch_seeds",
+    "check_trained",
     "draw_batch",
     "moved",
     "sample_clients",
@@ -291,6 +292,27 @@ def moved(model: NDArray[Any], change: NDArray[np.float64]) -> NDArray[Any]:
 
 
 # -- classes ------------------------------------------------------------------------------------------
+
+
+def check_trained(outcomes: Sequence[Outcome], why: str) -> int:
+    """Return how many rounds of a run changed the model.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+        How each round of training ended.
+    why : str
+        Why the last round left the model as it was, for the error.
+
+    Raises
+    ------
+    UntrainedError
+        If there were rounds, and none changed the model.
+    """
+    changed = sum(outcome is not Outcome.INFEASIBLE for outcome in outcomes)
+    if outcomes and not changed:
+        raise UntrainedError(f"run: 0 of {len(outcomes)} rounds changed the model; the last one: {why}")
+    return changed
 
 
 def state_of_class(rule: Rule, state: State, k: int | None) -> State:

@@ -30,7 +30,7 @@ from flwr_robust.app.client import app as client_app
 from flwr_robust.attacks.message.base import Knowledge
 from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rule import Rule
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedError, check_integer
 from flwr_robust.files import write_atomically
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
@@ -475,7 +475,8 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
     died, accuracy, success, finite = "", 0.0, None, True
     with quiet(), _frozen():
         try:
-            strategy.start(grid=grid, initial_arrays=arrays, num_rounds=setting.rounds, evaluate_fn=after_round)
+            with contextlib.suppress(UntrainedError):  # the attack kept the model as it was, which its accuracy shows
+                strategy.start(grid=grid, initial_arrays=arrays, num_rounds=setting.rounds, evaluate_fn=after_round)
             model = decode_record(arrays)
             finite = all(bool(np.isfinite(values).all()) for values in model.values())
             if finite:

@@ -26,7 +26,7 @@ from flwr_robust.attacks.adversary import written
 from flwr_robust.attacks.fault.base import Fault
 from flwr_robust.attacks.poison import Poison
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedError, check_integer
 from flwr_robust.kernels import steps
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
@@ -74,6 +74,8 @@ def simulate(config: RunConfig) -> dict[str, Any]:
     ------
     ConfigurationError
         If this engine cannot run the configuration, or its model does not fit the rule.
+    UntrainedError
+        If no round changed the model.
 
     Examples
     --------
@@ -162,7 +164,10 @@ def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustE
     if runs:
         ends = _advance(list(runs.values()))
         for place, run in runs.items():
-            found[place] = run.document(ends, len(runs))
+            try:
+                found[place] = run.document(ends, len(runs))
+            except UntrainedError as error:
+                found[place] = error
     return [found[place] for place in range(len(configs))]
 
 

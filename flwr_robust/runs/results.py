@@ -20,6 +20,7 @@ from torch import Tensor
 from flwr_robust.audit import model_sha256
 from flwr_robust.core.rule import Outcome
 from flwr_robust.files import write_atomically
+from flwr_robust.protocol.rounds import check_trained
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.personal import ClientScore, averaged
 from flwr_robust.runs.probe import Probe
@@ -146,7 +147,13 @@ def document(
         The GPUs that each client saw.
     stopped : str
         Why the run ended before its last round; empty if it did not.
+
+    Raises
+    ------
+    UntrainedError
+        If no round changed the model.
     """
+    check_trained([result.outcome for result in history], f"no reply, or too few for {config.rule}")
     weights = np.zeros(config.clients)
     for result in history:
         for partition, weight in zip(result.partitions, result.weights, strict=False):

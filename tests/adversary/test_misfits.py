@@ -14,11 +14,11 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from flwr_robust import Outcome
-from flwr_robust.audit import ReplyAdmitted, read_log
-from flwr_robust.flower import Guarded, Krum, Median, Reason, TrimmedMean
+from flwr_robust import Outcome, UntrainedError
+from flwr_robust.audit import ReplyAdmitted, RunEnded, read_log
+from flwr_robust.flower import Audit, Guarded, Krum, Median, Reason, TrimmedMean
 from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
-from tests.flower_helpers import FIRST, client_app, content, drive, sends
+from tests.flower_helpers import FIRST, client_app, content, drive, in_vain, sends
 from tests.guard_helpers import SILENT
 
 WIDE = {"w": np.zeros(3, np.float64), "norm.running_mean": np.zeros(2, np.float64)}
@@ -121,7 +121,7 @@ def test_nodes_without_examples_abstain_and_keep_their_place():
 def test_attackers_who_abstain_lower_n_and_not_f():
     answers = [content({"w": np.full(3, 9, np.float32)}, 0)] * 2 + [content(STEP, 10)] * 4
     strategy = Krum(f=1, min_train_nodes=6, **SILENT)
-    drive(strategy, sends(answers), NARROW, 6, rounds=1)
+    in_vain(strategy, sends(answers), NARROW, 6)
     assert strategy.history[0].outcome is Outcome.INFEASIBLE  # four rows are too few for f = 1
 
 
@@ -148,6 +148,104 @@ def test_lists_are_shown_and_no_minority_steers_them():
     for aggregate in (robust_metrics, trimmed_metrics(1)):
         recall = aggregate(replies, "num-examples")["recall"]
         assert np.abs(np.array(recall) - [0.9, 0.5, 0.12]).max() < 0.02
+
+
+# -- faults of the app, and runs in vain ---------------------------------------------------------------
+
+
+def old_blame(refused, counts):
+    """The old ledger: every refusal that a node sent itself counts against it."""
+    for refusal in refused:
+        if refusal.reason.blames:
+            counts[refusal.node] = counts.get(refusal.node, 0) + 1
+
+
+@pytest.mark.parametrize("make", [lambda **o: Median(**SILENT, **o), lambda **o: Guarded(FedAvg(**SILENT), **o)])
+def test_a_fault_of_the_app_is_told_once_and_blames_nobody(make, tmp_path):
+    strategy = make(quarantine_after=1, audit=tmp_path)
+    app = client_app(lambda i, model, config, context: {"w": np.ones(4, np.float32)})
+    with heard() as lines:
+        found = in_vain(strategy, app, NARROW, 5, rounds=3)
+    assert found["w"].tolist() == [0.0] * 3
+    told = [line for line in lines if "the fault is the app's and no node's" in line and "Refused" not in line]
+    loud = [line for line in told if line.startswith("aggregate_train: all 5 nodes")]
+    assert len(loud) == 1
+    assert "w: got (4,), sent (3,)" in loud[0]
+    assert "build the same model" in loud[0]
+    assert all("the fault is the app's" in seen.sentence for seen in strategy.history)
+    assert strategy.quarantined == ()
+    assert strategy.guard.refusals == {}
+    assert [len(seen.asked) for seen in strategy.history] == [5] * 3
+    counts = {}
+    for seen in strategy.history:
+        old_blame(seen.refused, counts)
+    assert counts == dict.fromkeys(range(FIRST, FIRST + 5), 3)  # all honest, and all left out
+    ended = [e.event for e in read_log(tmp_path / "audit.jsonl") if isinstance(e.event, RunEnded)]
+    assert [event.outcome for event in ended] == ["failed"]
+
+
+@pytest.mark.parametrize("liars", [1, 3, 4])
+def test_attackers_do_not_pass_their_fault_for_the_apps(liars):
+    # Even a majority of attackers with one fault are blamed: one honest reply says that the app is well.
+    wrong = {"w": np.ones(4, np.float32)}
+    strategy = Median(quarantine_after=2, min_train_nodes=5, **SILENT)
+    drive(strategy, sends([wrong] * liars + [STEP] * (5 - liars)), NARROW, 5, rounds=1)
+    assert strategy.guard.refusals == dict.fromkeys(range(FIRST, FIRST + liars), 1)
+
+
+def test_attackers_are_blamed_in_later_rounds_even_if_they_alone_answer():
+    def train(i, model, config, context):
+        if config["server-round"] == 1:
+            return content(STEP)
+        if i < 3:
+            return content({"w": np.ones(4, np.float32)})
+        raise RuntimeError("gone")
+
+    strategy = Median(quarantine_after=9, min_train_nodes=5, **SILENT)
+    drive(strategy, client_app(train), NARROW, 5, rounds=3)
+    assert strategy.guard.refusals == dict.fromkeys(range(FIRST, FIRST + 3), 2)
+
+
+@pytest.mark.parametrize("stop", ["keep", "stop"])
+def test_a_run_in_vain_fails(stop, tmp_path):
+    def train(i, model, config, context):
+        raise RuntimeError("no data")
+
+    for place, make in enumerate([lambda **o: Median(f=1, **SILENT, **o), lambda **o: Guarded(FedAvg(**SILENT), **o)]):
+        strategy = make(on_infeasible=stop, audit=tmp_path / str(place))
+        with pytest.raises(UntrainedError, match=r"^run: 0 of [13] rounds changed the model; .*RuntimeError: no data"):
+            drive(strategy, client_app(train), NARROW, 3, rounds=3)
+        (ended,) = [e.event for e in read_log(tmp_path / str(place) / "audit.jsonl") if isinstance(e.event, RunEnded)]
+        assert ended.outcome == "failed"
+        assert ended.sentence.startswith("UntrainedError: run: 0 of")
+
+
+def test_a_run_says_how_many_rounds_changed_the_model():
+    def train(i, model, config, context):
+        if config["server-round"] != 2:
+            raise RuntimeError("no data")
+        return content(STEP)
+
+    with heard() as lines:
+        drive(Median(f=1, **SILENT), client_app(train), NARROW, 3, rounds=3)
+    assert "1 of 3 rounds changed the model" in lines
+
+
+def test_a_second_run_of_one_strategy_and_a_resumed_one_count_as_they_should(tmp_path):
+    def working(last):
+        def train(i, model, config, context):
+            if config["server-round"] > last:
+                raise RuntimeError("no data")
+            return content(STEP)
+
+        return client_app(train)
+
+    strategy = Median(f=1, **SILENT)
+    drive(strategy, working(1), NARROW, 3)
+    in_vain(strategy, working(0), NARROW, 3)  # what an earlier run achieved does not count
+    drive(Median(f=1, audit=Audit(tmp_path), **SILENT), working(1), NARROW, 3)
+    resumed = Median(f=1, audit=Audit(tmp_path, resume=True), **SILENT)
+    drive(resumed, working(1), NARROW, 3, rounds=3)  # rounds 2 and 3 are in vain, the run is not
 
 
 # -- statistics --------------------------------------------------------------------------------------

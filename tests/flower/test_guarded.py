@@ -23,7 +23,7 @@ from flwr_robust.flower import (
 )
 from flwr_robust.flower.guarded import _cast
 from flwr_robust.flower.saved import Saved
-from tests.flower_helpers import FIRST, client_app, content, drive, record, same_bits, sends, values
+from tests.flower_helpers import FIRST, client_app, content, drive, in_vain, record, same_bits, sends, values
 from tests.guard_helpers import ONE, SILENT, misbehaving
 
 MIXED = {
@@ -162,7 +162,7 @@ def test_the_log_shows_what_the_strategy_inside_raised_and_where(caplog):
     caplog.set_level("WARNING", logger="flwr")
     logging.getLogger("flwr").addHandler(caplog.handler)
     strategy = Guarded(Broken(min_train_nodes=3, min_available_nodes=3))
-    drive(strategy, misbehaving(()), ONE, 3)
+    in_vain(strategy, misbehaving(()), ONE, 3)
     logging.getLogger("flwr").removeHandler(caplog.handler)
     assert "Broken.aggregate_train raised LookupError: my own mistake" in caplog.text
     assert 'raise LookupError("my own mistake")' in caplog.text

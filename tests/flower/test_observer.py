@@ -7,7 +7,7 @@ import pytest
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_robust import ConfigurationError
+from flwr_robust import ConfigurationError, UntrainedError
 from flwr_robust.flower import (
     Guarded,
     Krum,
@@ -17,7 +17,7 @@ from flwr_robust.flower import (
     RobustStrategy,
     TrimmedMean,
 )
-from tests.flower_helpers import FIRST, client_app, drive, values
+from tests.flower_helpers import FIRST, client_app, drive, in_vain, values
 from tests.guard_helpers import ONE, SILENT, both, failing_from, misbehaving, nodes
 
 
@@ -70,7 +70,8 @@ def test_observers_are_told_everything_in_order():
     diary = Diary()
     strategy = Krum(f=0, quarantine_after=1, on_infeasible="stop", observers=[diary], min_train_nodes=3)
     score = {"evaluate_fn": lambda server_round, arrays: MetricRecord({"accuracy": 0.5})}
-    drive(strategy, misbehaving({2}), ONE, 3, rounds=3, **score)
+    with pytest.raises(UntrainedError):
+        drive(strategy, misbehaving({2}), ONE, 3, rounds=3, **score)
     strategy.release(FIRST + 2)
     sentence = "krum needs n >= 2f + 3; got n=2, f=0: ask at least 3 clients"
     a, b, c = nodes(0, 1, 2)
@@ -91,7 +92,7 @@ def test_observers_are_told_everything_in_order():
         ("evaluated", 1, {"loss": 0.5}),
         ("measured", 1, {"accuracy": 0.5}),
         ("finished", 1, True),
-        ("ended", 1, "stopped", sentence),
+        ("ended", 1, "failed", f"UntrainedError: run: 0 of 1 rounds changed the model; the last one: {sentence}"),
         ("released", c),
     ]
 
@@ -126,6 +127,6 @@ def test_an_observer_that_cannot_do_its_duty_ends_the_run():
 def test_the_model_that_stays_is_the_same_object_and_untouched():
     diary = Diary()
     strategy = Mean(observers=[diary], **SILENT)
-    drive(strategy, failing_from(1), ONE, 3)
+    in_vain(strategy, failing_from(1), ONE, 3)
     assert diary.seen[0].before is diary.seen[0].after
     assert diary.seen[0].rows is None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from flwr_robust import ConfigurationError, Rows
+from flwr_robust import ConfigurationError, Rows, UntrainedError
 from flwr_robust.attacks.fault.base import faults
 from flwr_robust.attacks.message.base import message_attacks
 from flwr_robust.core.pipeline import parse
@@ -203,9 +203,9 @@ ROUNDS_OF_ATTACK = {
         "defence": "clip(c=1.0) | centered_clipping(tau=0.3)",
     },
     "weights": {"attack": "tailored(epsilon='search')", "defence": "mean(weighted=True)", "partition": "shards"},
-    "all of them silent": {"attack": "crash()", "attackers": 8, "defence": "mean()"},
-    "all of them wrong": {"attack": "nan()", "attackers": 8, "defence": "mean()"},
-    "too many": {"attack": "crash(error=True)", "attackers": 5},
+    "all of them silent": {"attack": "crash()", "attackers": 8, "defence": "mean()", "attack_start": 2},
+    "all of them wrong": {"attack": "nan()", "attackers": 8, "defence": "mean()", "attack_start": 2},
+    "too many": {"attack": "crash(error=True)", "attackers": 5, "attack_start": 2},
     "mlp": {"attack": "fang_krum()", "model": "mlp", "defence": "krum(f=2)", "batch_size": 7},
     "parameters of an mlp": {"attack": "min_sum()", "model": "mlp", "message": "parameters", "local_steps": 2},
 }
@@ -218,7 +218,18 @@ def test_who_attacks_when_and_what_they_know_is_as_in_the_grid(tmp_path, name):
     assert untimed(quick) == untimed(slow)
     assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
     stopped = {"all of them silent", "all of them wrong", "too many"}
-    assert quick["outcomes"]["OK"] == (0 if name in stopped else keys["rounds"])
+    assert quick["outcomes"]["OK"] == (1 if name in stopped else keys["rounds"])
+
+
+@pytest.mark.parametrize("attack", ["crash()", "nan()"])
+def test_a_run_in_vain_fails_on_both_engines_and_writes_no_result(tmp_path, attack):
+    keys = {**UNDER_ATTACK, "attack": attack, "attackers": 8, "defence": "mean()", "rounds": 2}
+    with pytest.raises(UntrainedError, match=r"^run: 0 of 2 rounds changed the model; the last one: no reply"):
+        run(tmp_path, **keys)
+    path = tmp_path / "fast.json"
+    with pytest.raises(UntrainedError, match=r"^run: 0 of 2 rounds changed the model; the last one: no reply"):
+        simulate(RunConfig.from_mapping({**keys, "device": "cpu", "output": str(path)}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_attackers_chose_is_on_record(tmp_path):
