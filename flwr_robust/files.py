@@ -6,16 +6,30 @@ behind the end is locked, because others cannot read locked bytes; folders canno
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.util
 import os
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["file_sha256", "lock", "move_aside", "open_to_append", "sync_folder", "write_atomically"]
+__all__ = [
+    "file_sha256",
+    "file_size",
+    "links_in",
+    "lock",
+    "make_folder",
+    "move_aside",
+    "open_plain",
+    "open_to_append",
+    "read_plain",
+    "sync_folder",
+    "write_atomically",
+]
 
 _SYSTEM_LOCK = next((name for name in ("fcntl", "msvcrt") if importlib.util.find_spec(name)), "")
 _LOCKED_BYTE = 2**31 - 2  # behind the end of any log; as far as Windows counts here
@@ -49,13 +63,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
 
 
 def move_aside(path: Path, aside: Path) -> None:
-    """Move a file or folder into another folder, made if missing, under the first number that is free.
+    """Move a file or folder into another folder under the first number that is free.
 
     ``5.npz`` becomes ``5.1.npz``, then ``5.2.npz``.
     """
-    aside.mkdir(parents=True, exist_ok=True)
     index = 1
-    while (target := aside / f"{path.stem}.{index}{path.suffix}").exists():
+    while os.path.lexists(target := aside / f"{path.stem}.{index}{path.suffix}"):
         index += 1
     path.rename(target)
 
@@ -67,8 +80,87 @@ def open_to_append(path: Path) -> int:
     -------
     int
         The descriptor, for the caller to close.
+
+    Raises
+    ------
+    OSError
+        Among others if it is a symbolic link.
     """
-    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    return _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a regular file to read it; symbolic links are not followed.
+
+    Raises
+    ------
+    OSError
+        Among others if it is a symbolic link, a folder, a pipe or a device.
+    """
+    descriptor = _open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def _open(path: Path, flags: int) -> int:
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "it is a symbolic link", str(path))
+    return os.open(path, flags | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0), 0o644)
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Return the content of a regular file; symbolic links are not followed.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    most : int
+        The largest length in bytes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened as `open_plain` does, or is longer.
+    """
+    with open_plain(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"it is longer than {most} bytes", str(path))
+        return file.read(size)
+
+
+def file_size(path: Path) -> int:
+    """Return the size of a regular file in bytes, or raise as `open_plain` does."""
+    with open_plain(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def links_in(path: Path) -> Iterator[Path]:
+    """Yield a path if it is a symbolic link, and otherwise the links in it and below, without following any."""
+    pending = [path]
+    while pending:
+        path = pending.pop()
+        if path.is_symlink():
+            yield path
+        elif path.is_dir():
+            pending += sorted(path.iterdir(), reverse=True)
+
+
+def make_folder(path: Path, root: Path) -> None:
+    """Make a folder below ``root``, with those between, if they are missing.
+
+    Raises
+    ------
+    OSError
+        Among others if one of them is a symbolic link.
+    """
+    for each in [*(parent for parent in reversed(path.parents) if root in parent.parents), path]:
+        if each.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link", str(each))
+        each.mkdir(exist_ok=True)
 
 
 def lock(descriptor: int) -> None:
@@ -104,6 +196,6 @@ def sync_folder(folder: Path) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file's content, in hexadecimal, or raise as `open_plain` does."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,7 +66,7 @@ _LIMITS = (
     "Secure aggregation hides from the server what a filter needs to see.",
 )
 
-_CONTENTS = (Fault.CHECKPOINT, Fault.GONE, Fault.UPDATE, Fault.MODEL)  # not of the log's own lines
+_CONTENTS = (Fault.CHECKPOINT, Fault.GONE, Fault.LINK, Fault.UPDATE, Fault.MODEL)  # not of the log's own lines
 _ACTIVE = re.compile(r"[\\`*<\[|]")  # characters with a meaning in Markdown
 
 E = TypeVar("E", bound=Event)

@@ -13,12 +13,13 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import re
 import shutil
 import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,9 +30,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flwr_robust.audit.arrays import read_arrays
 from flwr_robust.audit.digest import config_sha256
-from flwr_robust.errors import CheckpointError, ConfigurationError, check_integer
-from flwr_robust.files import file_sha256, move_aside, sync_folder
+from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError, check_integer
+from flwr_robust.files import file_sha256, file_size, make_folder, move_aside, open_plain, read_plain, sync_folder
 
 __all__ = ["ARRAYS", "CheckpointStore", "Snapshot", "differences"]
 
@@ -39,10 +41,13 @@ VERSION = 1
 ARRAYS = "arrays.npz"
 """The file of a checkpoint's arrays; those of the model come first."""
 _VALUES, _SUMS = "checkpoint.json", "SHA256SUMS"
+_MOST_VALUES = 1 << 25  # bytes of checkpoint.json; JSON takes up to twenty times as many in memory
+_MOST_SUMS = 1 << 10
+_HEAD = re.compile(rb'"log_head": "([0-9a-f]{64})"')  # among the first bytes of checkpoint.json
 # The errors from reading a file that has the right hash but was not written by this module.
 _FORGED = (
     *(ValueError, KeyError, TypeError, AttributeError, RuntimeError, StopIteration, RecursionError),
-    *(OSError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile),
 )
 _FOLDER = re.compile(r"round-([0-9]{8,})")
 _LEFTOVER = re.compile(r"\.round-[0-9]{8,}\.(part|deleted)")
@@ -100,7 +105,7 @@ class CheckpointStore:
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a checkpoint, in ascending order; this does not check the checkpoints."""
-        found = [_FOLDER.fullmatch(path.name) for path in self.folder.glob("round-*")]
+        found = [_FOLDER.fullmatch(path.name) for path in self.folder.glob("round-*") if not path.is_symlink()]
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, server_round: int) -> Path:
@@ -121,12 +126,16 @@ class CheckpointStore:
         ------
         ConfigurationError
             If the snapshot holds a value that cannot be written.
+        AuditError
+            If a symbolic link is in the place of a file or folder.
         """
         check_integer("checkpoint", "round", snapshot.round, 0)
         arrays, document = _pack(snapshot)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.clean()
-        part = self.folder / f".{self.path(snapshot.round).name}.part"
+        target = self.path(snapshot.round)
+        part = self.folder / f".{target.name}.part"
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._make(self.folder)
+        _remove(part)
         part.mkdir()
         with (part / ARRAYS).open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -138,8 +147,7 @@ class CheckpointStore:
                 with (part / name).open("rb+") as file:  # Windows syncs only files that are open for writing
                     os.fsync(file.fileno())
             sync_folder(part)
-        target = self.path(snapshot.round)
-        if target.exists():
+        if os.path.lexists(target):
             self.put_aside([target])
         part.rename(target)
         if self._sync:
@@ -153,14 +161,16 @@ class CheckpointStore:
     def delete(self, rounds: Iterable[int]) -> None:
         """Delete the checkpoints of these rounds; the log should say so before."""
         for server_round in rounds:
-            self.path(server_round).rename(self.folder / f".{self.path(server_round).name}.deleted")
-        self.clean()
+            doomed = self.folder / f".{self.path(server_round).name}.deleted"
+            _remove(doomed)
+            self.path(server_round).rename(doomed)
+            _remove(doomed)
 
     def clean(self) -> None:
         """Delete the incomplete files of a killed process."""
         for path in self.folder.glob(".round-*"):
             if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path)
+                _remove(path)
 
     def later(self, server_round: int) -> list[Path]:
         """Return the checkpoints of later rounds, the latest first."""
@@ -169,7 +179,17 @@ class CheckpointStore:
     def put_aside(self, paths: Sequence[Path]) -> None:
         """Move checkpoints aside; pass the latest first, so that a kill in between leaves no gap."""
         for path in paths:
+            self._make(self.folder / "aside")
             move_aside(path, self.folder / "aside")
+
+    def _make(self, folder: Path) -> None:
+        """Make a folder, if it is missing, and raise if a symbolic link is in its place."""
+        try:
+            make_folder(folder, self.folder.parent)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise AuditError(f"checkpoints: {error.filename} cannot be used: {error.strerror}; remove it") from None
 
     # -- reading ----------------------------------------------------------------------------------
 
@@ -181,7 +201,7 @@ class CheckpointStore:
     def damage_of(path: Path) -> str | None:
         """Return what is wrong with the checkpoint in a folder, or None if it is intact."""
         try:
-            lines = (path / _SUMS).read_text().splitlines()
+            lines = read_plain(path / _SUMS, _MOST_SUMS).decode().splitlines()
             sums = {name: expected for expected, _, name in (line.partition("  ") for line in lines)}
             if set(sums) != {ARRAYS, _VALUES}:
                 return f"{_SUMS} does not list {ARRAYS} and {_VALUES}"
@@ -197,11 +217,26 @@ class CheckpointStore:
 
     def size(self, server_round: int) -> int:
         """Return the size of a checkpoint's files together, in bytes."""
-        return sum((self.path(server_round) / name).stat().st_size for name in (ARRAYS, _VALUES, _SUMS))
+        return sum(file_size(self.path(server_round) / name) for name in (ARRAYS, _VALUES, _SUMS))
 
     def sha256(self, server_round: int) -> str:
         """Return the hash of a checkpoint's SHA256SUMS, which covers all its files."""
-        return file_sha256(self.path(server_round) / _SUMS)
+        return self.sha256_of(self.path(server_round))
+
+    @staticmethod
+    def sha256_of(path: Path) -> str:
+        """Return the hash of the SHA256SUMS in a checkpoint's folder."""
+        return hashlib.sha256(read_plain(path / _SUMS, _MOST_SUMS)).hexdigest()
+
+    @staticmethod
+    def head(path: Path) -> str | None:
+        """Return the log's head that the checkpoint in a folder names; None if it cannot be read."""
+        try:
+            with open_plain(path / _VALUES) as file:
+                found = _HEAD.search(file.read(_MOST_SUMS))
+        except OSError:
+            return None
+        return found and found[1].decode()
 
     def load(
         self,
@@ -254,6 +289,14 @@ class CheckpointStore:
         return snapshot
 
 
+def _remove(path: Path) -> None:
+    """Delete a folder with its content, if there is one."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise AuditError(f"checkpoints: {path} is no folder that this run has made; remove it")
+    if path.exists():
+        shutil.rmtree(path)
+
+
 def differences(there: Mapping[str, Any], now: Mapping[str, Any], may_differ: Collection[str]) -> list[str]:
     """Return a phrase for every key in which two configurations differ."""
     now = json.loads(json.dumps(dict(now)))
@@ -289,9 +332,9 @@ def _pack(snapshot: Snapshot) -> tuple[dict[str, NDArray[Any]], bytes]:
     document = {
         "version": VERSION,
         "round": snapshot.round,
+        "log_head": snapshot.head,  # among the first bytes
         "config": dict(snapshot.config),
         "config_sha256": config_sha256(snapshot.config),
-        "log_head": snapshot.head,
         "model": list(snapshot.model),
         "states": states,
         "partitions": [[node, partition] for node, partition in snapshot.partitions.items()],
@@ -299,7 +342,13 @@ def _pack(snapshot: Snapshot) -> tuple[dict[str, NDArray[Any]], bytes]:
     }
     if odd := _unwritable(document, "checkpoint"):
         raise ConfigurationError(f"{odd}; a checkpoint's values are numbers, text, booleans, None, lists and mappings")
-    return arrays, json.dumps(document, indent=1).encode()
+    text = json.dumps(document, indent=1).encode()
+    if len(text) > _MOST_VALUES:
+        raise ConfigurationError(
+            f"checkpoint: its values must take at most {_MOST_VALUES} bytes as JSON; got {len(text)}: keep large "
+            f"states as arrays or tensors"
+        )
+    return arrays, text
 
 
 def _unwritable(value: Any, where: str) -> str | None:
@@ -319,7 +368,7 @@ _TYPES = {"round": int, "config": dict, "log_head": str, "model": list, "states"
 
 
 def _unpack(path: Path) -> Snapshot:
-    document = json.loads((path / _VALUES).read_bytes())
+    document = json.loads(read_plain(path / _VALUES, _MOST_VALUES))
     if document["version"] != VERSION:
         raise ValueError(f"version {document['version']}; this release reads {VERSION}")
     for key, kind in _TYPES.items():
@@ -327,11 +376,8 @@ def _unpack(path: Path) -> Snapshot:
             raise ValueError(f"its {key} is no {kind.__name__}")
     if not all(isinstance(name, str) for name in document["model"]):
         raise ValueError("its model has names that are no text")
-    with np.load(path / ARRAYS, allow_pickle=False) as held:
-        found = [held[str(index)] for index in range(len(held.files))]
-    if not all(isinstance(values, np.ndarray) for values in found):  # other entries come as bytes
-        raise ValueError(f"{ARRAYS} holds what is no array")
-    arrays = iter(found)
+    held = read_arrays(path / ARRAYS)
+    arrays = iter([held[str(index)] for index in range(len(held))])
     model = {name: next(arrays) for name in document["model"]}
     states = {
         name: {key: _tensor(next(arrays), described) for key, described in state.items()}

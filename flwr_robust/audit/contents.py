@@ -8,8 +8,6 @@ aggregated round.
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,9 +23,9 @@ from flwr_robust.audit.events import (
     RolledBack,
     UpdateKept,
 )
-from flwr_robust.audit.log import Fault, Finding, Record, Verdict, read_log, verify
+from flwr_robust.audit.log import Fault, Finding, Record, Verdict, head_file, read_log, verify
 from flwr_robust.errors import AuditError, CheckpointError
-from flwr_robust.files import file_sha256
+from flwr_robust.files import file_sha256, file_size, links_in
 
 __all__ = [
     "Standing",
@@ -35,6 +33,7 @@ __all__ = [
     "checkpoint_folder",
     "checkpointed_heads",
     "log_file",
+    "run_links",
     "update_file",
     "updates_aside",
     "verify_run",
@@ -42,6 +41,7 @@ __all__ = [
 
 
 _ATTEMPTS = 5
+_UNKNOWN = "no checkpoint of this hash and round was ever on record"
 
 
 def log_file(folder: Path | str) -> Path:
@@ -112,10 +112,15 @@ class Standing:
         standing.aggregated = rounds[max(rounds)] if rounds else None
         return standing
 
+    def written_of(self, server_round: int) -> CheckpointWritten | None:
+        """Return the entry of a round's checkpoint; None if the log has no valid one."""
+        record = self.current.get(server_round)
+        return record.event if record and isinstance(record.event, CheckpointWritten) else None
+
     def sha256(self, server_round: int) -> str | None:
         """Return the hash that a round's checkpoint must have; None if the log has no valid one."""
-        record = self.current.get(server_round)
-        return record.event.sha256 if record and isinstance(record.event, CheckpointWritten) else None
+        written = self.written_of(server_round)
+        return None if written is None else written.sha256
 
     def undone(self, store: CheckpointStore) -> list[Path]:
         """Return the checkpoints that the log has undone but that were not moved aside, the latest first.
@@ -134,25 +139,36 @@ class Standing:
         return found
 
     def odd(self, store: CheckpointStore, server_round: int) -> str | None:
-        """Return why an intact checkpoint is not the one in the log; None if it is or may be.
+        """Return why a checkpoint is not the one in the log; None if it is or may be.
 
-        A checkpoint that is not in the log may still be valid. It must be the newest, must have been written when the
-        log had its present length, and must hold the model of the last round.
+        A checkpoint that is in the log must have its size and hash; it is not read. One that is not in the log may
+        still be valid. It must be the newest, must have been written when the log had its present length, and must hold
+        the model of the last round. It is read only if the rest fits.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, and is not in the log.
+        OSError
+            If a file of it cannot be read.
         """
-        expected = self.sha256(server_round)
-        if expected is not None:
-            return None if store.sha256(server_round) == expected else "its hash is another one"
+        written = self.written_of(server_round)
+        if written is not None and store.size(server_round) != written.size:
+            return "its size is another one"
+        if written is not None:
+            return None if store.sha256(server_round) == written.sha256 else "its hash is another one"
         if server_round != store.rounds()[-1]:
             return "the log has none of this round, and it is not the newest"
-        snapshot = store.load(server_round)
-        follower = next((each.event for each in self.records if each.previous == snapshot.head), None)
+        head = store.head(store.path(server_round))
+        follower = next((each.event for each in self.records if each.previous == head), None)
         if follower is not None and not isinstance(follower, LogReopened | Resumed | RolledBack):
             return "the log has none of this round, and went on when it was written"
-        if self.aggregated is None:
-            return None
-        if server_round != self.aggregated.round:
+        if self.aggregated is not None and server_round != self.aggregated.round:
             return f"the log has none of this round, and the last one that counts is {self.aggregated.round}"
-        if model_sha256(snapshot.model) != self.aggregated.model_after:
+        snapshot = store.load(server_round)
+        if snapshot.head != (head or ""):
+            return "it names two heads of the log"
+        if self.aggregated is not None and model_sha256(snapshot.model) != self.aggregated.model_after:
             return "it does not hold the model that the log has after this round"
         return None
 
@@ -163,13 +179,18 @@ def _back_to(event: Resumed | RolledBack) -> int:
 
 def checkpointed_heads(folder: Path | str) -> dict[str, str]:
     """Return the log heads in a run's checkpoints, with the names of the checkpoints."""
-    heads = {}
-    for path in sorted(checkpoint_folder(folder).glob("round-*/checkpoint.json")):
-        try:
-            heads[str(json.loads(path.read_bytes())["log_head"])] = path.parent.name
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue  # a damaged checkpoint is no evidence about the log
-    return heads
+    store = CheckpointStore(checkpoint_folder(folder))
+    if store.folder.is_symlink():
+        return {}
+    heads = {store.head(path): path.name for path in map(store.path, store.rounds())}
+    return {head: name for head, name in heads.items() if head is not None}  # a damaged one is no evidence
+
+
+def run_links(folder: Path | str) -> list[Path]:
+    """Return the symbolic links among the files of a run's folder; a run makes none."""
+    log = log_file(folder)
+    places = (log, head_file(log), checkpoint_folder(folder), Path(folder) / "updates")
+    return [link for place in places for link in links_in(place)]
 
 
 def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes | None = None) -> Verdict:
@@ -193,6 +214,9 @@ def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes |
         If there is neither log nor head file.
     """
     log = log_file(folder)
+    if links := run_links(folder):
+        findings = [Finding(0, Fault.LINK, f"{link} {Fault.LINK.value}, which was not followed") for link in links]
+        return Verdict(0, "", tuple(findings), ("nothing else was examined: a run's folder holds no symbolic links",))
     verdict = verify(log, expect=expect, known=checkpointed_heads(folder), key=key)
     for _ in range(_ATTEMPTS):
         try:
@@ -247,14 +271,15 @@ def _checkpoints(folder: Path, standing: Standing, remarks: list[str]) -> Iterat
         if server_round in standing.deleted:
             remarks.append(f"{path.name} is deleted on record, but there: its process was killed or is at work")
             continue
-        why = store.damage(server_round)
-        if why is None and path in undone:
+        if path in undone:
             remarks.append(f"{path.name} was undone, but not put aside: its process was killed; a resumed run does so")
             continue
         try:
-            why = why or standing.odd(store, server_round)
-        except (CheckpointError, OSError, ValueError, zipfile.BadZipFile) as error:
+            why = standing.odd(store, server_round) or store.damage(server_round)
+        except CheckpointError as error:
             why = str(error)
+        except OSError as error:
+            why = f"it cannot be read ({error.strerror})"
         if why is None and record is None:
             remarks.append(f"{path.name} is not on record: its writer was killed before that, or is at work")
         elif why is not None and path.exists():  # otherwise its writer has deleted it as an old one
@@ -267,10 +292,12 @@ def _aside(folder: Path, standing: Standing) -> Iterator[Finding]:
     where = checkpoint_folder(folder) / "aside"
     for path in sorted(where.glob("round-*")):
         number = path.name.removeprefix("round-").partition(".")[0]
-        why = CheckpointStore.damage_of(path)
-        known = standing.written.get(int(number), ()) if number.isdecimal() else ()
-        if why is None and file_sha256(path / "SHA256SUMS") not in known:
-            why = "no checkpoint of this hash and round was ever on record"
+        known = standing.written.get(int(number), ()) if number.isascii() and number.isdecimal() else ()
+        try:
+            why = None if CheckpointStore.sha256_of(path) in known else _UNKNOWN
+        except OSError as error:
+            why = f"it cannot be read ({error.strerror})"
+        why = why or CheckpointStore.damage_of(path)
         if why is not None:
             yield Finding(0, Fault.CHECKPOINT, f"the checkpoint aside/{path.name} {Fault.CHECKPOINT.value}: {why}")
 
@@ -287,12 +314,14 @@ def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Ite
         there = [path, *updates_aside(folder, event.round).glob(f"{event.node}.*.npz")]
         unread = None
         for each in there:
-            if each not in hashes:
-                try:
-                    hashes[each] = file_sha256(each)
-                except OSError as error:
-                    unread = f"it cannot be read ({error.strerror})"
+            try:
+                if file_size(each) != event.size:
                     continue
+                if each not in hashes:
+                    hashes[each] = file_sha256(each)
+            except OSError as error:
+                unread = f"it cannot be read ({error.strerror})"
+                continue
             if hashes[each] == event.sha256:
                 break
         else:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -32,11 +33,11 @@ from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
 from flwr_robust.errors import AuditError, TamperedError
-from flwr_robust.files import lock, open_to_append, sync_folder, write_atomically
+from flwr_robust.files import lock, open_plain, open_to_append, read_plain, sync_folder, write_atomically
 
 __all__ = [
     "LEAST_KEY",
@@ -54,6 +55,8 @@ __all__ = [
 _ABSENT = "audit log: there is no file {}; name a run's folder, or the audit.jsonl in it"
 _GENESIS = "0" * 64
 _READS = 1000  # reads of log and head file, until both belong to the same moment
+_LONGEST = 1 << 24  # bytes of a line, and of the head file
+_MOST_FINDINGS = 1000  # after so many, the rest of a log is not examined
 LEAST_KEY = 16
 """The smallest length of a key, in bytes."""
 UNCHECKED = "its lines bear macs, which only the key can check"
@@ -70,6 +73,7 @@ class Fault(Enum):
     HEAD = "the head file does not fit"
     CHECKPOINT = "is not the one on record"
     GONE = "is gone"
+    LINK = "is a symbolic link"
     UPDATE = "is not as it was kept"
     MODEL = "began with another model"
 
@@ -203,7 +207,10 @@ class AuditLog:
             raise AuditError(f"audit log: the key must have at least {LEAST_KEY} bytes; got {len(key)}")
         if head_file(self.path).is_file() and not self.path.is_file():
             raise TamperedError(f"audit log: {self.path} is gone, but its head file is there; name another folder")
-        self._file = open_to_append(self.path)
+        try:
+            self._file = open_to_append(self.path)
+        except OSError as error:
+            raise AuditError(f"audit log: {self.path} cannot be opened: {error.strerror}") from None
         try:
             try:
                 lock(self._file)
@@ -215,21 +222,22 @@ class AuditLog:
             raise
 
     def _open(self) -> None:
-        data = self.path.read_bytes()
-        if not data and not head_file(self.path).exists():
+        size = os.fstat(self._file).st_size
+        if not size and not head_file(self.path).exists():
             self.lines, self.head = 0, _GENESIS
             self._seal()  # from now on, a log without head file has lost it
             return
-        *whole, torn = data.split(b"\n")
-        if self._key is None and whole and "mac" in (_envelope(whole[0]) or ()):
-            raise AuditError(f"audit log: {self.path} was written with a key; pass the same one")
         anchor = self._anchor()
-        verdict = _examine(data, anchor, self._key)
-        if torn and _envelope(torn) and verdict.intact:
-            mended = _examine(data + b"\n", anchor, self._key)
-            if mended.intact:  # only the newline is missing
-                os.write(self._file, b"\n")
-                torn, verdict = b"", mended
+        with open_plain(self.path) as file:
+            first = next(_lines(file, size), None)
+            if self._key is None and first and first.whole and "mac" in (_envelope(first.text) or ()):
+                raise AuditError(f"audit log: {self.path} was written with a key; pass the same one")
+            verdict, torn = _examine(_lines(file, size), anchor, self._key)
+            if torn.readable and verdict.intact:
+                mended, whole = _examine(_lines(file, size, mended=True), anchor, self._key)
+                if mended.intact:  # only the newline is missing
+                    os.write(self._file, b"\n")
+                    verdict, torn = mended, whole
         if not verdict.intact:
             raise TamperedError(
                 f"audit log: {self.path}, line {verdict.findings[0].line}: {verdict.findings[0].sentence}; keep it as "
@@ -237,10 +245,8 @@ class AuditLog:
             )
         self.lines, self.head = verdict.lines, verdict.head
         unsealed = self.lines - anchor.lines
-        if torn:
-            # Every incomplete line since the last complete one: writers may have been interrupted here before.
-            gap = b"\n".join([*_gap(whole), torn])
-            self._write([LogReopened(len(gap), hashlib.sha256(gap).hexdigest(), unsealed)], b"\n")
+        if torn.size:
+            self._write([LogReopened(torn.size, torn.sha256, unsealed)], b"\n")
         elif unsealed:
             self._write([LogReopened(unsealed=unsealed)])
 
@@ -299,6 +305,8 @@ class AuditLog:
             **event.to_fields(),
         }
         text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode()
+        if len(text) > _LONGEST // 2:
+            raise AuditError(f"audit log: a line must have at most {_LONGEST // 2} bytes; {event.kind} has {len(text)}")
         return text if self._key is None else text[:-1] + _mac_part(self._key, text)
 
     def _seal(self, announced: Collection[str] = ()) -> None:
@@ -359,15 +367,16 @@ def verify(
         raise AuditError(_ABSENT.format(path))
     for _ in range(_READS):  # a writer may append to the log meanwhile
         anchor = _read_anchor(path, key)
-        data = path.read_bytes() if path.is_file() else b""
+        size = _size(path)
         if anchor == _read_anchor(path, key):
             break
-    if not data and path.is_file() and not head_file(path).exists():  # the state just after a writer has opened it
-        found = _examine(data, _Anchor(0, _GENESIS), key, expect, known)
+    if size == 0 and not head_file(path).exists():  # the state just after a writer has opened it
+        found, _ = _examine(iter(()), _Anchor(0, _GENESIS), key, expect, known)
         return replace(
             found, remarks=(*found.remarks, "the log is empty: its writer was stopped before the first line")
         )
-    return _examine(data, anchor, key, expect, known)
+    with io.BytesIO() if size is None else open_plain(path) as file:
+        return _examine(_lines(file, size or 0), anchor, key, expect, known)[0]
 
 
 def read_log(path: Path | str) -> list[Record]:
@@ -381,9 +390,14 @@ def read_log(path: Path | str) -> list[Record]:
     path = Path(path)
     if not path.is_file():
         raise AuditError(_ABSENT.format(path))
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if (read := _envelope(line)) is None:
+    size = _size(path) or 0
+    with open_plain(path) as file:
+        return list(_records(_lines(file, size), path))
+
+
+def _records(lines: Iterator[_Line], path: Path) -> Iterator[Record]:
+    for number, line in enumerate(lines, 1):
+        if (read := _envelope(line.text)) is None:
             continue
         fields = {key: value for key, value in read.items() if key not in ("schema", "mac")}
         sequence, previous, time, kind = (fields.pop(key) for key in ("sequence", "previous", "time", "kind"))
@@ -393,10 +407,9 @@ def read_log(path: Path | str) -> list[Record]:
                 f"see flwr-robust audit verify"
             )
         try:
-            records.append(Record(number, sequence, previous, time, kinds()[kind].from_fields(fields)))
+            yield Record(number, sequence, previous, time, kinds()[kind].from_fields(fields))
         except AuditError as error:
             raise AuditError(f"audit log: {path}, line {number}: {error}") from None
-    return records
 
 
 def _mac(key: bytes, text: bytes) -> str:
@@ -426,10 +439,40 @@ def _envelope(line: bytes) -> dict[str, Any] | None:
     return read
 
 
-def _gap(lines: list[bytes]) -> Iterator[bytes]:
-    """Yield the lines after the last readable one."""
-    last = max((index for index, line in enumerate(lines) if _envelope(line) is not None), default=-1)
-    yield from lines[last + 1 :]
+class _Line(NamedTuple):
+    """A line, without its newline; one that is too long is empty, so that it cannot be read."""
+
+    text: bytes
+    whole: bool = True  # whether its newline is there
+
+
+def _lines(file: BinaryIO, size: int, *, mended: bool = False) -> Iterator[_Line]:
+    """Yield the lines in the first ``size`` bytes of a log; with ``mended``, the last one counts as whole."""
+    file.seek(0)
+    while size > 0 and (text := file.readline(min(size, _LONGEST))):
+        size -= len(text)
+        while len(text) == _LONGEST and not text.endswith(b"\n") and size > 0:  # too long: skip the rest of it
+            more = file.readline(min(size, _LONGEST))
+            size -= len(more)
+            text = more[-1:] if len(more) < _LONGEST or more.endswith(b"\n") else more
+        yield _Line(text.removesuffix(b"\n"), mended or text.endswith(b"\n"))
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a log in bytes; None if there is none.
+
+    Raises
+    ------
+    AuditError
+        If it cannot be opened.
+    """
+    try:
+        with open_plain(path) as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise AuditError(f"audit log: {path} cannot be read: {error.strerror}") from None
 
 
 def _is_hash(value: object) -> bool:
@@ -440,7 +483,7 @@ def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
     """Return the content of the head file, or a sentence that says why there is none."""
     where = head_file(path)
     try:
-        anchor = json.loads(where.read_bytes())
+        anchor = json.loads(read_plain(where, _LONGEST))
         found = _Anchor(anchor["lines"], anchor["head"], tuple(anchor.get("announced", ())))
         fits = type(found.lines) is int and found.lines >= 0 and all(map(_is_hash, [found.head, *found.announced]))
     except FileNotFoundError:
@@ -455,41 +498,57 @@ def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
     return found
 
 
+class _Torn(NamedTuple):
+    """The incomplete lines at the end of a log: since the last complete one, writers may have been stopped twice."""
+
+    size: int = 0
+    sha256: str = ""
+    readable: bool = False  # whether nothing but the last newline is missing
+
+
 def _examine(
-    data: bytes,
+    lines: Iterator[_Line],
     anchor: _Anchor | str,
     key: bytes | None,
     expect: Collection[str] = (),
     known: Collection[str] = (),
-) -> Verdict:
-    lines = data.split(b"\n")
-    torn = lines.pop()  # after the last newline
-    chain = _Chain()
-    macs = 0
-    for number, line in enumerate(lines, 1):
+) -> tuple[Verdict, _Torn]:
+    chain, torn = _Chain(), _Torn()
+    macs = number = 0
+    for number, (line, whole) in enumerate(lines, 1):
         record = _envelope(line)
+        if not whole:
+            gap = chain.gap.joined(number, line)
+            torn = _Torn(gap.size, gap.sha256, record is not None)
+            chain.remarks.append(
+                f"line {number} is incomplete ({gap.size} bytes): its writer was stopped, or the end cut off"
+            )
+            number -= 1
+            break
         if record is None:
-            chain.gap.append((number, line))
+            chain.gap = chain.gap.joined(number, line)
             continue
         macs += "mac" in record
         if key is not None and not _signed(key, line):
             chain.find(number, Fault.UNSIGNED, f"the line {Fault.UNSIGNED.value}")
         chain.take(number, record, hashlib.sha256(line).hexdigest())
-    number = len(lines) + 1
-    if torn:
-        size = sum(len(line) + 1 for _, line in chain.gap) + len(torn)
-        chain.remarks.append(f"line {number} is incomplete ({size} bytes): its writer was stopped, or the end cut off")
-    elif chain.gap:
+        if chain.full:
+            break
+    number += 1
+    if not torn.size and chain.gap.lines:
         chain.close_gap(*((chain.expected, chain.head) if isinstance(anchor, str) else anchor[:2]))
-    if isinstance(anchor, str):
+    if chain.full:
+        chain.remarks.append(f"the examination ended before line {number}, after {_MOST_FINDINGS} findings")
+    elif isinstance(anchor, str):
         if chain.head in expect:  # a noted head shows where the end is
             chain.remarks.append(anchor)
         else:
             chain.find(number, Fault.HEAD, anchor)
     else:
         chain.end(number, anchor)
+    there = set(chain.hashes.values())
     for head in [*expect, *known]:
-        if head not in chain.hashes.values():
+        if head not in there:
             chain.find(number, Fault.MISSING, f"no line has the expected hash {head}: lines are missing, or others")
     if chain.early:
         chain.remarks.append(
@@ -499,7 +558,25 @@ def _examine(
     if key is None and macs:
         chain.remarks.append(UNCHECKED)
     findings = sorted(chain.findings, key=lambda finding: finding.line)
-    return Verdict(len(chain.hashes), chain.head or _GENESIS, tuple(findings), tuple(chain.remarks))
+    return Verdict(len(chain.hashes), chain.head or _GENESIS, tuple(findings), tuple(chain.remarks)), torn
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """Consecutive lines that cannot be read; only their number, length and hash are kept, because they may be many."""
+
+    first: int = 0
+    lines: int = 0
+    size: int = 0  # of the lines joined by newlines
+    sha256: str = ""
+    digest: Any = None
+
+    def joined(self, number: int, line: bytes) -> _Gap:
+        """Return the gap with another line."""
+        digest = self.digest.copy() if self.lines else hashlib.sha256()
+        digest.update(b"\n" + line if self.lines else line)
+        size = self.size + len(line) + bool(self.lines)
+        return _Gap(self.first or number, self.lines + 1, size, digest.hexdigest(), digest)
 
 
 class _Chain:
@@ -511,11 +588,16 @@ class _Chain:
         self.at = 0  # number of that line
         self.broken = 0  # number of the last line that does not fit the line before
         self.hashes: dict[int, str] = {}
-        self.gap: list[tuple[int, bytes]] = []
+        self.gap = _Gap()
         self.findings: list[Finding] = []
         self.remarks: list[str] = []
         self.latest: datetime | None = None  # of the times so far
         self.early: list[int] = []  # numbers of the lines with a time before that of an earlier line
+
+    @property
+    def full(self) -> bool:
+        """Whether there are so many findings that the rest does not matter."""
+        return len(self.findings) >= _MOST_FINDINGS
 
     def find(self, line: int, fault: Fault, sentence: str) -> None:
         self.findings.append(Finding(line, fault, sentence))
@@ -524,12 +606,11 @@ class _Chain:
         """Check the next readable line."""
         sequence, previous = record["sequence"], record["previous"]
         self.time(number, record["time"])
-        torn = b"\n".join(line for _, line in self.gap)
         recorded = record.get("torn_sha256") if record["kind"] == LogReopened.kind else ""
-        if self.gap and recorded == hashlib.sha256(torn).hexdigest():
-            self.remarks.append(f"line {self.gap[0][0]} is incomplete, and line {number} has it on record")
-            self.gap.clear()
-        elif self.gap:
+        if self.gap.lines and recorded == self.gap.sha256:
+            self.remarks.append(f"line {self.gap.first} is incomplete, and line {number} has it on record")
+            self.gap = _Gap()
+        elif self.gap.lines:
             self.close_gap(sequence, previous)
         elif recorded:
             self.find(number, Fault.MISSING, "the incomplete line that this one has on record is missing before it")
@@ -569,15 +650,17 @@ class _Chain:
     def close_gap(self, sequence: int, previous: str | None) -> None:
         """Judge unreadable lines by the line after them: they were inserted, or are changed lines."""
         inserted = previous == self.head
-        for number, _ in self.gap:
+        for number in range(self.gap.first, self.gap.first + self.gap.lines):
+            if self.full:
+                break
             if inserted:
                 self.find(number, Fault.FOREIGN, f"the line cannot be read, and {Fault.FOREIGN.value}")
             else:
                 self.find(number, Fault.CHANGED, f"the line cannot be read: it {Fault.CHANGED.value}")
         if not inserted:
-            self.expected = min(self.expected + len(self.gap), max(sequence, self.expected))
-            self.head, self.at = None, self.gap[-1][0]
-        self.gap.clear()
+            self.expected = min(self.expected + self.gap.lines, max(sequence, self.expected))
+            self.head, self.at = None, self.gap.first + self.gap.lines - 1
+        self.gap = _Gap()
 
     def break_link(self, number: int) -> None:
         """Report the line whose hash differs from the one in line ``number`` or in the head file.

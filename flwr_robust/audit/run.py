@@ -11,6 +11,8 @@ neither can be replaced by an earlier version without the other.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
-from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, update_file, updates_aside
+from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, run_links, update_file, updates_aside
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.audit.events import (
     CheckpointsDeleted,
@@ -43,7 +45,7 @@ from flwr_robust.errors import (
     TamperedError,
     check_integer,
 )
-from flwr_robust.files import file_sha256, move_aside, write_atomically
+from flwr_robust.files import file_sha256, make_folder, move_aside, write_atomically
 
 __all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
 
@@ -139,6 +141,7 @@ class AuditedRun:
         self.store = CheckpointStore(checkpoint_folder(folder), keep=keep, sync=sync)
         self.snapshot: Snapshot | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
+        _check_links(folder)
         self.log = AuditLog(log_file(folder), key=key, sync=sync)
         try:
             if self.log.lines and resume is False:
@@ -249,8 +252,9 @@ class AuditedRun:
         if not self.keep_updates:
             raise ConfigurationError("audit: raw updates are not kept; begin the run with keep_updates=True")
         path = update_file(self.folder, server_round, node)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        _make(path.parent, self.folder)
+        if os.path.lexists(path):
+            _make(updates_aside(self.folder, server_round), self.folder)
             move_aside(path, updates_aside(self.folder, server_round))
         numbered = {str(index): values for index, values in enumerate(arrays.values())}
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, names=np.array([*arrays]), **numbered))
@@ -329,6 +333,7 @@ def rollback(
     """
     if not log_file(folder).is_file():
         raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
+    _check_links(folder)
     with AuditLog(log_file(folder), key=key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
         standing = _finish(log.path, store)
@@ -343,6 +348,24 @@ def rollback(
 
 
 _EVIDENCE = "keep both as evidence, and start a new run in another folder"
+
+
+def _check_links(folder: Path | str) -> None:
+    if links := run_links(folder):
+        raise AuditError(
+            f"audit: {links[0]} is a symbolic link, and a run's folder must hold none; remove it, or name another "
+            f"folder"
+        )
+
+
+def _make(path: Path, folder: Path) -> None:
+    """Make a folder in a run's folder, and raise if a symbolic link is in its place."""
+    try:
+        make_folder(path, folder)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise AuditError(f"audit: {error.filename} cannot be used: {error.strerror}; remove it") from None
 
 
 def _written(store: CheckpointStore, server_round: int) -> CheckpointWritten:
@@ -365,10 +388,10 @@ def _check_hash(log: Path, store: CheckpointStore, standing: Standing, server_ro
     """Raise if a round's checkpoint (None: the latest) is intact but not the one on record; this needs no loading."""
     rounds = store.rounds()
     wanted = rounds[-1] if server_round is None and rounds else server_round
-    if wanted not in rounds or (expected := standing.sha256(wanted)) is None:
+    if wanted not in rounds or standing.sha256(wanted) is None:
         return
     try:
-        same = store.sha256(wanted) == expected
+        same = standing.odd(store, wanted) is None
     except OSError:  # it is damaged, which loading it will report
         return
     if not same and store.damage(wanted) is None:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import os
 import shutil
+import tracemalloc
+import warnings
+import zipfile
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flwr_robust.audit import read_log
+from flwr_robust.audit import AuditedRun, Fault, Snapshot, read_log, rollback, verify, verify_run
+from flwr_robust.audit import log as module_log
+from flwr_robust.audit.arrays import read_arrays
+from flwr_robust.audit.card import make_card
+from flwr_robust.audit.checkpoint import CheckpointStore
+from flwr_robust.audit.log import head_file
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli import app
+from flwr_robust.errors import AuditError, CheckpointError
+from flwr_robust.files import file_sha256
 from flwr_robust.flower import Reason, Refusal
-from tests.audit_runs import LIAR, make
+from tests.audit_runs import CONFIG, LIAR, make, rounds
 from tests.house import MODULES, module_name
 
 EVIL = "\x1b[2J\x1b]0;owned\x07[red]intact[/red]:warning:\u202e"
@@ -86,3 +99,230 @@ def test_commands_print_in_one_place_only(path):
     named = {ast.unparse(call.func) for call in calls}
     assert not named & {"print", "typer.secho", "Console", "Text", "Text.from_markup", "sys.stdout.write"}
     assert "typer.echo" not in named or path.name in ("main.py", "redteam.py")  # the version, and a template
+
+
+# -- memory and time --------------------------------------------------------------------------------
+
+
+def npy(shape, data=b""):
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return head.getvalue() + data
+
+
+def packed(members, how=zipfile.ZIP_STORED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        for name, data in members:
+            with warnings.catch_warnings(action="ignore"):
+                archive.writestr(name, data)
+    return file.getvalue()
+
+
+MIB = 1 << 20
+BOMBS = {
+    "deflated": lambda: packed([("0.npy", npy((16 * MIB,), bytes(64 * MIB)))], zipfile.ZIP_DEFLATED),
+    "shape": lambda: packed([("0.npy", npy((16 * MIB,), bytes(64)))]),
+}
+
+
+def peak(function, *arguments):
+    """The memory that a call takes, and what it returns or raises."""
+    tracemalloc.start()
+    try:
+        found = function(*arguments)
+    except Exception as error:
+        found = error
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most, found
+
+
+def old_read(path):
+    with np.load(path, allow_pickle=False) as held:
+        return [held[name] for name in held.files]
+
+
+def with_checkpoint(run, data, *, record=False):
+    """Put arrays of one's own into a newest checkpoint, with hashes that fit; with ``record``, into the log too."""
+    path = run / "checkpoints/round-00000003"
+    (path / "arrays.npz").write_bytes(data)
+    sums = [f"{file_sha256(path / name)}  {name}\n" for name in ("arrays.npz", "checkpoint.json")]
+    (path / "SHA256SUMS").write_text("".join(sums))
+    log, head = log_file(run), head_file(log_file(run))
+    lines = log.read_bytes().splitlines(keepends=True)
+    written = max(r.line for r in read_log(log) if r.event.kind == "checkpoint_written")
+    log.write_bytes(b"".join(lines[: written - 1]))
+    anchor = module_log._Anchor(written - 1, json.loads(lines[written - 1])["previous"])
+    head.write_text(json.dumps({"lines": anchor.lines, "head": anchor.head}))
+    if record:
+        store = CheckpointStore(run / "checkpoints")
+        with module_log.AuditLog(log, sync=False) as writer:
+            writer.append(module_log.kinds()["checkpoint_written"](3, path.name, store.sha256(3), store.size(3)))
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_as_newest_checkpoint_is_not_unpacked(tmp_path, bomb, record):
+    run, data = make(tmp_path / "run"), BOMBS[bomb]()
+    assert len(data) < 2 * MIB
+    with_checkpoint(run, data, record=record)
+    most, _ = peak(old_read, run / "checkpoints/round-00000003/arrays.npz")
+    assert most > 40 * MIB
+    most, verdict = peak(verify_run, run)
+    assert most < 6 * MIB
+    assert verdict.intact is record  # what is on record is not read at all
+    most, error = peak(lambda: AuditedRun(run, CONFIG, resume=True, sync=False))
+    assert most < 6 * MIB
+    assert isinstance(error, AuditError | CheckpointError)
+
+
+def test_arrays_come_back_and_nothing_else_does(tmp_path):
+    held = {
+        "0": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "1": np.array(3),
+        "names": np.array(["w", "é"]),
+        "3": np.asfortranarray(np.arange(6.0).reshape(3, 2)),
+        "4": np.zeros((0, 5), np.int8),
+    }
+    np.savez(tmp_path / "a.npz", **held)
+    found = read_arrays(tmp_path / "a.npz")
+    assert list(found) == list(held)
+    for name, values in held.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert (found[name].dtype, found[name].flags.writeable) == (values.dtype, True)
+    one = npy((1,), bytes(4))
+    for members in (
+        [("0.npy", npy((1 << 62, 4), b""))],
+        [("0.npy", npy((2,), bytes(4)))],
+        [("0.npy", npy((-1, -1), bytes(4)))],
+        [("../0.npy", one)],
+        [("0.txt", one)],
+        [("0.npy", one), ("0.npy", one)],
+        [("0.npy", b"\x93NUMPY\x03\x00" + one[8:])],
+    ):
+        (tmp_path / "b.npz").write_bytes(packed(members))
+        with pytest.raises(ValueError, match=r"array|member"):
+            read_arrays(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="objects"):
+        read_arrays(tmp_path / "c.npz")
+
+
+def test_a_log_of_newlines_takes_little_memory(tmp_path):
+    log = tmp_path / "log"
+    head_file(log).write_text(json.dumps({"lines": 0, "head": "0" * 64}))
+    log.write_bytes(b"\n" * 200_000)
+    most, verdict = peak(verify, log)
+    assert most < 3 * MIB
+    assert len(verdict.findings) == module_log._MOST_FINDINGS
+    assert "the examination ended" in verdict.remarks[-1]
+
+
+def test_a_line_without_end_is_not_taken_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module_log, "_LONGEST", MIB // 4)
+    log = log_file(make(tmp_path / "run"))
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:3], lines[3][:-1] + b" " * (8 * MIB) + b"\n", *lines[4:]]))
+    most, verdict = peak(verify, log)
+    assert most < 2 * MIB
+    assert [(each.line, each.fault) for each in verdict.findings] == [(4, Fault.CHANGED)]
+    assert len(read_log(log)) == len(lines) - 1
+
+
+@pytest.mark.parametrize("place", ["audit.jsonl.head", "checkpoints/round-00000003/SHA256SUMS"])
+def test_small_files_that_are_large_are_not_read(tmp_path, place):
+    run = make(tmp_path / "run")
+    with (run / place).open("r+b") as file:
+        file.truncate(1 << 40)  # a file with a hole: a terabyte that takes no room
+    most, verdict = peak(verify_run, run)
+    assert most < 3 * MIB
+    assert not verdict.intact
+
+
+def test_a_checkpoint_s_size_is_compared_before_it_is_read(tmp_path):
+    run = make(tmp_path / "run")
+    with (run / "checkpoints/round-00000001/arrays.npz").open("r+b") as file:
+        file.truncate(1 << 40)
+    (finding,) = verify_run(run).findings
+    assert "round-00000001 is not the one on record: its size is another one" in finding.sentence
+
+
+# -- links and pipes --------------------------------------------------------------------------------
+
+PLACES = (
+    "audit.jsonl",
+    "audit.jsonl.head",
+    "checkpoints",
+    "checkpoints/aside",
+    "checkpoints/round-00000003",
+    "checkpoints/round-00000003/arrays.npz",
+    "checkpoints/.round-00000004.part",
+    "updates",
+)
+
+
+@pytest.fixture
+def linked(tmp_path, request):
+    """A run in which one place is a link to a folder or file elsewhere."""
+    run, elsewhere = make(tmp_path / "run", ended=False), tmp_path / "elsewhere"
+    place = run / request.param
+    if os.path.lexists(place):
+        place.rename(elsewhere)
+    else:
+        elsewhere.mkdir()
+        (elsewhere / "treasure").write_text("untouched")
+    place.symlink_to(elsewhere)
+    return run, elsewhere
+
+
+@pytest.mark.parametrize("linked", PLACES, indirect=True)
+def test_links_are_named_and_not_followed(linked):
+    run, elsewhere = linked
+    before = sorted(elsewhere.rglob("*")) if elsewhere.is_dir() else elsewhere.read_bytes()
+    verdict = verify_run(run)
+    assert [each.fault for each in verdict.findings] == [Fault.LINK]
+    assert call("audit", "verify", run).exit_code == 1
+    for use in (
+        lambda: AuditedRun(run, CONFIG, resume=True, sync=False),
+        lambda: rollback(run, 1, sync=False),
+        lambda: make_card(run),
+        lambda: read_log(log_file(run)),
+    ):
+        _, error = peak(use)
+        assert not isinstance(error, Exception) or isinstance(error, AuditError)
+    assert (sorted(elsewhere.rglob("*")) if elsewhere.is_dir() else elsewhere.read_bytes()) == before
+
+
+def test_a_link_that_appears_while_a_run_goes_on_ends_it_with_a_sentence(tmp_path):
+    with AuditedRun(tmp_path / "run", CONFIG, keep=1, sync=False) as run:
+        rounds(run, 1, 1)
+        for name in (".round-00000002.part", ".round-00000001.deleted"):
+            link = tmp_path / "run/checkpoints" / name
+            link.symlink_to(tmp_path)
+            with pytest.raises(AuditError, match=r"is no folder that this run has made; remove it"):
+                run.checkpoint(Snapshot(2, CONFIG, {"w": np.zeros(1)}))
+            link.unlink()
+    (tmp_path / "part").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="symbolic link"):  # what it was
+        shutil.rmtree(tmp_path / "part")
+
+
+@pytest.mark.parametrize("place", ["audit.jsonl", "audit.jsonl.head", "checkpoints/round-00000003/arrays.npz"])
+def test_a_pipe_is_not_waited_for(tmp_path, place):
+    run = make(tmp_path / "run")
+    (run / place).unlink()
+    os.mkfifo(run / place)
+    if place == "audit.jsonl":
+        with pytest.raises(AuditError, match="it is no regular file"):
+            verify_run(run)
+    else:
+        assert not verify_run(run).intact
+    assert call("audit", "verify", run).exit_code in (1, 2)
+
+
+def test_deep_json_is_no_burden(tmp_path):
+    run = make(tmp_path / "run")
+    for place in ("audit.jsonl.head", "checkpoints/round-00000003/checkpoint.json"):
+        (run / place).write_text("[" * 10_000_000)
+    assert not verify_run(run).intact

@@ -575,6 +575,7 @@ def test_a_save_killed_at_every_call_leaves_the_last_one_or_the_new_one(tmp_path
     assert seen >= {(2, 3), (2, 3, 4)}
     assert made.rounds() == [3, 4]
     same(made.load(), snapshot(4))
+    made.clean()  # as a run does when it is resumed
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

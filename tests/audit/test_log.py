@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 import math
 import multiprocessing
@@ -63,7 +64,12 @@ def lines_of(path):
 def judged(path):
     """Return what judges bytes in the place of a log, without a file for each."""
     anchor = module_log._read_anchor(path, None)
-    return lambda data: [(finding.line, finding.fault) for finding in module_log._examine(data, anchor, None).findings]
+
+    def found(data):
+        lines = module_log._lines(io.BytesIO(data), len(data))
+        return [(finding.line, finding.fault) for finding in module_log._examine(lines, anchor, None)[0].findings]
+
+    return found
 
 
 def faults(path, **options):

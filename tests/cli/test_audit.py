@@ -141,7 +141,10 @@ def test_reading_a_keyed_log_without_its_key_says_so(tmp_path):
 
 def test_a_changed_checkpoint_is_found(run):
     path = run / "checkpoints" / "round-00000002" / "arrays.npz"
-    path.write_bytes(path.read_bytes()[:-1])
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])
+    assert "round-00000002 is not the one on record: its size is another one" in call("audit", "verify", run).output
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     for place in (run, log_file(run)):
         done = call("audit", "verify", place)
         assert done.exit_code == 1
