@@ -34,7 +34,9 @@ def progress():
 
 
 def opening(model=MODEL, rounds=5):
-    return Opening(Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), InProcessGrid(ClientApp(), 1), 1.0)
+    return Opening(
+        Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), InProcessGrid(ClientApp(), 1), 1.0, print
+    )
 
 
 def test_progress_comes_back():
