@@ -30,6 +30,7 @@ __all__ = ["Counts", "Layer", "Rows", "unfit"]
 Counts = Sequence[float] | NDArray[Any] | Tensor
 """Numbers of examples, one per row."""
 
+_BLURRED = 1e3  # times a squared length: a sum of terms of this size, squared, has lost three of its sixteen digits
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -374,13 +375,57 @@ class Rows:
         """
         return self._points[: self.n, : self.n]
 
+    def gram_about(self, row: int) -> Tensor:
+        """Return the inner products (n, n), float64, of the rows about one of them.
+
+        Each is exact to float64 rounding of the two lengths, however far that row is from the others: where `gram` has
+        lost digits, the data are read again. Rows that equal the given one have products of zero.
+        """
+        apart, terms = self.squared_distances[row].numpy(), self._terms.numpy()
+        if bool(((terms + terms[row]) ** 2 > _BLURRED * np.where(apart > 0, apart, np.inf)).any()):
+            found = self.storage.gram(row, self._mixing)[: self.n, : self.n].numpy().copy()
+        else:
+            held = self.gram.numpy()
+            found = held - held[row][:, None] + (held[row, row] - held[row])
+        equal = apart == 0
+        found[equal] = found[:, equal] = 0
+        np.fill_diagonal(found, apart)
+        return torch.from_numpy(found)
+
+    @cached_property
+    def _terms(self) -> Tensor:
+        """Sizes (n,) of the terms whose sums are the rows in `gram`: they, not the sums, limit what is exact."""
+        if self._origin is None or self._mixing is None:
+            return self.gram.diagonal().clamp(min=0).sqrt()
+        lengths = self._origin._points.diagonal().clamp(min=0).sqrt()
+        return (_affine(self._mixing).abs() @ lengths)[:-1]
+
+    @cached_property
+    def products(self) -> Tensor:
+        """Inner products (n, n), float64, of the rows as they are, each exact to rounding of the two lengths.
+
+        `gram` is about another point, and has no digits of rows much shorter than their distance from it.
+        """
+        if self._origin is None or self._mixing is None:
+            return self.storage.gram(None)[: self.n, : self.n]
+        found = self._mixing @ self._origin.products @ self._mixing.T
+        terms = self._mixing.abs() @ self._origin.products.diagonal().sqrt()
+        if bool((found.diagonal() < terms.square() / _BLURRED).logical_and(terms > 0).any()):
+            return self.storage.gram(None, self._mixing)[: self.n, : self.n]
+        return found
+
     @cached_property
     def squared_norms(self) -> Tensor:
         """Squared norms (n,) of the rows, float64."""
         if self._mixing is None:
             return self.storage.squared_norms()
         origin = self._points[self.n]
-        return (self._points.diagonal() - 2 * origin + origin[self.n])[: self.n].clamp(min=0)
+        found = (self._points.diagonal() - 2 * origin + origin[self.n])[: self.n].clamp(min=0)
+        terms = self._terms + origin[self.n].sqrt()
+        lost = terms.square() > _BLURRED * found
+        if bool(lost.any()):
+            found[lost] = self.storage.squared_norms(self._mixing[lost])
+        return found
 
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (d,), product with it, and squared norm: float64 (n, 3)."""
@@ -394,9 +439,8 @@ class Rows:
         # Rows mixed alike are equal, and need not be read to know it.
         kinds = torch.unique(self._mixing, dim=0, return_inverse=True)[1]
         # Their inner products are sums of those of the origin's, and as exact as the largest of these.
-        lengths = self._origin._points.diagonal().clamp(min=0).sqrt()
-        formed_of = (_affine(self._mixing).abs() @ lengths).square()[:-1]
-        return squared_distances(self.gram, self._pair_distances, kinds[:, None] == kinds[None, :], formed_of)
+        alike = kinds[:, None] == kinds[None, :]
+        return squared_distances(self.gram, self._pair_distances, alike, self._terms.square())
 
     def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
         return self.storage.pair_distances(left, right, self._mixing)

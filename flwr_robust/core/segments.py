@@ -178,16 +178,16 @@ class Segments(Storage):
             return super().spread(ddof, mixing)
         return _column_wise(held, torch.float64, lambda lines, value: lines.spread(ddof, value))
 
-    def gram(self, centre: int) -> Tensor:
+    def gram(self, centre: int | None, mixing: Tensor | None = None) -> Tensor:
         """Have compiled code read the rows in place, where it can."""
-        if self._lines is None:
-            return super().gram(centre)
+        if mixing is not None or self._lines is None:
+            return super().gram(centre, mixing)
         return torch.stack([lines.gram(centre) for lines in self._lines]).sum(0)
 
-    def squared_norms(self) -> Tensor:
+    def squared_norms(self, mixing: Tensor | None = None) -> Tensor:
         """Have compiled code read the rows in place, where it can."""
-        if self._lines is None:
-            return super().squared_norms()
+        if mixing is not None or self._lines is None:
+            return super().squared_norms(mixing)
         return torch.stack([lines.squared_norms() for lines in self._lines]).sum(0)
 
     def sums_are_finite(self) -> bool:

@@ -114,11 +114,11 @@ class _Spread(Storage):
         kept[self.kept] = keep
         return _Spread(self.shards, self.widths, kept, self.formed)
 
-    def gram(self, centre: int) -> Tensor:
-        return self._total("gram", centre)
+    def gram(self, centre: int | None, mixing: Tensor | None = None) -> Tensor:
+        return self._total("gram", centre, mixing)
 
-    def squared_norms(self) -> Tensor:
-        return self._total("squared_norms")
+    def squared_norms(self, mixing: Tensor | None = None) -> Tensor:
+        return self._total("squared_norms", mixing)
 
     def pair_distances(self, left: Tensor, right: Tensor, mixing: Tensor | None = None) -> Tensor:
         return self._total("pair_distances", left, right, mixing)

@@ -92,14 +92,18 @@ class Storage(ABC):
             parts.append((ones @ away.square_()).div_(max(n - ddof, 1)).sqrt_())
         return torch.cat(parts)
 
-    def gram(self, centre: int) -> Tensor:
-        """Return the Gram matrix (n + 1, n + 1), float64, of the rows and the origin about one row; the origin last."""
-        return accumulate_gram(self.blocks(), self.n, centre)
+    def gram(self, centre: int | None, mixing: Tensor | None = None) -> Tensor:
+        """Return the Gram matrix (n + 1, n + 1), float64, of the rows and the origin about one row; the origin last.
 
-    def squared_norms(self) -> Tensor:
+        Without a centre the products are those of the rows as they are, and the last row and column are zero.
+        """
+        n = self.n if mixing is None else len(mixing)
+        return accumulate_gram(self.mixed_blocks(mixing), n, centre)
+
+    def squared_norms(self, mixing: Tensor | None = None) -> Tensor:
         """Return the squared norms (n,), float64."""
-        total = torch.zeros(self.n, dtype=torch.float64)
-        for _, block in self.blocks():
+        total = torch.zeros(self.n if mixing is None else len(mixing), dtype=torch.float64)
+        for _, block in self.mixed_blocks(mixing):
             total += torch.linalg.vector_norm(block, dim=1).square().cpu()
         return total
 

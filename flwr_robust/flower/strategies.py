@@ -314,7 +314,7 @@ class Bulyan(RobustStrategy):
 
 
 class GeometricMedian(RobustStrategy):
-    """The point whose summed distance to the updates is least (RFA).
+    """The point whose summed distance to the updates is least; with a start and a number of steps, RFA.
 
     It needs n >= 2f + 1; weighted, n > (1 + clamp) f. See `flwr_robust.aggregators.geometric_median`.
 
@@ -323,19 +323,20 @@ class GeometricMedian(RobustStrategy):
     f : int, optional
         Declared number of faulty clients; it only bounds n.
     tolerance : float
-        Stop when the gradient, whose length lies in [0, 1], is shorter; > 0.
+        Stop when the least subgradient, whose length lies in [0, 1], is no longer; >= 1e-8.
     nu : float
-        Smoothing, as a multiple of the radius of the updates; > 0.
+        Smoothing of the steps from ``mean`` or ``zero``, as a multiple of the radius of the updates; > 0.
     iterations : int, optional
-        Do exactly this many steps, without regard to ``tolerance``.
+        Do this many steps; from the medoid, fewer where the tolerance is met before.
     maximum : int
-        Give up after this many steps, with the outcome NOT_CONVERGED.
+        Without ``iterations``: give up after this many steps, with the outcome NOT_CONVERGED.
     weighted : bool
         Weigh replies by their clamped numbers of examples instead of equally.
     clamp : float
         With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
     start : str
-        Where the iteration starts: the ``mean`` of the updates, or ``zero``, the model that was sent.
+        ``medoid``, the update of least summed distance to the others. With ``iterations``, for RFA's smoothed steps:
+        ``mean``, which far updates move without bound, or ``zero``, the model that was sent.
     **options
         As for `RobustStrategy`.
 
@@ -357,7 +358,7 @@ class GeometricMedian(RobustStrategy):
         maximum: int = 1000,
         weighted: bool = False,
         clamp: float = 2.0,
-        start: Literal["mean", "zero"] = "mean",
+        start: Literal["medoid", "mean", "zero"] = "medoid",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(

@@ -112,7 +112,8 @@ def gram(
 ) -> None:
     """Add the inner products of the rows about row ``centre`` to the lower triangle of ``total``; see `lines`.
 
-    ``total`` has (m + 1, m + 1) entries, m being n rounded up to a multiple of four; its last point is the origin.
+    A negative centre stands for the origin. ``total`` has (m + 1, m + 1) entries, m being n rounded up to a multiple of
+    four; its last point is the origin.
     """
     n = address.shape[0]
     m = total.shape[0] - 1
@@ -123,10 +124,14 @@ def gram(
         w = min(strip, stop - at)
         if reference != 0:
             _read(offset[:w], reference, wide_reference, at)
-        _read(shifts[1, :w], address[centre], wide[centre], at)
-        for k in range(w):
-            shifts[0, k] = shifts[1, k] - offset[k] if relative[centre] else shifts[1, k]
-            shifts[1, k] = shifts[1, k] if relative[centre] else shifts[1, k] + offset[k]
+        if centre >= 0:
+            _read(shifts[1, :w], address[centre], wide[centre], at)
+            for k in range(w):
+                shifts[0, k] = shifts[1, k] - offset[k] if relative[centre] else shifts[1, k]
+                shifts[1, k] = shifts[1, k] if relative[centre] else shifts[1, k] + offset[k]
+        else:
+            for k in range(w):
+                shifts[1, k] = offset[k]
         for i in range(n):
             _read_minus(points[i, :w], address[i], wide[i], at, shifts[1 if relative[i] else 0])
         for i in range(0, m, 4):

@@ -27,8 +27,8 @@ _CANCELLED = 1e-6
 _TILE = 24
 
 
-def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -> Tensor:
-    """Form the Gram matrix of n rows and the origin, centred at one row.
+def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int | None) -> Tensor:
+    """Form the Gram matrix of n rows and the origin, centred at one row or not at all.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -
         The rows, column block by column block.
     n : int
         The number of rows.
-    centre : int
-        The row that is subtracted from all points.
+    centre : int or None
+        The row that is subtracted from all points; None: the points stay as they are.
 
     Returns
     -------
@@ -51,12 +51,13 @@ def accumulate_gram(blocks: Iterable[tuple[int, Tensor]], n: int, centre: int) -
     for _, block in blocks:
         if store is None or store.numel() < block.numel():
             store = torch.empty(block.numel(), dtype=torch.float64, device=block.device)
-        row = block[centre]
-        points = torch.sub(block, row, out=store[: block.numel()].view_as(block))
+        row = None if centre is None else block[centre]
+        points = block if row is None else torch.sub(block, row, out=store[: block.numel()].view_as(block))
         for top, bottom in itertools.pairwise(edges):  # the lower triangle, tile row by tile row
             gram[top:bottom, :bottom] += (points[top:bottom] @ points[:bottom].T).cpu()
-        gram[n, :n] -= (points @ row).cpu()
-        gram[n, n] += (row @ row).cpu()
+        if row is not None:
+            gram[n, :n] -= (points @ row).cpu()
+            gram[n, n] += (row @ row).cpu()
     lower = gram.tril()
     return lower + lower.T - torch.diag(lower.diagonal())
 

@@ -185,11 +185,15 @@ class Lines:
         """Return some of the rows."""
         return dataclasses.replace(self, address=self.address[rows], wide=self.wide[rows], relative=self.relative[rows])
 
-    def gram(self, centre: int) -> Tensor:
-        """Return the inner products (n + 1, n + 1), float64, of the rows and the origin about one row; origin last."""
+    def gram(self, centre: int | None) -> Tensor:
+        """Return the inner products (n + 1, n + 1), float64, of the rows and the origin about one row; origin last.
+
+        Without a centre the products are those of the rows as they are.
+        """
         n = len(self.address)
         padded = -(-n // 4) * 4 + 1
-        lower = torch.from_numpy(self._summed(_kernels().gram, (padded, padded), centre)).tril()
+        about = -1 if centre is None else centre
+        lower = torch.from_numpy(self._summed(_kernels().gram, (padded, padded), about)).tril()
         kept = [*range(n), padded - 1]
         lower = lower[kept][:, kept]
         return lower + lower.T - torch.diag(lower.diagonal())

@@ -110,21 +110,28 @@ def summed_distance(x, z, weights):
 
 
 def geometric_median(
-    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="mean", **_
+    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="medoid", **_
 ):
-    """Weiszfeld's iteration on the point itself; `iterations` steps, or until it stands still."""
+    """Weiszfeld's iteration on the point itself: so many steps, or until it stands still, unless a row is better."""
     alpha = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
     around = np.abs(x - np.median(x, axis=0))
     tiny = max(1e-13 * (float(np.median(around)) or float(around.max())), 1e-150)
-    z, weights = alpha @ x if start == "mean" else np.zeros(x.shape[1]), alpha
-    for _ in range(iterations or steps):
+    z, weights = np.zeros(x.shape[1]) if start == "zero" else alpha @ x, alpha
+    searched = start == "medoid"
+    for _ in range(steps if searched else iterations):
         beta = alpha / np.maximum(np.sqrt(((x - z) ** 2).sum(1)), tiny)
         weights = beta / beta.sum()
         following = weights @ x
         still = np.abs(following - z).max() <= 1e-15 * np.abs(z).max()
         z = following
-        if still and iterations is None:
+        if still and searched:
             break
+    if searched:
+        sums = [summed_distance(x, row, alpha) for row in x]
+        if min(sums) <= summed_distance(x, z, alpha) * (1 + 1e-13):
+            weights = alpha * (np.array(sums) <= min(sums) * (1 + 1e-13))
+            weights = weights / weights.sum()
+            z = weights @ x
     return z, weights
 
 
