@@ -19,6 +19,7 @@ from flwr_robust.protocol.rounds import batch_generator, draw_batch
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.personal import evaluate_client
 from flwr_robust.runs.world import world_of
+from flwr_robust.seeds import derive
 from flwr_robust.tasks import Learner, Tail
 
 __all__ = ["HonestClient", "Poisoner"]
@@ -69,27 +70,32 @@ class HonestClient(NumPyClient):
 
     def fit(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Compute this round's message on batches drawn from (seed, client, round)."""
+        server_round = int(config["server-round"])
         self.learner.load(self._whole(parameters))
-        if self.kind.class_wise:
-            return self._answer(int(config["server-round"]), config["classes"])
-        generator = batch_generator(self.config.seed, self.client, int(config["server-round"]))
+        with self.learner.drawing(derive(self.config.seed, "layers", self.client, server_round)):
+            if self.kind.class_wise:
+                return self._answer(server_round, config["classes"])
+            return self._message(parameters, server_round), len(self.samples), {}
+
+    def _message(self, parameters: NDArrays, server_round: int) -> NDArrays:
+        """Return the arrays of this round's message."""
+        generator = batch_generator(self.config.seed, self.client, server_round)
         if not self.kind.local_steps:
             message = self._gradient(generator)
             if self.kind.momentum:
                 message = self._with_momentum(message)
-            arrays = [layer.cpu().numpy() for layer in message]
-        else:
-            tail = Tail(self.config.local_steps) if self.config.tail_averaging else None
-            for _ in range(self.config.local_steps):
-                self.learner.descend(self._gradient(generator), self.config.local_learning_rate)
-                if tail:
-                    tail.see(self.learner.parameters)
+            return [layer.cpu().numpy() for layer in message]
+        tail = Tail(self.config.local_steps) if self.config.tail_averaging else None
+        for _ in range(self.config.local_steps):
+            self.learner.descend(self._gradient(generator), self.config.local_learning_rate)
             if tail:
-                tail.write(self.learner.parameters)
-            arrays = self._keep_personal(self.learner.arrays())
-            if not self.kind.relative:
-                arrays = [new - old for new, old in zip(arrays, parameters, strict=True)]
-        return arrays, len(self.samples), {}
+                tail.see(self.learner.parameters)
+        if tail:
+            tail.write(self.learner.parameters)
+        arrays = self._keep_personal(self.learner.arrays())
+        if self.kind.relative:
+            return arrays
+        return [new - old for new, old in zip(arrays, parameters, strict=True)]
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own samples, with their true labels.

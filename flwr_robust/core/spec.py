@@ -25,12 +25,21 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 from flwr_robust.core.fields import constraints, plain
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 
-__all__ = ["PLUGINS", "Component", "JoinedRegistry", "Registry", "entry_points", "load_plugin", "parse_chain"]
+__all__ = [
+    "PLUGINS",
+    "Component",
+    "JoinedRegistry",
+    "Registry",
+    "entry_points",
+    "load_function",
+    "load_plugin",
+    "parse_chain",
+]
 
 PLUGINS = "FLWR_ROBUST_PLUGINS"
 """The environment variable that names plugins: modules and files, separated by commas or as in PATH."""
@@ -203,7 +212,7 @@ def entry_points(group: str) -> dict[str, Any]:
     ----------
     group : str
         ``flwr_robust.rules`` (aggregators and pre-aggregators), ``flwr_robust.attacks`` (on data and messages, and
-        faults), ``flwr_robust.partitions`` or ``flwr_robust.tasks``.
+        faults), ``flwr_robust.partitions``, ``flwr_robust.tasks`` or ``flwr_robust.models``.
 
     Raises
     ------
@@ -259,6 +268,39 @@ def load_plugin(plugin: str) -> None:
     """
     known = _import(plugin)
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*_named_plugins(), known]))
+
+
+def load_function(text: str, what: str) -> Callable[..., Any]:
+    """Return the function that ``module:function`` or ``path/file.py:function`` names.
+
+    The module is loaded as a plugin, so processes that start later find it, too.
+
+    Parameters
+    ----------
+    text : str
+        The module or file, a colon, and the name of a function or class in it.
+    what : str
+        What error messages call it.
+
+    Raises
+    ------
+    ConfigurationError
+        If there is no such module, file or function, or the module cannot be imported.
+
+    Examples
+    --------
+    >>> load_function("math:hypot", "model")(3, 4)
+    5.0
+    """
+    plugin, _, attribute = text.rpartition(":")
+    if not plugin or not attribute.isidentifier():
+        raise ConfigurationError(f"{what}: expected 'module:function' or 'path/file.py:function'; got {text!r}")
+    load_plugin(plugin)
+    module = sys.modules[Path(plugin).stem if plugin.endswith(".py") else plugin]
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise ConfigurationError(f"{what}: {plugin} has no function {attribute!r}; correct {text!r}")
+    return cast("Callable[..., Any]", found)
 
 
 def _named_plugins() -> list[str]:

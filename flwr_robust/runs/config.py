@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from flwr_robust.attacks.data.base import DataAttack, drawn_attackers
 from flwr_robust.attacks.fault.base import Fault
@@ -37,7 +38,17 @@ from flwr_robust.errors import (
 )
 from flwr_robust.protocol.classes import SCHEDULES, check_desgd
 from flwr_robust.protocol.messages import CLASS_MOMENTUM, MESSAGE_KINDS, MESSAGES, message_kind
-from flwr_robust.tasks import MODELS, Learner, Split, Task, build_model, load_task, split_arrays
+from flwr_robust.tasks import (
+    MODELS,
+    Learner,
+    Split,
+    Task,
+    build_model,
+    check_model_name,
+    load_task,
+    model_outline,
+    split_arrays,
+)
 from flwr_robust.tasks.partition import partitions
 
 __all__ = [
@@ -237,7 +248,11 @@ class RunConfig:
         "digits", "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz."
     )
     data: str = _key("", "Folder of the data; if empty, FLWR_ROBUST_DATA, or ./data if that is not set.", place=True)
-    model: str = _key("softmax", "``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.", choices=MODELS)
+    model: str = _key(
+        "softmax",
+        "``softmax``, ``mlp``, ``cnn``, ``small_cnn``, or a function of your own as ``module:function`` or "
+        "``path/file.py:function``; see own-models.md.",
+    )
     partition: str = _key("iid", "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.")
     clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
     defence: str = _key("mean()", "Defence string, with the declared f: the number of attackers it is made for.")
@@ -452,6 +467,7 @@ class RunConfig:
         self._check_read()
         check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
         self._check_local()
+        check_model_name(self.model)
         partitions.parse(self.partition)
         looking = attack if isinstance(attack, MessageAttack) else None
         check_grant(_OWNER, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
@@ -554,8 +570,9 @@ class RunConfig:
         """Which of the model's arrays are personal; None if there are none."""
         if not self.personal:
             return None
-        with torch.device("meta"):  # an array's name and its number of dimensions do not depend on the data
-            model = MODELS[self.model]((1, 8, 8), 2)
+        # The name of an array and its number of dimensions depend on the data for a user's model alone.
+        shape, classes = (self.data_set.shape, self.data_set.classes) if self.model not in MODELS else ((1, 8, 8), 2)
+        model = model_outline(self.model, shape, classes)
         return split_arrays({name: tuple(array.shape) for name, array in model.state_dict().items()}, self.personal)
 
     @property
@@ -621,7 +638,20 @@ class RunConfig:
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Build the seeded model with its steps."""
         model = build_model(self.model, self.data_set.shape, self.data_set.classes, self.seed)
+        if not message_kind(self.message).local_steps:
+            self._check_gradients(model)
         return Learner(model, self.weight_decay, device)
+
+    def _check_gradients(self, model: nn.Module) -> None:
+        """Raise if a model has arrays that messages of gradients do not hold."""
+        with_gradients = [name for name, _ in model.named_parameters()]
+        others = [name for name in model.state_dict() if name not in with_gradients]
+        if others:
+            raise ConfigurationError(
+                f"{_OWNER}: message={self.message!r} sends a gradient for each array, and model={self.model!r} has "
+                f"arrays without one of their own: {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}; take "
+                f"message='parameters' or 'delta', or layers without such arrays (GroupNorm for BatchNorm)"
+            )
 
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:

@@ -36,7 +36,7 @@ from flwr_robust.runs.fast_classes import ClassWise
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.runs.world import World
-from flwr_robust.tasks import MODELS, Grouped, Tail, descend
+from flwr_robust.tasks import Grouped, Tail, descend, model_outline
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
 
@@ -50,10 +50,7 @@ def unbatched(config: RunConfig) -> str | None:
         return "an audit log tells of messages"
     if config.quarantine_after or config.on_infeasible != "keep":
         return "quarantine, and a stop after an infeasible round, are the guard's of Flower's strategies"
-    shape, classes = config.data_set.shape, config.data_set.classes
-    with torch.device("meta"):
-        model = MODELS[config.model](shape, classes)
-    return Grouped.check(model)
+    return Grouped.check(model_outline(config.model, config.data_set.shape, config.data_set.classes))
 
 
 def simulate(config: RunConfig) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from flwr_robust.tasks.data import TASKS, Task, load_task
 from flwr_robust.tasks.grouped import Grouped
 from flwr_robust.tasks.learner import Learner, descend
-from flwr_robust.tasks.models import MODELS, build_model
+from flwr_robust.tasks.models import MODELS, build_model, check_model_name, model_outline
 from flwr_robust.tasks.split import Split, split_arrays
 from flwr_robust.tasks.tail import Tail
 
@@ -16,7 +16,9 @@ __all__ = [
     "Tail",
     "Task",
     "build_model",
+    "check_model_name",
     "descend",
     "load_task",
+    "model_outline",
     "split_arrays",
 ]

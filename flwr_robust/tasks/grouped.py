@@ -52,6 +52,8 @@ class Grouped:
         """Return the part of a model that cannot run for many clients at once, in one sentence, or None."""
         if not isinstance(model, nn.Sequential):
             return f"the model is a {type(model).__name__}, not a Sequential"
+        if len(list(model.children())) < len(model) or not all(p.requires_grad for p in model.parameters()):
+            return "the model has shared layers or frozen parameters"
         for module in model:
             unusual = type(module) not in _WALKS or None in module._parameters.values()
             if isinstance(module, nn.Conv2d):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 __all__ = ["Learner", "descend"]
+
+_PLAIN = (nn.Sequential, nn.Linear, nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten)
+"""Layers that compute the same in training and in evaluation, and draw nothing."""
 
 
 def descend(parameters: Sequence[Tensor], direction: Sequence[Tensor], step: float) -> None:
@@ -26,7 +30,7 @@ class Learner:
     Parameters
     ----------
     model : nn.Module
-        The model; moved to the device.
+        The model; moved to the device. It computes gradients in training mode, and scores in evaluation mode.
     weight_decay : float
         lambda: a gradient is that of the mean cross-entropy plus lambda times the parameters, biases included.
     device : torch.device or str
@@ -42,6 +46,10 @@ class Learner:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.parameters = list(model.parameters())
+        self._trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self._moody = any(type(module) not in _PLAIN for module in model.modules())
+        if self._moody:
+            model.train()
         self.weight_decay = weight_decay
         state = model.state_dict()
         self.names = list(state)
@@ -62,6 +70,8 @@ class Learner:
     def gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return the gradient of the mean cross-entropy of a batch plus lambda times the parameters.
 
+        That of a frozen parameter is zero.
+
         Parameters
         ----------
         x : Tensor (b, ...)
@@ -70,19 +80,37 @@ class Learner:
             Labels.
         """
         loss = cross_entropy(self.model(x), y)
-        gradient = torch.autograd.grad(loss, self.parameters)
-        if self.weight_decay == 0:
+        gradient = torch.autograd.grad(loss, self._trained, materialize_grads=True)
+        if self.weight_decay:
+            gradient = tuple(g + self.weight_decay * p.detach() for g, p in zip(gradient, self._trained, strict=True))
+        if len(self._trained) == len(self.parameters):
             return list(gradient)
-        return [g + self.weight_decay * p.detach() for g, p in zip(gradient, self.parameters, strict=True)]
+        found = iter(gradient)
+        return [next(found) if p.requires_grad else torch.zeros_like(p) for p in self.parameters]
+
+    @contextmanager
+    def drawing(self, seed: int) -> Iterator[None]:
+        """Let layers that draw, such as dropout, draw from a seed; afterwards the global generators are as before."""
+        if not self._moody:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            yield
 
     def descend(self, direction: Sequence[Tensor], step: float) -> None:
         """Move the parameters by -step times a direction."""
         descend(self.parameters, direction, step)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Return the model's scores (b, K)."""
+        """Return the model's scores (b, K), with its layers in evaluation mode."""
+        if self._moody:
+            self.model.eval()
         with torch.no_grad():
             scores: Tensor = self.model(x)
+        if self._moody:
+            self.model.train()
         return scores
 
     def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:

@@ -1,4 +1,9 @@
-"""The models of the studies, initialised from a seed and nothing else."""
+"""Models by name, initialised from a seed and nothing else: those of the studies, and a user's own.
+
+A user's model is a function (input shape, classes) -> nn.Module. It is named as ``module:function``, as an entry point
+of the group ``flwr_robust.models``, or by an entry in `MODELS`. It may hold any layers. It is built on the CPU, and
+what it draws from PyTorch's global generator comes from the run's seed.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from flwr_robust.core.spec import entry_points, load_function
 from flwr_robust.errors import ConfigurationError, UnknownNameError
-from flwr_robust.seeds import torch_generator
+from flwr_robust.seeds import derive, torch_generator
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "build_model", "check_model_name", "model_outline"]
 
 Shape = tuple[int, ...]
+Maker = Callable[[Shape, int], nn.Module]
 
 
 def _softmax(shape: Shape, classes: int) -> nn.Module:
@@ -57,7 +64,7 @@ def _convolutional(name: str, shape: Shape, classes: int, width: int, units: int
     )
 
 
-MODELS: dict[str, Callable[[Shape, int], nn.Module]] = {
+MODELS: dict[str, Maker] = {
     "cnn": _cnn,
     "mlp": _mlp,
     "small_cnn": _small_cnn,
@@ -72,35 +79,82 @@ They are the models of Peng et al., JMLR 26 (2025). small_cnn: cnn with half of 
 """
 
 
+_OWN = dict(MODELS)  # whose layers are all filled below
+
+
+def _maker(name: str) -> Maker:
+    """Return the function that makes a model."""
+    if ":" in name:
+        return load_function(name, "model")
+    others = {} if name in MODELS else entry_points("flwr_robust.models")
+    makers = {**others, **MODELS}
+    if name not in makers:
+        raise UnknownNameError("model", name, [*makers, "<module>:<function>"])
+    return makers[name]
+
+
+def check_model_name(name: str) -> None:
+    """Raise if there is no model of a name.
+
+    Raises
+    ------
+    UnknownNameError
+        If no model has this name.
+    ConfigurationError
+        If ``module:function`` cannot be loaded.
+    """
+    _maker(name)
+
+
+def model_outline(name: str, shape: Shape, classes: int) -> nn.Module:
+    """Return a model for its layers and shapes alone; the numbers in it mean nothing.
+
+    Parameters
+    ----------
+    name, shape, classes
+        As for `build_model`.
+    """
+    if not _is_own(name):
+        return build_model(name, shape, classes, 0)
+    with torch.device("meta"):
+        return MODELS[name](shape, classes)
+
+
+def _is_own(name: str) -> bool:
+    return name in _OWN and MODELS.get(name) is _OWN[name]
+
+
 def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
-    """Build a model with PyTorch's default initialisation, drawn from the seed.
+    """Build a model with its own initialisation, drawn from the seed.
 
     Parameters
     ----------
     name : str
-        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``.
+        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``, which have PyTorch's default initialisation. Or a model of the
+        user's: ``module:function``, or a name in `MODELS` or among the entry points.
     shape : tuple of int
         Shape of one input.
     classes : int
         K.
     seed : int
-        The run's seed; the global generator is neither read nor advanced.
+        The run's seed; afterwards the global generator is as it was before.
 
     Raises
     ------
     UnknownNameError
         If there is no such model.
+    ConfigurationError
+        If a user's function fails, or what it makes is no classifier of such inputs: scores (b, K), at least one
+        trainable parameter, and finite numbers throughout.
 
     Examples
     --------
     >>> sum(p.numel() for p in build_model("softmax", (1, 28, 28), 10, seed=0).parameters())
     7850
     """
-    if name not in MODELS:
-        raise UnknownNameError("model", name, MODELS)
-    with torch.device("meta"):
-        model = MODELS[name](shape, classes)
-    model = model.to_empty(device="cpu")
+    if not _is_own(name):
+        return _built(name, shape, classes, seed)
+    model = model_outline(name, shape, classes).to_empty(device="cpu")
     generator = torch_generator(seed, "model", name)
     with torch.no_grad():
         for module in model.modules():
@@ -112,3 +166,50 @@ def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
                 if module.bias is not None:
                     module.bias.uniform_(-bound, bound, generator=generator)
     return model
+
+
+def _built(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+    """Build a user's model on the CPU, and check it."""
+    make = _maker(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "model", name))
+        try:
+            with torch.device("cpu"):
+                model = make(shape, classes)
+        except Exception as error:  # a function of the user's may raise anything
+            raise ConfigurationError(
+                f"model {name}: making it for inputs {shape} and {classes} classes fails "
+                f"({type(error).__name__}: {error}); correct the function"
+            ) from error
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"model {name}: its function must return an nn.Module; got {type(model).__name__}")
+        _check_numbers(name, model)
+        _check_scores(name, model, shape, classes)
+    return model
+
+
+def _check_numbers(name: str, model: nn.Module) -> None:
+    for key, array in model.state_dict().items():
+        if array.is_floating_point() and not bool(array.isfinite().all()):
+            raise ConfigurationError(f"model {name}: its array {key} holds NaN or Inf; initialise it")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigurationError(f"model {name}: it has no trainable parameter; leave at least one unfrozen")
+
+
+def _check_scores(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
+    """Raise unless the model turns inputs (b, ...) of float32 into scores (b, K)."""
+    trains = model.training
+    try:
+        with torch.no_grad():
+            scores = model.eval()(torch.zeros(2, *shape))
+    except Exception as error:
+        raise ConfigurationError(
+            f"model {name}: it fails on inputs of shape (2, {', '.join(map(str, shape))}) "
+            f"({type(error).__name__}: {error}); make it for this task"
+        ) from error
+    model.train(trains)
+    got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (2, classes):
+        raise ConfigurationError(
+            f"model {name}: for 2 inputs it must return scores of shape (2, {classes}); got {got}: correct the function"
+        )

@@ -103,7 +103,7 @@ def test_json_is_all_there_is_on_standard_output(tmp_path):
         (["audit", "verify", run], {"intact", "lines", "head", "findings", "remarks", "checkpoints"}),
         (["audit", "show", run], {"intact", "rounds"}),
         (["audit", "show", run, "--round", 1], {"intact", "visits"}),
-        (["audit", "clients", run], {"intact", "clients"}),
+        (["audit", "clients", run], {"intact", "clients", "partitions_are_claims"}),
     ):
         done = call(*arguments, "--json")
         document = json.loads(done.stdout)

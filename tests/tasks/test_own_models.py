@@ -1,0 +1,209 @@
+"""Models of a user's own: any layers, the same numbers from the same seed, and one sentence for what does not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flwr_robust import ConfigurationError, UnknownNameError
+from flwr_robust.core import spec
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.fast import unbatched
+from flwr_robust.studies.runner import run_fast_cell
+from flwr_robust.tasks import MODELS, Grouped, Learner, build_model, model_outline
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-models.md"
+SHOWN = ("resnet", "groupnorm_resnet", "Transformer", "Lstm")
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def named(tmp_path, monkeypatch):
+    """Write a file of models, and return how a configuration names one of them."""
+    monkeypatch.setattr(spec.sys, "path", [*spec.sys.path])
+    monkeypatch.delenv(spec.PLUGINS, raising=False)
+    made = []
+
+    def write(code):
+        path = tmp_path / f"own_models_{len(made)}_{tmp_path.name.replace('-', '_')}.py"
+        path.write_text(code)
+        made.append(path.stem)
+        return lambda function: f"{path}:{function}"
+
+    yield write
+    for name in made:
+        spec.sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def shown(named):
+    """The models of the page."""
+    return named(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+
+
+def same(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("model", SHOWN)
+def test_the_shown_models_come_from_the_seed_alone(shown, model):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first = build_model(shown(model), SHAPE, 10, seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    assert same(first, build_model(shown(model), SHAPE, 10, seed=1))
+    assert not same(first, build_model(shown(model), SHAPE, 10, seed=2))
+    assert all(bool(array.isfinite().all()) for array in first.state_dict().values())
+
+
+@pytest.mark.parametrize("layer", [nn.LayerNorm(64), nn.BatchNorm1d(64), nn.Bilinear(64, 64, 64)])
+def test_a_layer_in_models_is_initialised_as_torch_does(monkeypatch, layer):
+    """What is added to MODELS once was memory as it lay there, unless it was Linear or Conv2d."""
+
+    class Own(nn.Module):
+        def __init__(self, shape, classes):
+            super().__init__()
+            self.table = nn.Embedding(3, 64)
+            self.bare = nn.Parameter(torch.full((64,), 0.5))
+            self.layer = type(layer)(*([64, 64, 64] if isinstance(layer, nn.Bilinear) else [64]))
+            self.head = nn.Linear(64, classes)
+
+        def forward(self, x):
+            x = x.flatten(1) * self.bare + self.table.weight[0]
+            return self.head(self.layer(x, x) if isinstance(self.layer, nn.Bilinear) else self.layer(x))
+
+    monkeypatch.setitem(MODELS, "own", Own)
+    model = build_model("own", SHAPE, 10, seed=0)
+    assert torch.equal(model.bare, torch.full((64,), 0.5))
+    assert 0.5 < float(model.table.weight.detach().std()) < 1.5
+    if not isinstance(layer, nn.Bilinear):
+        assert torch.equal(model.layer.weight, torch.ones(64))
+        assert torch.equal(model.layer.bias, torch.zeros(64))
+    assert same(model, build_model("own", SHAPE, 10, seed=0))
+
+
+def test_the_projects_own_models_keep_their_bits():
+    # The sum of the first array, as it was before models of users could be built.
+    assert float(build_model("softmax", (1, 28, 28), 10, 0).state_dict()["1.weight"].double().sum()) == pytest.approx(
+        float(_oracle_first_array().double().sum()), abs=0
+    )
+
+
+def _oracle_first_array():
+    from flwr_robust.seeds import torch_generator
+
+    return torch.empty(10, 784).uniform_(-1 / 28, 1 / 28, generator=torch_generator(0, "model", "softmax"))
+
+
+def test_a_learner_trains_in_training_mode_and_scores_in_evaluation_mode():
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2))
+    learner = Learner(model)
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    assert torch.equal(learner.scores(x), learner.scores(x))
+    assert torch.equal(model[1].running_mean, torch.zeros(4))  # scoring moves no statistics
+    with learner.drawing(3):
+        first = learner.gradient(x, y)
+    assert not torch.equal(model[1].running_mean, torch.zeros(4))
+    state = torch.random.get_rng_state()
+    with learner.drawing(3):
+        again = learner.gradient(x, y)
+    with learner.drawing(4):
+        other = learner.gradient(x, y)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_a_frozen_parameter_is_sent_and_stays():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    model[1].weight.requires_grad_(False)
+    gradient = Learner(model, weight_decay=0.1).gradient(torch.randn(8, 4), torch.arange(8) % 2)
+    assert [layer.shape for layer in gradient] == [p.shape for p in model.parameters()]
+    assert not gradient[0].any()
+    assert all(layer.any() for layer in gradient[1:])
+    assert "frozen" in Grouped.check(model)
+    shared = nn.Linear(4, 4)
+    assert "shared" in Grouped.check(nn.Sequential(shared, nn.ReLU(), shared))
+
+
+SETTING = {"rounds": 3, "clients": 3, "evaluate-every": 3, "message": "delta", "local-steps": 1, "defence": "median"}
+
+
+@pytest.mark.parametrize("model", ["Transformer", "Lstm"])
+def test_a_run_repeats_to_the_bit_and_names_the_fallback(shown, model):
+    values = {**RunConfig(**{k.replace("-", "_"): v for k, v in SETTING.items()}).to_mapping(), "model": shown(model)}
+    first, again = run_fast_cell(values), run_fast_cell(values)
+    assert first["model_sha256"] == again["model_sha256"]
+    assert first["fallback"] == f"the model is a {model}, not a Sequential"
+    assert np.isfinite(first["curve"][-1]["loss"])
+
+
+def test_a_plain_sequential_runs_on_the_fast_engine(named):
+    model = named(
+        "from torch import nn\n"
+        "def make(shape, classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, classes))\n"
+    )("make")
+    config = RunConfig(rounds=40, model=model, clients=4, evaluate_every=40)
+    assert unbatched(config) is None
+    assert same(model_outline(model, SHAPE, 10), build_model(model, SHAPE, 10, 0))
+    assert run_fast_cell(config.to_mapping())["curve"][-1]["accuracy"] > 0.3
+
+
+def test_statistics_need_a_message_that_carries_them(shown):
+    with pytest.raises(ConfigurationError, match=r"running_mean.*'parameters' or 'delta', or layers without"):
+        RunConfig(model=shown("resnet"), message="momentum").learner()
+    RunConfig(model=shown("resnet"), message="parameters").learner()
+    RunConfig(model=shown("groupnorm_resnet"), message="momentum").learner()
+
+
+WRONG = """
+import torch
+from torch import nn
+def raises(shape, classes): raise ValueError("no such width")
+def nothing(shape, classes): return 3
+def narrow(shape, classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, classes - 1))
+def large(shape, classes): return nn.Linear(7, classes)
+def frozen(shape, classes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    return model.requires_grad_(False)
+def infinite(shape, classes):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    nn.init.constant_(model[1].bias, float("inf"))
+    return model
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("raises", "making it for inputs (1, 8, 8) and 10 classes fails (ValueError: no such width)"),
+        ("nothing", "must return an nn.Module; got int"),
+        ("narrow", "scores of shape (2, 10); got shape (2, 9)"),
+        ("large", "it fails on inputs of shape (2, 1, 8, 8)"),
+        ("frozen", "no trainable parameter"),
+        ("infinite", "1.bias holds NaN or Inf"),
+        ("number", "has no function 'number'"),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_what_does_not_fit_is_named(named, function, words):
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        build_model(named(WRONG)(function), SHAPE, 10, seed=0)
+
+
+def test_a_model_that_is_nowhere_is_refused_before_the_run():
+    with pytest.raises(UnknownNameError, match="<module>:<function>"):
+        RunConfig(model="softmix")
+    with pytest.raises(ConfigurationError, match="there is no module 'nowhere'"):
+        RunConfig(model="nowhere:make")
+    with pytest.raises(ConfigurationError, match="expected 'module:function'"):
+        RunConfig(model=":make")
