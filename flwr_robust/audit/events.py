@@ -389,12 +389,15 @@ class Quarantined(Event, kind="quarantined"):
         The round of the change, and the client.
     refusals : int
         How many of its replies have been refused.
+    phase : str
+        ``train`` or ``evaluate``: the replies that were refused, for which the client is no longer sampled.
     """
 
     round: int
     node: int
     partition: int | None
     refusals: int
+    phase: str = "train"
 
 
 @dataclass(frozen=True)

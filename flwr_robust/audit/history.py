@@ -294,7 +294,8 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
     quarantined = {
         record.event.node: isinstance(record.event, Quarantined)
         for record in records
-        if isinstance(record.event, Quarantined | Released)
+        if isinstance(record.event, Released)
+        or (isinstance(record.event, Quarantined) and record.event.phase == "train")
     }
     signs: dict[int, Counter[str]] = {}
     for record in counting(records):

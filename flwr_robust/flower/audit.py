@@ -320,9 +320,9 @@ class Audit(Observer):
         """Keep an abstention, to record it together with the verdicts of the round."""
         self._put(ReplyAbstained(server_round, kind, node, self._partition(node)))
 
-    def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
+    def node_quarantined(self, server_round: int, kind: str, node: int, refusals: int) -> None:
         """Record that a node is put into quarantine."""
-        self._waiting.append(Quarantined(server_round, node, self._partition(node), refusals))
+        self._waiting.append(Quarantined(server_round, node, self._partition(node), refusals, kind))
 
     def node_released(self, node: int) -> None:
         """Record the release; if no run is in progress, do so when the next one starts."""

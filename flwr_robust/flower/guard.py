@@ -110,7 +110,7 @@ class Guard:
 
     @property
     def refusals(self) -> dict[int, int]:
-        """How many replies of each node were refused for a fault that is certainly its own, since its last release."""
+        """How many replies of each node to training were refused for a fault that is certainly its own."""
         return self.nodes.refusals
 
     @property
@@ -120,7 +120,7 @@ class Guard:
 
     @property
     def quarantined(self) -> tuple[int, ...]:
-        """The nodes in quarantine, those with the fewest refusals first."""
+        """The nodes that are not asked to train, those with the fewest refusals first."""
         return self.nodes.quarantined
 
     @property
@@ -231,7 +231,7 @@ class Guard:
         for refusal in refused:
             log.warning("\t> Refused node %s: %s (%s)", refusal.node, refusal.reason.value, refusal.detail)
             if refusal.reason.blames and not fault:
-                self._count(opened.number, refusal.node)
+                self._count(opened.number, kind, refusal.node)
         if fault and kind not in self._faulty:
             log.error("aggregate_%s: %s", kind, fault)
         (self._faulty.add if fault else self._faulty.discard)(kind)
@@ -244,12 +244,12 @@ class Guard:
         records = self.history if opened.kind == MessageType.TRAIN else self.evaluations
         return app_fault(opened.asked, refused) if opened.kind in self._faulty or not records else ""
 
-    def _count(self, server_round: int, node: int) -> None:
-        if self.nodes.refused(node):
-            count = self.nodes.refusals[node]
-            log.warning("\t> Node %s is put into quarantine after %s refusals", node, count)
+    def _count(self, server_round: int, kind: str, node: int) -> None:
+        if self.nodes.refused(kind, node):
+            count = self.nodes.ledger(kind)[node]
+            log.warning("\t> Node %s is put into quarantine from %s after %s refusals", node, kind, count)
             for observer in self.observers:
-                observer.node_quarantined(server_round, node, count)
+                observer.node_quarantined(server_round, kind, node, count)
 
     def contents(self, judged: Round) -> list[RecordDict]:
         """Return the replies admitted to a round, rebuilt by `rebuilt`."""

@@ -214,7 +214,7 @@ class Guarded(Face, Strategy):
     ) -> Round | None:
         """Return a round with the strategy's messages, without those to nodes in quarantine; None if it sends none."""
         messages = list(messages)
-        held = self.guard.nodes.withheld(message.metadata.dst_node_id for message in messages)
+        held = self.guard.nodes.withheld(kind, (message.metadata.dst_node_id for message in messages))
         kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
         available = len(list(grid.get_node_ids()))
         return Round(server_round, kind, kept, held, model, available=available) if kept else None

@@ -156,7 +156,9 @@ class Loop:
             setattr(self._result, each.name, getattr(progress.result, each.name))
         self._guard.history, self._guard.evaluations = list(progress.history), list(progress.evaluations)
         self._earlier = 0
-        self._guard.nodes.recall(progress.partitions, progress.refusals, progress.replaced)
+        self._guard.nodes.recall(
+            progress.partitions, progress.refusals, progress.replaced, progress.evaluation_refusals
+        )
         for name, holder in self._holders.items():
             if name in progress.memory:
                 holder.recall(progress.memory[name])
@@ -195,6 +197,7 @@ class Loop:
                     **{name: dict(each) for name, each in self._configs.items()},
                 },
                 nodes.replaced,
+                nodes.evaluation_refusals,
             )
             for observer in guard.observers:
                 observer.round_finished(progress, last=last)

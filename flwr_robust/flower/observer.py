@@ -33,8 +33,8 @@ class Observer:
     def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
         """Called when a node abstained (answered without arrays for the round), after the calls of `reply_judged`."""
 
-    def node_quarantined(self, server_round: int, node: int, refusals: int) -> None:
-        """Called when a node is put into quarantine: it is not asked any more."""
+    def node_quarantined(self, server_round: int, kind: str, node: int, refusals: int) -> None:
+        """Called when a node is put into quarantine: it is not asked for replies of this kind any more."""
 
     def node_released(self, node: int) -> None:
         """Called when a node is released from quarantine: it may be asked again."""

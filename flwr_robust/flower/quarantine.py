@@ -6,7 +6,8 @@ simulation the runtime assigns the partitions, and draws node ids anew in every 
 identity, so that runs repeat to the bit.
 
 A node goes into quarantine after ``quarantine_after`` refused replies, if the faults are certainly its own. It is then
-no longer asked until it is released.
+no longer asked until it is released. Training and evaluation are counted apart, so a node without test data keeps its
+place in training.
 
 At least as many nodes as the strategy's rule needs are always left. If quarantine leaves fewer, the nodes in quarantine
 with the fewest refusals are asked as well, and their replies are checked as usual. So an attacker gains nothing by
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from flwr_robust.errors import check_flag, check_integer
@@ -71,8 +73,9 @@ class Nodes:
         have no part in the order of nodes.
     partitions : dict of int to int
         The known partitions, by node.
-    refusals : dict of int to int
-        How many replies of each node were refused for a fault that is certainly its own, since its last release.
+    refusals, evaluation_refusals : dict of int to int
+        How many replies of each node to training, and to evaluation, were refused for a fault that is certainly its
+        own, since its last release. Each decides about its own kind: a node that cannot evaluate may still train.
     assigned : set of int
         Nodes whose partition the server assigned, because they named none or one that others named too. They are never
         recognised as nodes of an earlier run.
@@ -88,8 +91,10 @@ class Nodes:
     Examples
     --------
     >>> nodes = Nodes(least=2, quarantine_after=1)
-    >>> nodes.refused(7), nodes.withheld([5, 6, 7]), nodes.withheld([5, 7])
+    >>> nodes.refused("train", 7), nodes.withheld("train", [5, 6, 7]), nodes.withheld("train", [5, 7])
     (True, (7,), ())
+    >>> nodes.withheld("evaluate", [5, 6, 7])
+    ()
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class Nodes:
         self.by_partition = bool(by_partition)
         self.partitions: dict[int, int] = {}
         self.refusals: dict[int, int] = {}
+        self.evaluation_refusals: dict[int, int] = {}
         self.assigned: set[int] = set()
         self.replaced: dict[int, int] = {}
 
@@ -144,7 +150,13 @@ class Nodes:
         count = Counter(known.values())
         return {node: own for node, own in known.items() if count[own] == 1 and node not in self.assigned}
 
-    def recall(self, partitions: Mapping[int, int], refusals: Mapping[int, int], replaced: Mapping[int, int]) -> None:
+    def recall(
+        self,
+        partitions: Mapping[int, int],
+        refusals: Mapping[int, int],
+        replaced: Mapping[int, int],
+        evaluation_refusals: Mapping[int, int],
+    ) -> None:
         """Restore what is known of the nodes of an earlier run, whose ids may have changed, as in Flower's simulation.
 
         If partitions identify nodes, a node with a new id is recognised by its partition. This requires that the
@@ -153,10 +165,10 @@ class Nodes:
 
         Parameters
         ----------
-        partitions, refusals, replaced : mapping of int to int
+        partitions, refusals, replaced, evaluation_refusals : mapping of int to int
             The values of these attributes when the run stopped.
         """
-        known, counts = dict(partitions), dict(refusals)
+        known, ledgers = dict(partitions), (dict(refusals), dict(evaluation_refusals))
         then, own = Counter(known.values()), self.own_partitions(self.partitions)
         former = {partition: node for node, partition in known.items() if then[partition] == 1}
         self.replaced = dict(replaced)
@@ -165,33 +177,46 @@ class Nodes:
             if old is None or old in self.partitions or node in partitions or node not in own:
                 continue
             self.replaced[old] = known.pop(old)
-            if old in counts:
-                counts[node] = counts.pop(old)
-        self.partitions, self.refusals = {**known, **self.partitions}, counts
+            for counts in ledgers:
+                if old in counts:
+                    counts[node] = counts.pop(old)
+        self.partitions = {**known, **self.partitions}
+        self.refusals, self.evaluation_refusals = ledgers
 
     # -- whom to ask ------------------------------------------------------------------------------
 
     @property
     def quarantined(self) -> tuple[int, ...]:
-        """The nodes in quarantine, those with the fewest refusals first."""
-        if self.quarantine_after is None:
-            return ()
-        held = (node for node, count in self.refusals.items() if count >= self.quarantine_after)
-        return tuple(sorted(held, key=lambda node: (self.refusals[node], self.order(node))))
+        """The nodes that are not asked to train, those with the fewest refusals first."""
+        return self.quarantined_from(MessageType.TRAIN)
 
-    def refused(self, node: int) -> bool:
+    def ledger(self, kind: str) -> dict[int, int]:
+        """Return the refusals of replies of one kind, by node."""
+        return self.refusals if kind == MessageType.TRAIN else self.evaluation_refusals
+
+    def quarantined_from(self, kind: str) -> tuple[int, ...]:
+        """Return the nodes that are not asked for replies of one kind, those with the fewest refusals first."""
+        after, counts = self.quarantine_after, self.ledger(kind)
+        if after is None:
+            return ()
+        held = (node for node, count in counts.items() if count >= after)
+        return tuple(sorted(held, key=lambda node: (counts[node], self.order(node))))
+
+    def refused(self, kind: str, node: int) -> bool:
         """Count a refusal that is a node's own fault, and say whether it puts the node into quarantine."""
-        self.refusals[node] = self.refusals.get(node, 0) + 1
-        return self.refusals[node] == self.quarantine_after
+        counts = self.ledger(kind)
+        counts[node] = counts.get(node, 0) + 1
+        return counts[node] == self.quarantine_after
 
     def release(self, node: int) -> bool:
         """Take a node out of quarantine and forget its refusals; say whether there were any."""
-        return self.refusals.pop(node, None) is not None
+        forgotten = [counts.pop(node, 0) for counts in (self.refusals, self.evaluation_refusals)]
+        return any(forgotten)
 
-    def withheld(self, nodes: Iterable[int]) -> tuple[int, ...]:
-        """Return which of the available nodes are not asked because of quarantine."""
+    def withheld(self, kind: str, nodes: Iterable[int]) -> tuple[int, ...]:
+        """Return which of the available nodes are not asked for replies of one kind because of quarantine."""
         nodes = set(nodes)
-        held = [node for node in self.quarantined if node in nodes]
+        held = [node for node in self.quarantined_from(kind) if node in nodes]
         return tuple(held[max(self.least - (len(nodes) - len(held)), 0) :])
 
     def sample(
@@ -238,7 +263,7 @@ class Nodes:
         """
         nodes = wait_for_nodes(grid, max(available, minimum), self._needs(who, max(available, minimum)), wait)
         size = max(int(len(nodes) * fraction), minimum)
-        held = self.withheld(nodes)
+        held = self.withheld(kind, nodes)
         pool = sorted((node for node in nodes if node not in held), key=self.order)
         size = min(size, len(pool))
         chosen = sample_clients(self.seed, kind, server_round, len(pool), size)

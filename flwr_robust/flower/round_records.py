@@ -199,7 +199,7 @@ class Progress:
         Flower's result up to that round: the model and all metrics.
     history, evaluations : sequence of RoundRecord
         The records of the guard.
-    partitions, refusals, replaced : mapping of int to int
+    partitions, refusals, replaced, evaluation_refusals : mapping of int to int
         What the guard knows about nodes.
     memory : mapping
         ``strategy`` and ``grid`` hold the states of the strategy and of the grid, if it is `Remembering`.
@@ -215,3 +215,4 @@ class Progress:
     refusals: Mapping[int, int]
     memory: Mapping[str, Any]
     replaced: Mapping[int, int] = field(default_factory=dict)
+    evaluation_refusals: Mapping[int, int] = field(default_factory=dict)

@@ -39,6 +39,7 @@ def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientSta
     values = {
         "memory": freeze(progress.memory, tensors),
         "refusals": [[node, count] for node, count in progress.refusals.items()],
+        "evaluation_refusals": [[node, count] for node, count in progress.evaluation_refusals.items()],
         "replaced": [[node, partition] for node, partition in progress.replaced.items()],
         "history": [_written(record, tensors) for record in progress.history],
         "evaluations": [_written(record, tensors) for record in progress.evaluations],
@@ -67,7 +68,8 @@ def progress_of(snapshot: Snapshot) -> Progress:
         snapshot.partitions,
         dict(values["refusals"]),
         thaw(values["memory"], tensors),
-        dict(values.get("replaced", ())),
+        dict(values["replaced"]),
+        dict(values["evaluation_refusals"]),
     )
 
 

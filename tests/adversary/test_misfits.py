@@ -15,7 +15,8 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
 from flwr_robust import Outcome, UntrainedError
-from flwr_robust.audit import ReplyAdmitted, RunEnded, read_log
+from flwr_robust.audit import Quarantined, ReplyAdmitted, RunEnded, read_log
+from flwr_robust.audit.history import clients
 from flwr_robust.flower import Audit, Guarded, Krum, Median, Reason, TrimmedMean
 from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
 from tests.flower_helpers import FIRST, client_app, content, drive, in_vain, sends
@@ -148,6 +149,30 @@ def test_lists_are_shown_and_no_minority_steers_them():
     for aggregate in (robust_metrics, trimmed_metrics(1)):
         recall = aggregate(replies, "num-examples")["recall"]
         assert np.abs(np.array(recall) - [0.9, 0.5, 0.12]).max() < 0.02
+
+
+@pytest.mark.parametrize("make", [lambda **o: Median(f=1, **o), lambda **o: Guarded(FedAvg(), **o)])
+def test_a_node_that_cannot_evaluate_keeps_its_place_in_training(make, tmp_path):
+    def evaluate(i, model, config, context):
+        return content(None, -1 if i == 0 else 10, loss=0.5)  # no test data, and an odd way to say so
+
+    counts = {}
+    strategy = make(quarantine_after=2, audit=Audit(tmp_path))
+    app = client_app(lambda *_: content(STEP, 10), evaluate)
+    drive(strategy, app, NARROW, 5, rounds=4)
+    for seen in strategy.evaluations:
+        old_blame(seen.refused, counts)
+    assert counts == {FIRST: 2}  # in one ledger, enough to be left out of training
+    assert [len(seen.admitted) for seen in strategy.history] == [5] * 4
+    assert [len(seen.asked) for seen in strategy.evaluations] == [5, 5, 4, 4]
+    events = [e.event for e in read_log(tmp_path / "audit.jsonl") if isinstance(e.event, Quarantined)]
+    assert [(event.round, event.node, event.phase) for event in events] == [(2, FIRST, "evaluate")]
+    assert not any(each.quarantined for each in clients(read_log(tmp_path / "audit.jsonl")))
+    # A resumed run knows both ledgers.
+    again = make(quarantine_after=2, audit=Audit(tmp_path, resume=True))
+    drive(again, app, NARROW, 5, rounds=6)
+    assert [len(seen.asked) for seen in again.history] == [5] * 6
+    assert [len(seen.asked) for seen in again.evaluations][-2:] == [4, 4]
 
 
 # -- faults of the app, and runs in vain ---------------------------------------------------------------

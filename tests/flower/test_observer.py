@@ -43,8 +43,8 @@ class Diary(Observer):
     def reply_judged(self, server_round, kind, verdict):
         self.lines.append(("judged", server_round, kind, verdict.node, getattr(verdict, "reason", None)))
 
-    def node_quarantined(self, server_round, node, refusals):
-        self.lines.append(("quarantined", server_round, node, refusals))
+    def node_quarantined(self, server_round, kind, node, refusals):
+        self.lines.append(("quarantined", server_round, kind, node, refusals))
 
     def node_released(self, node):
         self.lines.append(("released", node))
@@ -83,12 +83,13 @@ def test_observers_are_told_everything_in_order():
         ("judged", 1, "train", a, None),
         ("judged", 1, "train", b, None),
         ("judged", 1, "train", c, Reason.NAMES),
-        ("quarantined", 1, c, 1),
+        ("quarantined", 1, "train", c, 1),
         ("aggregated", 1, "INFEASIBLE"),
         ("configured", 1, "evaluate", 3, (), ["w"]),
         ("judged", 1, "evaluate", a, None),
         ("judged", 1, "evaluate", b, None),
         ("judged", 1, "evaluate", c, Reason.NUM_EXAMPLES),
+        ("quarantined", 1, "evaluate", c, 1),
         ("evaluated", 1, {"loss": 0.5}),
         ("measured", 1, {"accuracy": 0.5}),
         ("finished", 1, True),

@@ -54,11 +54,13 @@ def test_a_node_can_be_released():
     assert strategy.guard.refusals == {FIRST + 4: 1}
 
 
-def test_refusals_in_evaluation_count_too():
+def test_refusals_in_evaluation_are_counted_apart():
     strategy = Median(f=1, quarantine_after=2, min_evaluate_nodes=7)
-    drive(strategy, misbehaving({1}), ONE, 7, rounds=2)
-    assert [len(seen.asked) for seen in strategy.history] == [7, 6]
-    assert [len(seen.asked) for seen in strategy.evaluations] == [7, 6]
+    drive(strategy, misbehaving({1}), ONE, 7, rounds=3)
+    assert [len(seen.asked) for seen in strategy.history] == [7, 7, 6]
+    assert [len(seen.asked) for seen in strategy.evaluations] == [7, 7, 6]
+    assert strategy.guard.nodes.evaluation_refusals == {FIRST + 1: 2}
+    assert strategy.guard.refusals == {FIRST + 1: 2}
 
 
 def test_what_is_not_certainly_its_own_is_not_held_against_a_node():
@@ -103,10 +105,10 @@ def test_quarantine_does_not_starve_the_rule(minimum):
 def test_those_with_the_fewest_refusals_are_asked_first():
     strategy = Krum(f=1, quarantine_after=1, **SILENT)
     strategy.guard.refusals.update({FIRST: 5, FIRST + 1: 1, FIRST + 2: 3, FIRST + 3: 1})
-    assert strategy.guard.nodes.withheld(nodes(*range(7))) == nodes(2, 0)
-    assert strategy.guard.nodes.withheld(nodes(*range(9))) == nodes(1, 3, 2, 0)
-    assert strategy.guard.nodes.withheld(nodes(0, 1)) == ()
-    assert strategy.guard.nodes.withheld([]) == ()
+    assert strategy.guard.nodes.withheld("train", nodes(*range(7))) == nodes(2, 0)
+    assert strategy.guard.nodes.withheld("train", nodes(*range(9))) == nodes(1, 3, 2, 0)
+    assert strategy.guard.nodes.withheld("train", nodes(0, 1)) == ()
+    assert strategy.guard.nodes.withheld("train", []) == ()
 
 
 def test_a_sample_is_drawn_from_those_left():
@@ -143,7 +145,7 @@ def test_partitions_identify_nodes_in_a_simulation_or_where_the_operator_says_so
 def test_a_claim_moves_no_quarantine():
     now = Nodes(quarantine_after=1)
     now.identify({11: Identity(0), 12: Identity(1)})
-    now.recall({1: 0, 2: 1}, {1: 4}, {})
+    now.recall({1: 0, 2: 1}, {1: 4}, {}, {})
     assert (now.replaced, now.refusals, now.quarantined) == ({}, {1: 4}, (1,))
     assert now.own_partitions([11, 12]) == {}
 
@@ -158,16 +160,16 @@ def test_a_partition_is_a_nodes_own_if_it_alone_claims_it_by_itself():
 
 def test_one_refusal_alone_puts_a_node_into_quarantine():
     held = Nodes(quarantine_after=2)
-    assert [held.refused(5) for _ in range(3)] == [False, True, False]
+    assert [held.refused("train", 5) for _ in range(3)] == [False, True, False]
     assert held.quarantined == (5,)
     assert (held.release(5), held.release(5), held.quarantined) == (True, False, ())
-    assert [Nodes().refused(5) for _ in range(2)] == [False, False]
+    assert [Nodes().refused("train", 5) for _ in range(2)] == [False, False]
 
 
 def test_nodes_with_new_ids_are_known_by_their_partitions():
     now = Nodes(quarantine_after=1, by_partition=True)
     now.identify({11: Identity(0), 12: Identity(1), 13: Identity(2, assigned=True)})
-    now.recall({1: 0, 2: 1, 3: 2}, {1: 4, 3: 5}, {})
+    now.recall({1: 0, 2: 1, 3: 2}, {1: 4, 3: 5}, {}, {})
     assert now.replaced == {1: 0, 2: 1}
     assert now.refusals == {11: 4, 3: 5}  # nobody is punished for a partition that was assigned to it
     assert now.partitions == {3: 2, 11: 0, 12: 1, 13: 2}
@@ -176,14 +178,14 @@ def test_nodes_with_new_ids_are_known_by_their_partitions():
 def test_whoever_claims_a_partition_that_two_held_is_nobodys_successor():
     now = Nodes(by_partition=True)
     now.identify({11: Identity(0)})
-    now.recall({1: 0, 2: 0}, {1: 4}, {7: 3})
+    now.recall({1: 0, 2: 0}, {1: 4}, {7: 3}, {})
     assert (now.replaced, now.refusals) == ({7: 3}, {1: 4})
 
 
 def test_a_node_that_kept_its_id_has_no_successor():
     now = Nodes(by_partition=True)
     now.identify({1: Identity(0), 11: Identity(1)})
-    now.recall({1: 1}, {1: 4}, {})
+    now.recall({1: 1}, {1: 4}, {}, {})
     assert (now.replaced, now.refusals) == ({}, {1: 4})
 
 

@@ -30,7 +30,7 @@ def progress():
     result.train_metrics_clientapp = {2: MetricRecord({"loss": 0.5})}
     result.evaluate_metrics_serverapp = {0: MetricRecord({"accuracy": 0.1}), 2: MetricRecord({"accuracy": 0.9})}
     memory = {"strategy": {"velocity": torch.ones(2)}, "train_config": {"lr": 0.1}, "evaluate_config": {}}
-    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7})
+    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7}, {5: 2})
 
 
 def opening(model=MODEL, rounds=5):
@@ -51,6 +51,7 @@ def test_progress_comes_back():
     assert back == dataclasses.replace(RECORD, stats={"kept": [0]})  # what cannot be stored is left out
     assert found.evaluations == []
     assert (found.round, dict(found.partitions), found.refusals, found.replaced) == (2, {3: 0}, {4: 1}, {1: 7})
+    assert found.evaluation_refusals == {5: 2}
     assert found.memory["strategy"]["velocity"].tolist() == [1, 1]
     assert found.memory["train_config"] == {"lr": 0.1}
 
