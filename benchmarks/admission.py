@@ -143,10 +143,9 @@ class _Exchange:
         weights = tuple(self._aggregate.weights.tolist())
         self._record = RoundRecord(1, nodes, nodes, tuple(range(_CLIENTS)), (), Outcome.OK, "", weights)
         self._audit = Audit(folder)
-        opening = Opening(
-            strategy.guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0, strategy.guard.suspect
-        )
-        self._audit.run_started(opening)
+        guard = strategy.guard
+        told = (guard.suspect, guard.ban, guard.release)
+        self._audit.run_started(Opening(guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0, *told))
         self._round = Round(1, "train", tuple(self._messages), available=_CLIENTS)
         self._audit.round_configured(self._round, self._sent.record)
         self._last, self._next = self._sent.record, ArrayRecord()

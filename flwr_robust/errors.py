@@ -21,6 +21,7 @@ __all__ = [
     "FlwrRobustError",
     "InfeasibleError",
     "KnowledgeError",
+    "LogInUseError",
     "MissingExtraError",
     "TamperedError",
     "UnknownNameError",
@@ -146,6 +147,10 @@ def extra(name: str) -> Iterator[None]:
 
 class AuditError(FlwrRobustError, RuntimeError):
     """An audit log cannot be used: the file is not a log, or another process writes it."""
+
+
+class LogInUseError(AuditError):
+    """Another process has an audit log open and writes to it."""
 
 
 class TamperedError(AuditError):

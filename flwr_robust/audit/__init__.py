@@ -9,6 +9,7 @@ from flwr_robust.audit.digest import config_sha256, fingerprint, model_sha256
 from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
     Aggregated,
+    Banned,
     CheckpointsDeleted,
     CheckpointWritten,
     ClientStatesKept,
@@ -30,6 +31,7 @@ from flwr_robust.audit.events import (
     RunStarted,
     Suspected,
     UpdateKept,
+    UpdatesDeleted,
 )
 from flwr_robust.audit.log import AuditLog, Fault, Finding, Record, Verdict, read_log, verify
 from flwr_robust.audit.run import AuditedRun, rollback
@@ -38,6 +40,7 @@ __all__ = [
     "Aggregated",
     "AuditLog",
     "AuditedRun",
+    "Banned",
     "CheckpointStore",
     "CheckpointWritten",
     "CheckpointsDeleted",
@@ -64,6 +67,7 @@ __all__ = [
     "Snapshot",
     "Suspected",
     "UpdateKept",
+    "UpdatesDeleted",
     "Verdict",
     "config_sha256",
     "distances_and_angles",

@@ -8,7 +8,7 @@ aggregated round.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,16 +22,19 @@ from flwr_robust.audit.events import (
     Resumed,
     RolledBack,
     UpdateKept,
+    UpdatesDeleted,
 )
 from flwr_robust.audit.log import Fault, Finding, Record, Verdict, head_file, read_log, verify
 from flwr_robust.errors import AuditError, CheckpointError
 from flwr_robust.files import file_sha256, file_size, links_in
 
 __all__ = [
+    "KeptUpdates",
     "Standing",
     "check_contents",
     "checkpoint_folder",
     "checkpointed_heads",
+    "delete_updates",
     "log_file",
     "run_links",
     "update_file",
@@ -302,18 +305,79 @@ def _aside(folder: Path, standing: Standing) -> Iterator[Finding]:
             yield Finding(0, Fault.CHECKPOINT, f"the checkpoint aside/{path.name} {Fault.CHECKPOINT.value}: {why}")
 
 
+@dataclass
+class KeptUpdates:
+    """The raw updates on record in a log.
+
+    Attributes
+    ----------
+    standing : dict of int to dict of int to list of Record
+        The `UpdateKept` of each round and node that were not deleted; several if the round was repeated.
+    deleted : dict of int to set of int
+        The nodes whose updates were deleted on record, by round.
+    """
+
+    standing: dict[int, dict[int, list[Record]]] = field(default_factory=dict)
+    deleted: dict[int, set[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> KeptUpdates:
+        """Compute them from a log's records."""
+        found = cls()
+        for record in records:
+            event = record.event
+            if isinstance(event, UpdateKept):
+                found.standing.setdefault(event.round, {}).setdefault(event.node, []).append(record)
+                found.deleted.get(event.round, set()).discard(event.node)
+            elif isinstance(event, UpdatesDeleted):
+                for server_round in event.rounds or tuple(found.standing):
+                    nodes = found.standing.get(server_round, {})
+                    gone = {node for node in nodes if not event.nodes or node in event.nodes}
+                    found.standing[server_round] = {node: nodes[node] for node in nodes if node not in gone}
+                    found.deleted.setdefault(server_round, set()).update(gone)
+        return found
+
+
+def delete_updates(folder: Path | str, rounds: Mapping[int, Collection[int]]) -> None:
+    """Delete the raw updates of nodes, by round; the log should say so before."""
+    for server_round, nodes in rounds.items():
+        for node in nodes:
+            for path in _update_files(folder, server_round, node):
+                path.unlink(missing_ok=True)
+        for place in (update_file(folder, server_round, 0).parent, updates_aside(folder, server_round)):
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+
+
+def _update_files(folder: Path | str, server_round: int, node: int) -> list[Path]:
+    """Return the places of a client's update of a round: first the current one, then those moved aside."""
+    return [
+        update_file(folder, server_round, node),
+        *updates_aside(folder, server_round).glob(f"{node}.*.npz"),
+    ]
+
+
 def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Iterator[Finding]:
     """Yield the kept updates for which no file has the recorded hash."""
-    kept = [(record.line, record.event) for record in records if isinstance(record.event, UpdateKept)]
+    found = KeptUpdates.of(records)
+    kept = [record for nodes in found.standing.values() for each in nodes.values() for record in each]
+    if deleted := sum(map(len, found.deleted.values())):
+        left = sum(
+            path.exists()
+            for r, nodes in found.deleted.items()
+            for node in nodes
+            for path in _update_files(folder, r, node)
+        )
+        remarks.append(f"{deleted} updates were deleted on record" + (f", but {left} are there" if left else ""))
     if kept and not (folder / "updates").is_dir():
         remarks.append(f"the folder of the {len(kept)} updates that were kept is gone")
         return
     hashes: dict[Path, str] = {}
-    for line, event in kept:
-        path = update_file(folder, event.round, event.node)
-        there = [path, *updates_aside(folder, event.round).glob(f"{event.node}.*.npz")]
+    for record in kept:
+        event = record.event
+        assert isinstance(event, UpdateKept)
         unread = None
-        for each in there:
+        for each in _update_files(folder, event.round, event.node):
             try:
                 if file_size(each) != event.size:
                     continue
@@ -325,9 +389,10 @@ def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Ite
             if hashes[each] == event.sha256:
                 break
         else:
+            path = update_file(folder, event.round, event.node)
             why = unread or "its hash is another one"
             sentence = f"the update {path.relative_to(folder)} {Fault.UPDATE.value}: {why}"
-            yield Finding(line, Fault.UPDATE, sentence)
+            yield Finding(record.line, Fault.UPDATE, sentence)
 
 
 def _models(records: Sequence[Record]) -> Iterator[Finding]:

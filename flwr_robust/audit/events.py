@@ -21,6 +21,7 @@ __all__ = [
     "SCHEMA",
     "STATEMENTS",
     "Aggregated",
+    "Banned",
     "CheckpointWritten",
     "CheckpointsDeleted",
     "ClientStatesKept",
@@ -42,6 +43,7 @@ __all__ = [
     "RunStarted",
     "Suspected",
     "UpdateKept",
+    "UpdatesDeleted",
     "check_statements",
     "kinds",
 ]
@@ -184,7 +186,7 @@ class RoundConfigured(Event, kind="round_configured"):
     available : int, optional
         How many nodes were available.
     left_out : tuple of int
-        Nodes in quarantine, which are not asked.
+        Nodes that are banned or in quarantine, which are not asked.
     model : str
         Hash of the model that is sent; empty if unknown.
     """
@@ -401,8 +403,45 @@ class Quarantined(Event, kind="quarantined"):
 
 
 @dataclass(frozen=True)
+class Banned(Event, kind="banned"):
+    """An operator has banned a client: it is not asked, and its replies are refused, until it is released.
+
+    Attributes
+    ----------
+    round, node
+        The round of the change, and the client.
+    reason : str
+        The operator's reason.
+    """
+
+    round: int
+    node: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class UpdatesDeleted(Event, kind="updates_deleted"):
+    """Raw updates that were kept are deleted, right after this line is written.
+
+    Attributes
+    ----------
+    round : int
+        The round of the change.
+    rounds, nodes : tuple of int
+        The updates: those that these clients sent in these rounds. Empty stands for all rounds, or all clients.
+    reason : str
+        Why.
+    """
+
+    round: int
+    rounds: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Released(Event, kind="released"):
-    """A client is released from quarantine: it may be sampled again.
+    """A client is released from quarantine, or its ban is lifted: it may be sampled again.
 
     Attributes
     ----------

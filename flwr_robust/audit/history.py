@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from flwr_robust.audit.events import (
     Aggregated,
+    Banned,
     CheckpointWritten,
     Evaluated,
     Measured,
@@ -31,10 +32,12 @@ __all__ = [
     "ClientInRound",
     "ClientSummary",
     "RoundSummary",
+    "banned",
     "clients",
     "counting",
     "find_client",
     "partitions_are_claims",
+    "released_since",
     "rounds",
     "visits",
 ]
@@ -100,6 +103,8 @@ class ClientSummary:
         How often it abstained, that is, answered without arrays.
     signs : tuple of (str, int)
         The signs for which it was suspected in rounds that count, with their numbers, the most frequent first.
+    banned : bool
+        Whether an operator has banned it.
     """
 
     node: int
@@ -114,6 +119,7 @@ class ClientSummary:
     quarantined: bool
     abstained: int = 0
     signs: tuple[tuple[str, int], ...] = ()
+    banned: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,28 @@ class RoundSummary:
     model_after: str
     undone: bool
     abstained: int = 0
+
+
+def banned(records: Iterable[Record]) -> set[int]:
+    """Return the nodes that are banned after the records of a log; no rollback lifts a ban."""
+    found: set[int] = set()
+    for record in records:
+        if isinstance(record.event, Banned):
+            found.add(record.event.node)
+        elif isinstance(record.event, Released):
+            found.discard(record.event.node)
+    return found
+
+
+def released_since(records: Iterable[Record], head: str) -> set[int]:
+    """Return the nodes that were released after the line of this hash, such as that of a checkpoint."""
+    found: set[int] | None = None
+    for record in records:
+        if record.previous == head:
+            found = set()
+        if found is not None and isinstance(record.event, Released):
+            found.add(record.event.node)
+    return found or set()
 
 
 def counting(records: Iterable[Record]) -> list[Record]:
@@ -291,6 +319,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             reasons.setdefault(visit.node, Counter())[visit.reason] += 1
         if visit.distance is not None and not visit.undone:
             distances.setdefault(visit.node, []).append(visit.distance)
+    barred = banned(records)
     quarantined = {
         record.event.node: isinstance(record.event, Quarantined)
         for record in records
@@ -302,7 +331,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
         if isinstance(record.event, Suspected):
             signs.setdefault(record.event.node, Counter())[record.event.sign] += 1
     partitions = _partitions(records)
-    nodes = {*asked, *(node for node, _ in verdicts), *quarantined, *signs}
+    nodes = {*asked, *(node for node, _ in verdicts), *quarantined, *signs, *barred}
     return [
         ClientSummary(
             node,
@@ -317,6 +346,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             quarantined.get(node, False),
             verdicts[node, "abstained"],
             tuple(signs.get(node, Counter()).most_common()),
+            node in barred,
         )
         for node in sorted(nodes, key=lambda node: (node not in partitions, partitions.get(node, 0), node))
     ]

@@ -36,7 +36,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
 from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
-from flwr_robust.errors import AuditError, TamperedError
+from flwr_robust.errors import AuditError, LogInUseError, TamperedError
 from flwr_robust.files import lock, open_plain, open_to_append, read_plain, sync_folder, write_atomically
 
 __all__ = [
@@ -195,7 +195,7 @@ class AuditLog:
     Raises
     ------
     AuditError
-        If another writer has the log open, or it was written with a key and none is given.
+        If another writer has the log open (`LogInUseError`), or it was written with a key and none is given.
     TamperedError
         If the log is not intact.
     """
@@ -215,7 +215,8 @@ class AuditLog:
             try:
                 lock(self._file)
             except OSError:
-                raise AuditError(f"audit log: another writer has {self.path} open; wait until its run ends") from None
+                sentence = f"audit log: another writer has {self.path} open; wait until its run ends"
+                raise LogInUseError(sentence) from None
             self._open()
         except BaseException:
             os.close(self._file)

@@ -23,7 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
-from flwr_robust.audit.contents import Standing, checkpoint_folder, log_file, run_links, update_file, updates_aside
+from flwr_robust.audit.contents import (
+    KeptUpdates,
+    Standing,
+    checkpoint_folder,
+    delete_updates,
+    log_file,
+    run_links,
+    update_file,
+    updates_aside,
+)
 from flwr_robust.audit.digest import config_sha256
 from flwr_robust.audit.events import (
     CheckpointsDeleted,
@@ -432,5 +441,6 @@ def _finish(log: Path, store: CheckpointStore) -> Standing:
     """
     standing = Standing.of(read_log(log))
     store.delete(each for each in store.rounds() if each in standing.deleted)
+    delete_updates(log.parent, KeptUpdates.of(standing.records).deleted)
     store.put_aside(standing.undone(store))
     return standing

@@ -20,7 +20,17 @@ if TYPE_CHECKING:
     from flwr_robust.audit.history import ClientInRound, ClientSummary
     from flwr_robust.audit.log import Finding, Record, Verdict
 
-__all__ = ["audit", "card_command", "clients_command", "rollback_command", "show_command", "verify_command"]
+__all__ = [
+    "KeyFile",
+    "Run",
+    "audit",
+    "card_command",
+    "clients_command",
+    "key_of",
+    "rollback_command",
+    "show_command",
+    "verify_command",
+]
 
 _HEAD = re.compile(r"[0-9a-f]{64}")
 _STATEMENTS = (
@@ -53,7 +63,7 @@ def _log(path: Path) -> Path:
     return log_file(path) if path.is_dir() else path
 
 
-def _key(path: Path | None) -> bytes | None:
+def key_of(path: Path | None) -> bytes | None:
     """Return the content of a key file, without a newline at its end."""
     if path is None:
         return None
@@ -73,7 +83,7 @@ def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
     from flwr_robust.audit.log import read_log, verify
 
     log = _log(path)
-    verdict = verify(log, key=_key(key_file))
+    verdict = verify(log, key=key_of(key_file))
     return read_log(log) if log.is_file() else [], verdict
 
 
@@ -123,7 +133,7 @@ def verify_command(
             if not _HEAD.fullmatch(head):
                 raise ConfigurationError(f"audit verify: --expect must be a head, 64 hexadecimal digits; got {head}")
         path = _log(log)
-        key = _key(key_file)
+        key = key_of(key_file)
         heads = checkpointed_heads(path.parent)
         # A log with another name is a copy, so the folder around it is not checked.
         if path == log_file(path.parent):
@@ -273,6 +283,7 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
         )
     console.print(table)
     shown = (
+        events.Banned,
         events.LogReopened,
         events.Quarantined,
         events.RedTeamed,
@@ -281,6 +292,7 @@ def _show_rounds(console: Console, records: Sequence[Record]) -> None:
         events.RolledBack,
         events.RunEnded,
         events.RunStarted,
+        events.UpdatesDeleted,
     )
     for record in records:
         event = record.event
@@ -314,7 +326,7 @@ def clients_command(
     claim: the partition that a node states, in a deployment; part.: the one that a simulation assigned.
 
     JSON: intact, partitions_are_claims, clients (node, partition, asked, admitted, refused, silent, abstained, reasons,
-    weight, distance, quarantined, signs).
+    weight, distance, quarantined, signs, banned).
     """
     with told():
         from flwr_robust.audit.history import clients, partitions_are_claims
@@ -354,7 +366,7 @@ def _show_clients(ranked: Sequence[ClientSummary], place: str) -> None:
             *map(str, (each.asked, each.admitted, each.refused, each.silent)),
             *([str(each.abstained)] if abstaining else []),
             *map(_number, (each.weight, each.distance)),
-            as_text(reasons + (" (in quarantine)" if each.quarantined else "")),
+            as_text(reasons + (" (in quarantine)" if each.quarantined else "") + (" (banned)" if each.banned else "")),
             *([as_text(signs)] if suspected else []),
         )
     console().print(table)
@@ -376,7 +388,7 @@ def rollback_command(
         from flwr_robust.audit.contents import checkpoint_folder
         from flwr_robust.audit.run import rollback
 
-        snapshot = rollback(run, to_round, reason=reason, key=_key(key_file))
+        snapshot = rollback(run, to_round, reason=reason, key=key_of(key_file))
     path, last = CheckpointStore(checkpoint_folder(run)).path(snapshot.round), len(snapshot.model) - 1
     arrays = "array 0 of it" if last == 0 else f"arrays 0 to {last} of it"
     order = "in the order of the names under model in checkpoint.json beside it"
@@ -409,7 +421,7 @@ def card_command(
         from flwr_robust.audit.contents import verify_run
         from flwr_robust.audit.events import check_statements
 
-        statements, key = dict(_pair(text) for text in state or []), _key(key_file)
+        statements, key = dict(_pair(text) for text in state or []), key_of(key_file)
         check_statements(statements)  # checked before any file is read
         verdict = verify_run(run, key=key)
         paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)

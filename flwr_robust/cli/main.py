@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flwr_robust import __version__
-from flwr_robust.cli import audit, components, diagnose, doctor, redteam, studies
+from flwr_robust.cli import audit, components, diagnose, doctor, incident, redteam, studies
 
 __all__ = ["app"]
 
@@ -25,7 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LOOK_UP, _STUDY, _ATTACK, _PROVE = "Look up", "Study", "Attack", "Prove and take back"
+_LOOK_UP, _STUDY, _ATTACK = "Look up", "Study", "Attack"
+_PROVE, _INCIDENT = "Prove and take back", "After an incident"
 
 app.command("list", rich_help_panel=_LOOK_UP)(components.list_command)
 app.command("describe", rich_help_panel=_LOOK_UP)(components.describe_command)
@@ -41,6 +42,9 @@ app.add_typer(redteam.red_team, name="red-team", rich_help_panel=_ATTACK)
 app.add_typer(audit.audit, name="audit", rich_help_panel=_PROVE)
 app.command("card", rich_help_panel=_PROVE)(audit.card_command)
 app.command("rollback", rich_help_panel=_PROVE)(audit.rollback_command)
+app.command("ban", rich_help_panel=_INCIDENT)(incident.ban_command)
+app.command("release", rich_help_panel=_INCIDENT)(incident.release_command)
+app.command("erase", rich_help_panel=_INCIDENT)(incident.erase_command)
 
 
 def _version(wanted: bool) -> None:

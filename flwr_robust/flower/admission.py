@@ -63,14 +63,15 @@ class Reason(Enum):
     NUM_EXAMPLES = "num-examples is no finite number >= 0, or above the cap"
     METRICS = "a stated metric is missing, or there are too many metrics"
     UNREADABLE = "reading the reply failed"
+    BANNED = "an operator has banned the node"
 
     @property
     def blames(self) -> bool:
-        """Say whether the named node certainly sent the refused reply itself.
+        """Say whether the named node certainly sent the refused reply itself, and that its content is at fault.
 
         The network may have caused an error. A message that answers no question may carry another node's name.
         """
-        return self not in (Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE)
+        return self not in (Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE, Reason.BANNED)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from flwr_robust.flower.admission import Reason, Refusal
 
 __all__ = ["app_fault"]
 
-_NOBODYS = (Reason.NOT_ASKED, Reason.DUPLICATE)  # messages that are not a node's answer
+_NOBODYS = (Reason.NOT_ASKED, Reason.DUPLICATE, Reason.BANNED)  # messages that are not a node's answer to the round
 
 _REMEDIES = {
     Reason.ERROR: "their own logs show what they raised",

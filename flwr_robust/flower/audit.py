@@ -7,6 +7,7 @@ records and metrics. A client's own state, such as a momentum in its Context, is
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from flwr_robust.audit import (
     Aggregated,
     AuditedRun,
+    Banned,
     ClientStatesKept,
     ClientStatesRestored,
     Evaluated,
@@ -40,8 +42,9 @@ from flwr_robust.audit import (
     read_log,
 )
 from flwr_robust.audit.events import check_statements
-from flwr_robust.audit.history import counting
+from flwr_robust.audit.history import banned, counting, released_since
 from flwr_robust.audit.log import LEAST_KEY
+from flwr_robust.audit.orders import carry_out, pending
 from flwr_robust.audit.signs import Signs
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import (
@@ -202,8 +205,12 @@ class Audit(Observer):
         self._states = ClientStates(opening.grid, opening.nodes, opening.timeout) if self._wants_states else None
         self._resting = 0 if snapshot is None else snapshot.round
         self._signs = Signs()
-        for record in counting(read_log(self._run.log.path)):
+        records = read_log(self._run.log.path)
+        for record in counting(records):
             self._signs.take(record.event)
+        known = banned(records) | {event.node for event in self._waiting if isinstance(event, Banned)}
+        self._waiting += [Banned(0, node) for node in sorted(opening.nodes.banned - known)]
+        opening.nodes.banned |= known
         if self._run.log.lines == 1:  # the round has just begun
             self._run.record(*self._measured)
         if snapshot is None:
@@ -212,7 +219,12 @@ class Audit(Observer):
         self._hashed = None, model_sha256(snapshot.model)  # in case no round follows
         if self._states is not None and "clients" in snapshot.values:
             self._states.recall(thaw(snapshot.values["clients"], snapshot.states["arrays"]))
-        return progress_of(snapshot)
+        progress, released = progress_of(snapshot), released_since(records, snapshot.head)
+        left = [
+            {node: count for node, count in counts.items() if node not in released}
+            for counts in (progress.refusals, progress.evaluation_refusals)
+        ]
+        return dataclasses.replace(progress, refusals=left[0], evaluation_refusals=left[1])
 
     def _restore(self, states: ClientStates, server_round: int, asked: Sequence[int]) -> None:
         """Return the clients' states to them, and record it."""
@@ -247,6 +259,7 @@ class Audit(Observer):
         # The strategy may have failed before it received the earlier rounds.
         server_round = server_round if self._resting is None else self._resting
         try:
+            self.attended()
             self._flush()
             self._run.end(server_round, outcome, sentence, self._hashed[1])
         finally:
@@ -324,9 +337,29 @@ class Audit(Observer):
         """Record that a node is put into quarantine."""
         self._waiting.append(Quarantined(server_round, node, self._partition(node), refusals, kind))
 
-    def node_released(self, node: int) -> None:
+    def node_banned(self, node: int, reason: str) -> None:
+        """Record the ban; if no run is in progress, do so when the next one starts."""
+        self._waiting.append(Banned(self._round, node, reason))
+
+    def node_released(self, node: int, reason: str) -> None:
         """Record the release; if no run is in progress, do so when the next one starts."""
-        self._waiting.append(Released(self._round, node, self._partition(node)))
+        self._waiting.append(Released(self._round, node, self._partition(node), reason))
+
+    def attended(self) -> None:
+        """Carry out the orders that operators have left in the folder."""
+        opening = self._opening
+        if self._run is None or opening is None:
+            return
+        for path, order in pending(self.folder):
+            if isinstance(order, Banned):
+                opening.ban(order.node, order.reason)
+            elif isinstance(order, Released):
+                if not opening.release(order.node, order.reason):  # the order is on record, though it changes nothing
+                    self.node_released(order.node, order.reason)
+            else:
+                carry_out(self.folder, self._run.log, dataclasses.replace(order, round=self._round))
+            self._flush()
+            path.unlink(missing_ok=True)
 
     def aggregated(self, aggregation: Aggregation) -> None:
         """Record how the rule aggregated the replies, and how the model changed."""

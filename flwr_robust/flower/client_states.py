@@ -76,7 +76,7 @@ class ClientStates:
     # -- checkpoints ------------------------------------------------------------------------------
 
     def collect(self, most: int) -> dict[int, str]:
-        """Ask nodes for their states: those asked anything since the last call, except those in quarantine.
+        """Ask nodes for their states: those asked anything since the last call, unless banned or in quarantine.
 
         Parameters
         ----------
@@ -88,9 +88,9 @@ class ClientStates:
         dict of int to str
             The nodes whose state is not held, with the reason. No answer raises an error.
         """
-        away = set(self._nodes.quarantined)
+        away = {*self._nodes.quarantined, *self._nodes.banned}
         nodes = sorted(self._asked - away)
-        missing = dict.fromkeys(sorted(self._asked & away), "it is in quarantine")
+        missing = dict.fromkeys(sorted(self._asked & away), "it is banned or in quarantine")
         own = self._nodes.own_partitions(self._grid.get_node_ids())
         answers = self._answers([Message(RecordDict(), node, STATE) for node in nodes])
         for node in nodes:

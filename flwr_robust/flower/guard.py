@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.errors import check_choice, check_number
-from flwr_robust.flower.admission import Admitted, Refusal, Terms, admit, rebuilt
+from flwr_robust.flower.admission import Admitted, Reason, Refusal, Terms, admit, rebuilt
 from flwr_robust.flower.app_faults import app_fault
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
@@ -143,11 +143,25 @@ class Guard:
         """Say whether the run has ended because a round was infeasible, so that no node is asked any more."""
         return bool(self.stopped)
 
-    def release(self, node: int) -> None:
-        """Take a node out of quarantine and forget its refusals."""
-        if self.nodes.release(node):
+    def release(self, node: int, reason: str = "") -> bool:
+        """Take a node out of quarantine, forget its refusals and lift its ban; say whether there were any."""
+        known = self.nodes.release(node)
+        if known:
             for observer in self.observers:
-                observer.node_released(node)
+                observer.node_released(node, reason)
+        return known
+
+    def ban(self, node: int, reason: str = "") -> None:
+        """Ban a node: it is not asked, and its replies are refused, until it is released."""
+        log.warning("Node %s is banned: %s", node, reason or "no reason given")
+        self.nodes.banned.add(node)
+        for observer in self.observers:
+            observer.node_banned(node, reason)
+
+    def attend(self) -> None:
+        """Let observers ban and release nodes."""
+        for observer in self.observers:
+            observer.attended()
 
     def suspect(self, server_round: int, node: int, sign: str, detail: str) -> None:
         """Inform observers of a sign that a node may attack; it is not refused, and nothing else changes.
@@ -179,7 +193,7 @@ class Guard:
         """
         self._open = opened
         if opened.quarantined:
-            log.info("configure_%s: %s nodes are in quarantine", opened.kind, len(opened.quarantined))
+            log.info("configure_%s: %s nodes are banned or in quarantine", opened.kind, len(opened.quarantined))
         for observer in self.observers:
             observer.round_configured(opened, arrays)
         return list(opened.messages)
@@ -208,7 +222,12 @@ class Guard:
                     *(kind, unasked, kind, kind),
                 )
             return None
+        replies = list(replies)  # all that will arrive
+        self.attend()
         admitted, refused = admit(replies, opened.messages, self.terms[kind], opened.model)
+        barred = [reply.node for reply in admitted if reply.node in self.nodes.banned]
+        admitted = [reply for reply in admitted if reply.node not in self.nodes.banned]
+        refused += [Refusal(node, Reason.BANNED) for node in barred]
         for reply in admitted:
             if reply.partition is not None:
                 self.nodes.partitions.setdefault(reply.node, reply.partition)

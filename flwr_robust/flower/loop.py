@@ -143,6 +143,8 @@ class Loop:
             arguments["grid"],
             arguments["timeout"],
             guard.suspect,
+            guard.ban,
+            guard.release,
         )
         found = [progress for each in guard.observers if (progress := each.run_started(opening)) is not None]
         if not found:
@@ -211,6 +213,7 @@ class Loop:
             self._finish(last=bool(self._guard.stopped))
             if self._guard.stopped:
                 raise _Stopped
+            self._guard.attend()
             messages: Iterable[Message] = own["configure_train"](server_round + done, *arguments, **named)
             return messages
 
@@ -228,6 +231,7 @@ class Loop:
             return arrays, metrics
 
         def configure_evaluate(server_round: int, *arguments: Any, **named: Any) -> Iterable[Message]:
+            self._guard.attend()
             messages: Iterable[Message] = own["configure_evaluate"](server_round + done, *arguments, **named)
             return messages
 
@@ -366,6 +370,15 @@ class Guarding:
         """The nodes in quarantine."""
         return self.guard.nodes.quarantined
 
-    def release(self, node: int) -> None:
-        """Take a node out of quarantine and forget its refusals."""
-        self.guard.release(node)
+    def release(self, node: int, reason: str = "") -> None:
+        """Take a node out of quarantine, forget its refusals, and lift its ban."""
+        self.guard.release(node, reason)
+
+    @property
+    def banned(self) -> tuple[int, ...]:
+        """The nodes that an operator has banned."""
+        return tuple(sorted(self.guard.nodes.banned))
+
+    def ban(self, node: int, reason: str = "") -> None:
+        """Ban a node: it is not asked, and its replies are refused, until it is released."""
+        self.guard.ban(node, reason)

@@ -24,6 +24,9 @@ class Observer:
         """Called when ``start`` begins; an observer may return the progress from which the run resumes."""
         return None
 
+    def attended(self) -> None:
+        """Called before nodes are asked and before replies are judged, for observers that ban or release nodes."""
+
     def round_configured(self, opened: Round, model: ArrayRecord) -> None:
         """Called before a model is sent to the nodes of a round."""
 
@@ -36,8 +39,11 @@ class Observer:
     def node_quarantined(self, server_round: int, kind: str, node: int, refusals: int) -> None:
         """Called when a node is put into quarantine: it is not asked for replies of this kind any more."""
 
-    def node_released(self, node: int) -> None:
-        """Called when a node is released from quarantine: it may be asked again."""
+    def node_banned(self, node: int, reason: str) -> None:
+        """Called when an operator bans a node: it is not asked, and its replies are refused."""
+
+    def node_released(self, node: int, reason: str) -> None:
+        """Called when a node is released from quarantine or its ban is lifted: it may be asked again."""
 
     def aggregated(self, aggregation: Aggregation) -> None:
         """Called when a round of training is over."""

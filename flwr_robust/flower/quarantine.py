@@ -76,6 +76,8 @@ class Nodes:
     refusals, evaluation_refusals : dict of int to int
         How many replies of each node to training, and to evaluation, were refused for a fault that is certainly its
         own, since its last release. Each decides about its own kind: a node that cannot evaluate may still train.
+    banned : set of int
+        The nodes that an operator has banned. They are never asked, however few others are left.
     assigned : set of int
         Nodes whose partition the server assigned, because they named none or one that others named too. They are never
         recognised as nodes of an earlier run.
@@ -119,6 +121,7 @@ class Nodes:
         self.partitions: dict[int, int] = {}
         self.refusals: dict[int, int] = {}
         self.evaluation_refusals: dict[int, int] = {}
+        self.banned: set[int] = set()
         self.assigned: set[int] = set()
         self.replaced: dict[int, int] = {}
 
@@ -180,6 +183,8 @@ class Nodes:
             for counts in ledgers:
                 if old in counts:
                     counts[node] = counts.pop(old)
+            if old in self.banned:
+                self.banned.add(node)
         self.partitions = {**known, **self.partitions}
         self.refusals, self.evaluation_refusals = ledgers
 
@@ -209,15 +214,19 @@ class Nodes:
         return counts[node] == self.quarantine_after
 
     def release(self, node: int) -> bool:
-        """Take a node out of quarantine and forget its refusals; say whether there were any."""
+        """Take a node out of quarantine, forget its refusals and lift its ban; say whether there were any."""
+        known = node in self.banned
+        self.banned.discard(node)
         forgotten = [counts.pop(node, 0) for counts in (self.refusals, self.evaluation_refusals)]
-        return any(forgotten)
+        return known or any(forgotten)
 
     def withheld(self, kind: str, nodes: Iterable[int]) -> tuple[int, ...]:
-        """Return which of the available nodes are not asked for replies of one kind because of quarantine."""
+        """Return which of the available nodes are banned, or not asked for replies of one kind: quarantine."""
         nodes = set(nodes)
+        barred = sorted(nodes & self.banned, key=self.order)
+        nodes -= self.banned
         held = [node for node in self.quarantined_from(kind) if node in nodes]
-        return tuple(held[max(self.least - (len(nodes) - len(held)), 0) :])
+        return (*barred, *held[max(self.least - (len(nodes) - len(held)), 0) :])
 
     def sample(
         self,
@@ -257,7 +266,7 @@ class Nodes:
         list of int
             The nodes to ask.
         tuple of int
-            The nodes left out because they are in quarantine.
+            The nodes left out because they are banned or in quarantine.
         int
             How many nodes there were to choose from, with those in quarantine.
         """

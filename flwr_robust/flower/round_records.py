@@ -52,7 +52,7 @@ class RoundRecord:
     kind : str
         ``train`` or ``evaluate``.
     quarantined : tuple of int
-        The connected nodes that were not asked because they are in quarantine.
+        The connected nodes that were not asked because they are banned or in quarantine.
     abstained : tuple of int
         The nodes that abstained: they answered, but had no arrays for the round.
     """
@@ -116,7 +116,7 @@ class Round:
     messages : tuple of Message
         The messages that were sent.
     quarantined : tuple of int
-        The nodes that are not asked because they are in quarantine.
+        The nodes that are not asked because they are banned or in quarantine.
     model : SentModel or None
         What training replies must match; None in evaluation.
     admitted : tuple of Admitted
@@ -175,6 +175,10 @@ class Opening:
         How many seconds to wait for replies.
     suspect : callable (round, node, sign, detail)
         Informs all observers of a suspicion; see `Guard.suspect`.
+    ban : callable (node, reason)
+        Bans a node; see `Guard.ban`.
+    release : callable (node, reason) -> bool
+        Releases a node; see `Guard.release`.
     """
 
     nodes: Nodes
@@ -185,6 +189,8 @@ class Opening:
     grid: Grid
     timeout: float
     suspect: Callable[[int, int, str, str], None]
+    ban: Callable[[int, str], None]
+    release: Callable[[int, str], bool]
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,14 @@ def test_a_malformed_reply_is_refused_alone(make, reason):
 
 
 def test_every_reason_can_be_reached():
-    elsewhere = {Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE, Reason.KIND, Reason.UNREADABLE}  # the tests below
+    elsewhere = {
+        Reason.ERROR,
+        Reason.NOT_ASKED,
+        Reason.DUPLICATE,
+        Reason.KIND,
+        Reason.UNREADABLE,
+        Reason.BANNED,
+    }  # the tests below
     assert {reason for _, reason in MALFORMED.values()} | elsewhere == set(Reason)
 
 
