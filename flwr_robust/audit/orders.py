@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from flwr_robust.audit.contents import KeptUpdates, delete_updates, log_file
 from flwr_robust.audit.events import Banned, Released, RoundConfigured, UpdatesDeleted
 from flwr_robust.audit.log import AuditLog, read_log
 from flwr_robust.errors import AuditError, LogInUseError
-from flwr_robust.files import write_atomically
+from flwr_robust.files import make_folder, read_plain, write_atomically
 
 __all__ = ["Order", "carry_out", "give_order", "pending"]
 
@@ -66,7 +65,7 @@ def give_order(run: Path | str, order: Order, *, key: bytes | None = None, sync:
         log = AuditLog(log_file(run), key=key, sync=sync)
     except LogInUseError:
         path = _folder(run) / f"{time.time_ns()}-{os.getpid()}.json"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent, Path(run))
         text = json.dumps({"kind": order.kind, **order.to_fields()}).encode()
         write_atomically(path, lambda file: file.write(text), sync=sync)
         return path
@@ -106,9 +105,7 @@ def _folder(run: Path | str) -> Path:
 def _read(path: Path) -> Order | None:
     """Return the order in a file, or None if there is none."""
     try:
-        if not stat.S_ISREG(path.lstat().st_mode) or path.lstat().st_size > _LONGEST:
-            return None
-        fields = json.loads(path.read_bytes())
+        fields = json.loads(read_plain(path, _LONGEST))
         return _KINDS[fields.pop("kind")].from_fields(fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, AuditError):
         return None

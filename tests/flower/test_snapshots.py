@@ -34,9 +34,8 @@ def progress():
 
 
 def opening(model=MODEL, rounds=5):
-    return Opening(
-        Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), InProcessGrid(ClientApp(), 1), 1.0, print
-    )
+    grid, told = InProcessGrid(ClientApp(), 1), (print, print, bool)
+    return Opening(Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), grid, 1.0, *told)
 
 
 def test_progress_comes_back():
