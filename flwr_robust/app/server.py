@@ -125,6 +125,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "fraction_evaluate": 0.0,
         "min_train_nodes": config.sampled,
         "min_available_nodes": config.clients,
+        "min_replies": config.min_replies or None,
         "quarantine_after": config.quarantine_after or None,
         "on_infeasible": config.on_infeasible,
         "audit": _audit(config),

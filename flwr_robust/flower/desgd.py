@@ -144,6 +144,9 @@ class DeSGD(RobustStrategy):
         buffer = ClassBuffer(self.classes, self.gamma, self.alpha)
         return ServerStep(message_kind(CLASS_MOMENTUM), self.server_learning_rate, buffer)
 
+    def _heard(self, judged: Round) -> int:
+        return len(judged.admitted) + len(judged.abstained)
+
     def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
         sent = judged.model
         if not isinstance(sent, ClassesAsked):

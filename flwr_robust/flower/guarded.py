@@ -61,7 +61,8 @@ class Guarded(Face, Strategy):
         model's arrays. Strategies whose arrays change their shape (XGBoost's trees) cannot be guarded.
     least : int, optional
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
-        it is 2f + 3 for Flower's Krum and MultiKrum, 4f + 3 for Bulyan, and 1 for others.
+        it is 2f + 3 for Flower's Krum and MultiKrum, 4f + 3 for Bulyan, and for others more than half of the nodes
+        asked, so that drop-outs do not leave hostile replies alone.
     by_partition : bool, optional
         As for `RobustStrategy`.
     clamp : float, optional
@@ -128,6 +129,7 @@ class Guarded(Face, Strategy):
             )
         check_statistics("Guarded", statistics)
         self.strategy = strategy
+        self._majority = least is None and not isinstance(strategy, Bulyan | MultiKrum)
         self.statistics = statistics
         self.metrics_aggr_fn = metrics_aggr_fn
         self._before: dict[str, Fingerprint] = {}  # attributes that cannot be stored, at the start of a run
@@ -147,7 +149,8 @@ class Guarded(Face, Strategy):
 
     def summary(self) -> None:
         """Log the guard's settings, then those of the strategy."""
-        log.info("\t├──> Guarded: at least %s replies", self.guard.least)
+        least = "more than half of the" if self._majority else f"at least {self.guard.least}"
+        log.info("\t├──> Guarded: %s replies", least)
         self.strategy.summary()
 
     def looped(self) -> tuple[Strategy, Callable[..., Result]]:
@@ -237,12 +240,29 @@ class Guarded(Face, Strategy):
         opened = self._ask(MessageType.TRAIN, server_round, messages, grid, sent)
         if opened is None:
             return []
-        if not self.history and len(opened.messages) < self.guard.least:
-            raise ConfigurationError(
-                f"Guarded: {type(self.strategy).__name__} needs {self.guard.least} replies, but asks "
-                f"{len(opened.messages)} nodes: ask more, lower its number of malicious nodes, or set least="
-            )
+        if not self.history:
+            self._check_slack(len(opened.messages))
         return self.guard.open(opened, arrays)
+
+    def _needed(self, asked: int) -> int:
+        """Return how many replies the strategy must receive in a round that asks so many nodes."""
+        return asked // 2 + 1 if self._majority else self.guard.least
+
+    def _check_slack(self, asked: int) -> None:
+        """Raise if fewer nodes are asked than must answer; warn if all of them must."""
+        needed, name = self._needed(asked), type(self.strategy).__name__
+        if asked < needed:
+            raise ConfigurationError(
+                f"Guarded: {name} needs {needed} replies, but asks {asked} nodes: ask more, lower its number of "
+                f"malicious nodes, or set least="
+            )
+        if asked == needed:
+            log.warning(
+                "configure_train: %s needs a reply from each of the %s nodes asked: one that fails to answer makes a "
+                "round infeasible; ask more, or set least=",
+                name,
+                asked,
+            )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -274,8 +294,9 @@ class Guarded(Face, Strategy):
         if judged is None or judged.model is None:
             return None, None
         arrays, outcome, sentence, told = judged.model.record, Outcome.INFEASIBLE, judged.unheard, None
-        if 0 < len(judged.admitted) < self.guard.least:
-            sentence = f"{len(judged.admitted)} replies were admitted, but {self.guard.least} are needed"
+        needed = self._needed(len(judged.messages))
+        if 0 < len(judged.admitted) < needed:
+            sentence = f"{len(judged.admitted)} replies were admitted, but {needed} are needed"
         elif judged.admitted:
             before = Saved(self.strategy)
             try:

@@ -54,6 +54,8 @@ class GuardOptions(FedAvgOptions, total=False):
     records: tuple[str, str] | None
     statistics: tuple[str, ...]
     max_examples: float
+    min_replies: int | None
+    spares: int | None
     quarantine_after: int | None
     by_partition: bool | None
     wait: float | None

@@ -236,6 +236,7 @@ class Nodes:
         fraction: float,
         minimum: int,
         available: int,
+        spares: int = 0,
         *,
         who: str,
         wait: float | None = None,
@@ -256,6 +257,8 @@ class Nodes:
             The smallest number of nodes to ask, unless quarantine leaves fewer.
         available : int
             How many nodes to wait for.
+        spares : int
+            How many to ask beyond the minimum where so many are there.
         who : str
             Who asks, such as ``krum(f=3)``, for the log.
         wait : float, optional
@@ -271,7 +274,7 @@ class Nodes:
             How many nodes there were to choose from, with those in quarantine.
         """
         nodes = wait_for_nodes(grid, max(available, minimum), self._needs(who, max(available, minimum)), wait)
-        size = max(int(len(nodes) * fraction), minimum)
+        size = max(int(len(nodes) * fraction), min(minimum + spares, len(nodes)))
         held = self.withheld(kind, nodes)
         pool = sorted((node for node in nodes if node not in held), key=self.order)
         size = min(size, len(pool))

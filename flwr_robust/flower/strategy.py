@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_number
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics, idle_patterns
@@ -49,7 +49,7 @@ from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.wire import encode_record
 from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.protocol.momentum import HeavyBall
-from flwr_robust.protocol.rounds import ServerStep, moved, settle_round
+from flwr_robust.protocol.rounds import ServerStep, least_replies, moved, settle_round, too_few
 
 __all__ = ["RobustStrategy"]
 
@@ -91,6 +91,12 @@ class RobustStrategy(Face, FedAvg):
         see them.
     max_examples : float
         The largest number of examples that is accepted.
+    min_replies : int, optional
+        The smallest number of replies with which a round is aggregated, >= 1; with fewer it is infeasible. When not
+        given, this is what the rule needs. If the rule declares no f, it is more than half of the nodes asked.
+    spares : int, optional
+        How many nodes to ask beyond ``min_train_nodes`` where so many are there, >= 0. So as many may fail to answer.
+        When not given: the declared f (1 if the rule declares none), and 0 if ``min_train_nodes`` is given.
     quarantine_after : int, optional
         Number of refused replies after which a node is no longer sampled (quarantine). If too few nodes for the rule
         are left, it is sampled all the same. `release` ends the quarantine.
@@ -157,6 +163,8 @@ class RobustStrategy(Face, FedAvg):
         records: tuple[str, str] | None = None,
         statistics: tuple[str, ...] = STATISTICS,
         max_examples: float = MOST_EXAMPLES,
+        min_replies: int | None = None,
+        spares: int | None = None,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
         wait: float | None = None,
@@ -179,8 +187,14 @@ class RobustStrategy(Face, FedAvg):
                 f"got trusted_fn={trusted_fn!r:.100}"
             )
         check_statistics(owner, statistics)
+        for name, number in (("min_replies", min_replies), ("spares", spares)):
+            if number is not None:
+                check_integer(owner, name, number, 0 if name == "spares" else 1)
         self.rule = as_rule(rule)
-        least = max(2, _least(self.rule))
+        least = max(2, _least(self.rule), min_replies or 0)
+        if spares is None:
+            declared = self.rule.declared(least)
+            spares = 0 if "min_train_nodes" in options else 1 if declared is None else declared
         options.setdefault("min_train_nodes", least)
         options.setdefault("min_available_nodes", least)
         if options.get("train_metrics_aggr_fn") is None:
@@ -193,6 +207,8 @@ class RobustStrategy(Face, FedAvg):
         self.server_momentum = plain(server_momentum)
         self.buffers = buffers
         self.trusted_fn = trusted_fn
+        self.min_replies = plain(min_replies)
+        self.spares = plain(spares)
         self.statistics = statistics
         if self.rule.needs_trust and trusted_fn is None:
             raise ConfigurationError(
@@ -257,8 +273,9 @@ class RobustStrategy(Face, FedAvg):
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
         guard = self.guard
         guard.nodes.begin(grid)
+        spares = self.spares if train else 0
         nodes, held, available = guard.nodes.sample(
-            *(kind, server_round, grid, fraction, minimum, self.min_available_nodes),
+            *(kind, server_round, grid, fraction, minimum, self.min_available_nodes, spares),
             who=str(self.rule),
             wait=guard.wait,
         )
@@ -296,9 +313,25 @@ class RobustStrategy(Face, FedAvg):
             layout = layout_of(learnt_of(sent))
             if sentence := self.rule.check(asked, asked=asked) or self.rule.check_layout(layout):
                 raise ConfigurationError(sentence)
+            self._check_slack(asked)
             if remark := self.rule.remark(asked, asked=asked, layout=layout):
                 log.warning("configure_train: %s", remark)
         return self.guard.open(opened, arrays)
+
+    def _check_slack(self, asked: int) -> None:
+        """Raise if fewer nodes are asked than must answer; warn if all of them must."""
+        needed = least_replies(self.rule, asked, self.min_replies)
+        if needed > asked:
+            raise ConfigurationError(
+                f"strategy: min_replies must be at most the {asked} nodes asked; got min_replies={self.min_replies}"
+            )
+        if needed == asked:
+            log.warning(
+                "configure_train: %s needs a reply from each of the %s nodes asked: one that fails to answer makes a "
+                "round infeasible; ask more",
+                self.rule,
+                asked,
+            )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -328,7 +361,10 @@ class RobustStrategy(Face, FedAvg):
         sent, members = judged.model, self._members(judged)
         rows = {k: self._rows(judged, sent, k, places) if places else None for k, places in members.items()}
         settled = settle_round(
-            self.rule, rows, self.state, self._server_step, members=members, replies=len(judged.admitted)
+            *(self.rule, rows, self.state, self._server_step),
+            members=members,
+            replies=len(judged.admitted),
+            lacking=too_few(self.rule, self._heard(judged), len(judged.messages), self.min_replies),
         )
         self.state, arrays = settled.state, sent.record
         if settled.change is not None:
@@ -354,6 +390,10 @@ class RobustStrategy(Face, FedAvg):
     def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
         """Return the model of a round together with what its replies must hold."""
         return SentModel(arrays, self.statistics)
+
+    def _heard(self, judged: Round) -> int:
+        """Return how many replies count towards the smallest number of replies."""
+        return len(judged.admitted)
 
     def _members(self, judged: Round) -> Mapping[int | None, Sequence[int]]:
         """Return the admitted replies for each class of the round; an ordinary round has the one class None."""

@@ -35,11 +35,13 @@ __all__ = [
     "batch_seeds",
     "check_trained",
     "draw_batch",
+    "least_replies",
     "moved",
     "sample_clients",
     "settle",
     "settle_round",
     "state_of_class",
+    "too_few",
 ]
 
 _RULE = "desgd.rule."  # what the rule remembers, but for
@@ -100,6 +102,63 @@ def sample_clients(seed: int, kind: str, server_round: int, available: int, size
         return list(range(available))
     draw = numpy_generator(seed, "sample", kind, server_round)
     return sorted(draw.choice(available, size=size, replace=False).tolist())
+
+
+def least_replies(rule: Rule, asked: int, min_replies: int | None = None) -> int:
+    """Return how many of the clients asked must answer, so that a round can be aggregated.
+
+    Parameters
+    ----------
+    rule : Rule
+        The rule.
+    asked : int
+        Number of clients asked.
+    min_replies : int, optional
+        The operator's number. When not given: what the rule needs. If it declares no f, this is more than half of those
+        asked, since the rule relies on a majority of honest replies. Otherwise drop-outs could leave hostile replies
+        alone. This holds for the mean, too.
+
+    Returns
+    -------
+    int
+        The number; ``asked + 1`` if not even all of them fit the rule.
+
+    Examples
+    --------
+    >>> from flwr_robust.aggregators import Krum, Median
+    >>> least_replies(Krum(f=2), 10), least_replies(Median(), 10), least_replies(Median(), 10, min_replies=3)
+    (7, 6, 3)
+    """
+    fitting = next((n for n in range(1, asked + 1) if rule.check(n, asked=asked) is None), asked + 1)
+    if min_replies is not None:
+        return max(fitting, min_replies)
+    return fitting if rule.declared(asked) is not None else max(fitting, asked // 2 + 1)
+
+
+def too_few(rule: Rule, heard: int, asked: int, min_replies: int | None = None) -> str | None:
+    """Say why the replies of a round are too few, apart from the rule's own condition; None if they are enough.
+
+    Parameters
+    ----------
+    rule, asked, min_replies
+        As for `least_replies`.
+    heard : int
+        How many replies can be aggregated. Where a round asks for classes: how many clients answered, or abstained.
+
+    Examples
+    --------
+    >>> from flwr_robust.aggregators import Median
+    >>> too_few(Median(), 1, 10)
+    'median declares no f, so more than half of the 10 clients asked must answer, at least 6; 1 did: set min_replies'
+    """
+    if min_replies is not None:
+        return None if heard >= min_replies else f"min_replies={min_replies} replies are needed; there are {heard}"
+    if rule.declared(asked) is not None or heard > asked // 2:
+        return None
+    return (
+        f"{rule.name} declares no f, so more than half of the {asked} clients asked must answer, at least "
+        f"{asked // 2 + 1}; {heard} did: set min_replies"
+    )
 
 
 @dataclass(frozen=True)
@@ -222,6 +281,7 @@ def settle_round(
     *,
     members: Mapping[int | None, Sequence[int]] | None = None,
     replies: int = 0,
+    lacking: str | None = None,
 ) -> ServerRound:
     """Aggregate a round and form the server's step; never raise an error because of the rows' content.
 
@@ -239,6 +299,8 @@ def settle_round(
         If the round asks for classes: the places, among the replies, of each class's rows.
     replies : int
         Where the round asks for classes: how many replies there are.
+    lacking : str, optional
+        Why there are too few replies (`too_few`); the round is then infeasible.
 
     Returns
     -------
@@ -254,6 +316,8 @@ def settle_round(
     >>> settle_round(Median(), {None: rows}, {}, ServerStep(message_kind("gradient"), 0.5, HeavyBall())).change
     array([-1.])
     """
+    if lacking is not None:
+        return ServerRound(Outcome.INFEASIBLE, lacking, None, state)
     results: dict[int | None, Aggregate] = {}
     lost: dict[int | None, Settled] = {}
     following = state

@@ -375,6 +375,13 @@ class RunConfig:
     fraction_train: float = _key(
         1.0, "Share of the clients sampled each round; the sample is drawn from the seed.", above=0, maximum=1
     )
+    min_replies: int = _key(
+        0,
+        "The smallest number of replies with which a round is aggregated. With 0 it is what the rule needs, and more "
+        "than half of the clients asked if the rule declares no f.",
+        minimum=1,
+        zero="the rule's own",
+    )
     quarantine_after: int = _key(
         0,
         "Number of refused replies after which a client is no longer asked (quarantine); 0: never.",
@@ -479,6 +486,11 @@ class RunConfig:
             )
         if sentence := self.rule.check(self.sampled, asked=self.sampled):
             raise ConfigurationError(sentence)
+        if self.min_replies > self.sampled:
+            raise ConfigurationError(
+                f"{_OWNER}: min-replies must be at most the {self.sampled} clients asked in a round; got "
+                f"min-replies={self.min_replies}"
+            )
         for name in ("output", "save_model"):
             path = getattr(self, name)
             if path and (Path(path).is_dir() or not Path(path).absolute().parent.is_dir()):

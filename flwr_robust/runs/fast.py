@@ -30,7 +30,7 @@ from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedErr
 from flwr_robust.kernels import steps
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
-from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round
+from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round, too_few
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast_classes import ClassWise
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
@@ -292,7 +292,9 @@ class _Run:
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
             rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
-        settled = settle_round(self.config.rule, {None: rows}, self._state, self.world.step)
+        rule, least = self.config.rule, self.config.min_replies or None
+        lacking = too_few(rule, 0 if rows is None else rows.n, len(asked), least)
+        settled = settle_round(rule, {None: rows}, self._state, self.world.step, lacking=lacking)
         self._state = settled.state
         if settled.change is not None:
             self.flat[:] = moved(self.flat, settled.change)

@@ -24,7 +24,7 @@ from flwr_robust.protocol.classes import (
     classes_of_round,
     draw_class_batch,
 )
-from flwr_robust.protocol.rounds import settle_round, state_of_class
+from flwr_robust.protocol.rounds import settle_round, state_of_class, too_few
 from flwr_robust.runs.results import RoundResult
 from flwr_robust.runs.world import World
 from flwr_robust.tasks import Grouped
@@ -120,7 +120,13 @@ class ClassWise:
         rows: dict[int | None, Rows | None] = {
             k: self._rows_of(sent, k, [senders[place] for place in members[k]]) for k in wanted
         }
-        settled = settle_round(config.rule, rows, self._state, self.world.step, members=members, replies=len(senders))
+        answered = len(senders) + len(abstained)
+        settled = settle_round(
+            *(config.rule, rows, self._state, self.world.step),
+            members=members,
+            replies=len(senders),
+            lacking=too_few(config.rule, answered, len(asked), config.min_replies or None),
+        )
         self._state = settled.state
         result = RoundResult(
             server_round,

@@ -1,0 +1,124 @@
+"""Silence and errors are attacks, too: a few clients that do not answer neither stop a run nor take it over.
+
+Each attack is played against the product, and against a small model of a server that waits for whom it asked and
+aggregates whatever came. The attack must win there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flwr.serverapp.strategy import FedAvg
+
+from flwr_robust import Outcome, aggregators
+from flwr_robust.core.pipeline import parse
+from flwr_robust.flower import Guarded, Krum, Median, RobustStrategy
+from tests.flower_helpers import Deployed, client_app, content, drive
+from tests.guard_helpers import ONE, SILENT
+
+HOSTILE = 1e6
+
+
+def failing(down, hostile=()):
+    """Clients that add one; some only raise errors, and some send a huge update."""
+
+    def train(partition, model, config, context):
+        if partition in down:
+            raise RuntimeError("out of order")
+        step = np.float32(HOSTILE if partition in hostile else 1)
+        return content({name: values + step for name, values in model.items()}, 10, partition_id=partition)
+
+    return client_app(train)
+
+
+# -- one hostile reply among drop-outs ---------------------------------------------------------------
+
+WITHOUT_F = ["median()", "geometric_median()", "flame()", "signguard()", "foolsgold()", "mean()", "nnm(f=0) | median()"]
+
+
+def whatever_came(rule, replies):
+    """The old server: aggregate what came, if the rule takes so few."""
+    found = parse(rule)
+    return None if found.check(len(replies)) else replies[0]
+
+
+@pytest.mark.parametrize("rule", WITHOUT_F)
+def test_one_hostile_reply_among_nine_drop_outs_is_not_the_model(rule):
+    app = failing(set(range(9)), {9})
+    strategy = RobustStrategy(rule, min_train_nodes=10, min_available_nodes=10, **SILENT)
+    model, _ = drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
+    assert whatever_came(rule, [HOSTILE]) == HOSTILE
+    assert model["w"].tolist() == [0, 0]
+    (record,) = strategy.history
+    assert record.outcome is Outcome.INFEASIBLE
+    assert "declares no f, so more than half of the 10 clients asked must answer, at least 6; 1 did" in record.sentence
+
+
+def test_five_of_ten_are_not_more_than_half():
+    for down, outcome in ((5, Outcome.INFEASIBLE), (4, Outcome.OK)):
+        app = failing(set(range(down)))
+        strategy = Median(min_train_nodes=10, min_available_nodes=10, **SILENT)
+        drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
+        assert strategy.history[0].outcome is outcome
+
+
+def test_an_operator_may_say_how_many_are_enough():
+    app = failing(set(range(7)))
+    for least, outcome in ((3, Outcome.OK), (4, Outcome.INFEASIBLE)):
+        strategy = Median(min_replies=least, min_train_nodes=10, min_available_nodes=10, **SILENT)
+        drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
+        assert strategy.history[0].outcome is outcome
+
+
+def test_a_guarded_strategy_is_not_left_alone_with_one_reply():
+    app = failing(set(range(9)), {9})
+    every = {"min_train_nodes": 10, "min_available_nodes": 10, **SILENT}
+    for least, moved in ((None, 0), (1, HOSTILE)):
+        strategy = Guarded(FedAvg(**every), least=least)
+        model, _ = drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
+        assert model["w"].tolist() == [moved, moved]
+
+
+def test_every_rule_declares_an_f_or_needs_a_majority():
+    from flwr_robust.protocol.rounds import least_replies
+
+    for name, case in ((n, m.CASES[0]) for n, m in _modules()):
+        rule = parse(case.rule)
+        asked = next(n for n in range(1, 100) if rule.check(n) is None) + 20
+        least = least_replies(rule, asked)
+        assert least > asked // 2 or rule.declared(asked) is not None, name
+
+
+def _modules():
+    import sys
+
+    for name in aggregators.__all__:
+        cls = getattr(aggregators, name)
+        yield name, sys.modules[cls.__module__]
+
+
+# -- errors at the default minimum -------------------------------------------------------------------
+
+
+def asked_at_the_minimum(pool, minimum, rounds, down):
+    """The old server: ask the rule's minimum. Say how many rounds are feasible if one of those asked always fails."""
+    generator = np.random.default_rng(0)
+    return sum(not set(generator.choice(pool, minimum, replace=False)) & down for _ in range(rounds))
+
+
+def test_a_client_that_only_answers_with_errors_does_not_stop_the_rounds():
+    """Krum(f=1) of 6 nodes asks five; it has six, so it asks the spare one, too."""
+    app = failing({0})
+    strategy = Krum(f=1, fraction_train=0.1, **SILENT)
+    drive(strategy, app, ONE, 6, rounds=20, grid=Deployed(app, 6))
+    assert {record.outcome for record in strategy.history} == {Outcome.OK}
+    assert {len(record.asked) for record in strategy.history[:3]} == {6}
+    assert asked_at_the_minimum(6, 5, 20, {0}) < 10
+
+
+def test_where_there_is_no_slack_a_warning_says_so(caplog):
+    for nodes, told in ((5, True), (6, False)):
+        caplog.clear()
+        app = failing(set())
+        drive(Krum(f=1, **SILENT), app, ONE, nodes, grid=Deployed(app, nodes))
+        assert ("krum(f=1) needs a reply from each of the 5 nodes asked" in caplog.text) is told
