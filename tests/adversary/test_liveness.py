@@ -19,14 +19,18 @@ from tests.guard_helpers import ONE, SILENT
 HOSTILE = 1e6
 
 
-def failing(down, hostile=()):
-    """Clients that add one; some only raise errors, and some send a huge update."""
+def failing(down, hostile=(), since=2):
+    """Clients that move the model by one; from a round on some only raise errors, and some send a huge update."""
 
     def train(partition, model, config, context):
-        if partition in down:
+        attacked = config["server-round"] >= since
+        if attacked and partition in down:
             raise RuntimeError("out of order")
-        step = np.float32(HOSTILE if partition in hostile else 1)
-        return content({name: values + step for name, values in model.items()}, 10, partition_id=partition)
+        angle = 0.5 * partition  # foolsgold takes clients that agree too well for sybils
+        step = np.array([np.cos(angle), np.sin(angle)]) * (HOSTILE if attacked and partition in hostile else 1)
+        return content(
+            {name: (values + step).astype(values.dtype) for name, values in model.items()}, 10, partition_id=partition
+        )
 
     return client_app(train)
 
@@ -46,10 +50,10 @@ def whatever_came(rule, replies):
 def test_one_hostile_reply_among_nine_drop_outs_is_not_the_model(rule):
     app = failing(set(range(9)), {9})
     strategy = RobustStrategy(rule, min_train_nodes=10, min_available_nodes=10, **SILENT)
-    model, _ = drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
+    model, _ = drive(strategy, app, ONE, 10, rounds=2, grid=Deployed(app, 10))
     assert whatever_came(rule, [HOSTILE]) == HOSTILE
-    assert model["w"].tolist() == [0, 0]
-    (record,) = strategy.history
+    assert 0 < np.abs(model["w"]).max() <= 1
+    record = strategy.history[1]
     assert record.outcome is Outcome.INFEASIBLE
     assert "declares no f, so more than half of the 10 clients asked must answer, at least 6; 1 did" in record.sentence
 
@@ -58,25 +62,25 @@ def test_five_of_ten_are_not_more_than_half():
     for down, outcome in ((5, Outcome.INFEASIBLE), (4, Outcome.OK)):
         app = failing(set(range(down)))
         strategy = Median(min_train_nodes=10, min_available_nodes=10, **SILENT)
-        drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
-        assert strategy.history[0].outcome is outcome
+        drive(strategy, app, ONE, 10, rounds=2, grid=Deployed(app, 10))
+        assert strategy.history[1].outcome is outcome
 
 
 def test_an_operator_may_say_how_many_are_enough():
     app = failing(set(range(7)))
     for least, outcome in ((3, Outcome.OK), (4, Outcome.INFEASIBLE)):
         strategy = Median(min_replies=least, min_train_nodes=10, min_available_nodes=10, **SILENT)
-        drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
-        assert strategy.history[0].outcome is outcome
+        drive(strategy, app, ONE, 10, rounds=2, grid=Deployed(app, 10))
+        assert strategy.history[1].outcome is outcome
 
 
 def test_a_guarded_strategy_is_not_left_alone_with_one_reply():
     app = failing(set(range(9)), {9})
     every = {"min_train_nodes": 10, "min_available_nodes": 10, **SILENT}
-    for least, moved in ((None, 0), (1, HOSTILE)):
+    for least, taken in ((None, False), (1, True)):
         strategy = Guarded(FedAvg(**every), least=least)
-        model, _ = drive(strategy, app, ONE, 10, grid=Deployed(app, 10))
-        assert model["w"].tolist() == [moved, moved]
+        model, _ = drive(strategy, app, ONE, 10, rounds=2, grid=Deployed(app, 10))
+        assert bool(np.abs(model["w"]).max() > 1) is taken
 
 
 def test_every_rule_declares_an_f_or_needs_a_majority():
@@ -108,7 +112,7 @@ def asked_at_the_minimum(pool, minimum, rounds, down):
 
 def test_a_client_that_only_answers_with_errors_does_not_stop_the_rounds():
     """Krum(f=1) of 6 nodes asks five; it has six, so it asks the spare one, too."""
-    app = failing({0})
+    app = failing({0}, since=1)
     strategy = Krum(f=1, fraction_train=0.1, **SILENT)
     drive(strategy, app, ONE, 6, rounds=20, grid=Deployed(app, 6))
     assert {record.outcome for record in strategy.history} == {Outcome.OK}
@@ -117,6 +121,7 @@ def test_a_client_that_only_answers_with_errors_does_not_stop_the_rounds():
 
 
 def test_where_there_is_no_slack_a_warning_says_so(caplog):
+    caplog.set_level("WARNING", logger="flwr")
     for nodes, told in ((5, True), (6, False)):
         caplog.clear()
         app = failing(set())

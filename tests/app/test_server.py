@@ -16,6 +16,7 @@ def lines(monkeypatch, **keys):
 
 
 def test_a_key_that_is_not_read_is_said_once_in_the_log(monkeypatch):
-    (sentence,) = lines(monkeypatch, message="gradient", alpha=0.5)
+    sentence, slack = lines(monkeypatch, message="gradient", alpha=0.5)
+    assert "needs a reply from each of the 2 nodes asked" in slack
     assert "alpha=0.5 changes nothing with message='gradient'" in sentence
-    assert lines(monkeypatch, message="momentum", alpha=0.5) == []
+    assert lines(monkeypatch, message="momentum", alpha=0.5) == [slack]

@@ -345,6 +345,7 @@ OTHER = {
     "evaluate-every": (2, {}),
     "diagnose": (5, {}),
     "fraction-train": (0.6, {}),
+    "min-replies": (6, {"attack": "crash()", "attackers": 3, "clients": 8, "attack_start": 2}),
     "seed": (1, {}),
 }
 ASK_FOR_A_GRANT = ("knowledge", "known")  # checked before round 1, see `WRONG`

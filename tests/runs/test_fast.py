@@ -186,7 +186,14 @@ ROUNDS_OF_ATTACK = {
     "redrawn": {"attack": "stale(rounds=1)", "redraw": True, "rounds": 8, "message": "momentum"},
     "redrawn and remembering": {"attack": "sybil(k=2, base='mimic()')", "redraw": True, "attackers": 3},
     "sampled": {"attack": "alie()", "attackers": 3, "fraction_train": 0.5, "rounds": 8, "defence": "median()"},
-    "sampled faults": {"attack": "delay()", "attackers": 3, "fraction_train": 0.5, "rounds": 8, "defence": "mean()"},
+    "sampled faults": {
+        "attack": "delay()",
+        "attackers": 3,
+        "fraction_train": 0.5,
+        "rounds": 8,
+        "defence": "mean()",
+        "min_replies": 1,
+    },
     "sampled and redrawn": {
         "attack": "model_based(size=1.0)",
         "fraction_train": 0.5,
