@@ -213,7 +213,7 @@ def test_a_fault_of_the_app_is_told_once_and_blames_nobody(make, tmp_path):
 def test_attackers_do_not_pass_their_fault_for_the_apps(liars):
     # Even a majority of attackers with one fault are blamed: one honest reply says that the app is well.
     wrong = {"w": np.ones(4, np.float32)}
-    strategy = Median(quarantine_after=2, min_train_nodes=5, **SILENT)
+    strategy = Median(quarantine_after=2, min_train_nodes=5, min_replies=1, **SILENT)
     drive(strategy, sends([wrong] * liars + [STEP] * (5 - liars)), NARROW, 5, rounds=1)
     assert strategy.guard.refusals == dict.fromkeys(range(FIRST, FIRST + liars), 1)
 
