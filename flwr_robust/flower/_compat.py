@@ -33,6 +33,7 @@ __all__ = [
     "become_server",
     "create_run",
     "fill",
+    "is_legacy",
     "packed",
     "private_environment",
     "registered_nodes",
@@ -104,6 +105,11 @@ def wrapped(grid: Grid) -> list[Grid]:
         held = getattr(each, "__dict__", {}).values()
         pending += [inner for inner in held if isinstance(inner, Grid) and not any(inner is one for one in found)]
     return found
+
+
+def is_legacy(strategy: object) -> bool:
+    """Say whether an object is a strategy for ``ServerApp(server_fn=...)``; in all versions from ``flwr.server``."""
+    return any(cls.__module__.startswith("flwr.server.strategy.") for cls in type(strategy).__mro__)
 
 
 def simulated(grid: Grid) -> bool:

@@ -32,6 +32,15 @@ _REMEDIES = {
 }
 
 
+# What clients of Flower's older interfaces raise, and what to do instead.
+_LEGACY = {
+    "fitins.": "the ClientApp expects Flower's legacy messages: make it with flwr_robust.flower.serve in place of "
+    "ClientApp(client_fn=...), and take mods from flwr.clientapp.mod in place of flwr.client.mod",
+    "secagg": "SecAgg+ works with Flower's legacy strategies only, and hides from a robust rule what it looks at: "
+    "leave its mod out of the ClientApp",
+}
+
+
 def app_fault(asked: Collection[int], refused: Sequence[Refusal]) -> str:
     """Return the sentence that says what is wrong with an app, if a round's refusals show that it is the app.
 
@@ -62,5 +71,12 @@ def app_fault(asked: Collection[int], refused: Sequence[Refusal]) -> str:
     detail = f" ({answers[0].detail})" if answers[0].detail else ""
     return (
         f"all {len(nodes)} nodes that answered were refused for one reason, so the fault is the app's and no node's: "
-        f"{reason.value}{detail}; {_REMEDIES[reason]}"
+        f"{reason.value}{detail}; {_remedy(reason, answers)}"
     )
+
+
+def _remedy(reason: Reason, answers: Sequence[Refusal]) -> str:
+    for sign, remedy in _LEGACY.items():
+        if reason is Reason.ERROR and all(sign in each.detail for each in answers):
+            return remedy
+    return _REMEDIES[reason]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
+import numpy as np
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
@@ -111,7 +112,13 @@ class SentModel:
             if dtype.kind == "f" and not is_finite(self.arrays[name]):
                 raise ConfigurationError(f"model: array '{name}' must be finite; it holds NaN or Inf")
         if not any(values.dtype.kind == "f" and values.size for values in self.arrays.values()):
-            raise ConfigurationError("model: it must hold at least one floating-point array; got none")
+            sentence = "model: it must hold at least one floating-point array; got none"
+            if self.arrays and all(values.dtype == np.uint8 for values in self.arrays.values()):
+                sentence += (
+                    " but bytes: no rule can compare XGBoost's trees; Flower's FedXgbBagging adds them up without a "
+                    "guard, and checks no reply"
+                )
+            raise ConfigurationError(sentence)
         names = set(learnt(self.arrays, statistics))
         self.learnt = tuple(index for index, name in enumerate(self.arrays) if name in names)
 

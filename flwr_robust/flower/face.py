@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
 
@@ -64,6 +64,20 @@ class Face(Guarding):
             if not _same(value, defaults.get(name, inspect.Parameter.empty))
         ]
         return f"{kind.__name__}({', '.join(parts)})"
+
+    def initialize_parameters(self, client_manager: object) -> NoReturn:
+        """Raise; ``ServerApp(server_fn=...)`` and Flower's legacy workflows call this method first.
+
+        Raises
+        ------
+        ConfigurationError
+            Always: they run legacy strategies only.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__}: ServerApp(server_fn=...) and workflows run Flower's legacy strategies only; write "
+            f"a function main(grid, context) under @app.main() that calls strategy.start(grid, initial_arrays, "
+            f"num_rounds)"
+        )
 
     def _ends_before(self, server_round: int) -> bool:
         """Say whether the run ended before this round, so that no node is asked.

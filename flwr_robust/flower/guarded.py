@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower._compat import fill
+from flwr_robust.flower._compat import fill, is_legacy
 from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics
@@ -119,6 +119,7 @@ class Guarded(Face, Strategy):
             what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
             found = f"the class {what}: call it" if isinstance(strategy, type) else what
             found += ", which has a guard: take it as it is" if guarded else ""
+            found += " of flwr.server.strategy: take that of flwr.serverapp.strategy" if is_legacy(strategy) else ""
             raise ConfigurationError(
                 f"Guarded: strategy must be one of Flower's Message API that has no guard yet; got {found}"
             )

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from flwr.serverapp.strategy import FedAvg
+from flwr.client import NumPyClient
+from flwr.client.mod import fixedclipping_mod, secaggplus_mod
+from flwr.clientapp import ClientApp
+from flwr.server import ServerApp, ServerAppComponents, ServerConfig
+from flwr.server.strategy import FedAvg as LegacyFedAvg
+from flwr.serverapp.strategy import FedAvg, FedXgbBagging
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from flwr_robust import Outcome, UntrainedError
+from flwr_robust import ConfigurationError, Outcome, UntrainedError
 from flwr_robust.audit import Quarantined, ReplyAdmitted, RunEnded, read_log
 from flwr_robust.audit.history import clients
-from flwr_robust.flower import Audit, Guarded, Krum, Median, Reason, TrimmedMean
+from flwr_robust.flower import Audit, Guarded, Krum, Median, Reason, TrimmedMean, run_in_process, serve
 from flwr_robust.flower.metrics import robust_metrics, trimmed_metrics
 from tests.flower_helpers import FIRST, client_app, content, drive, in_vain, sends
 from tests.guard_helpers import SILENT
@@ -305,3 +311,50 @@ def test_a_pattern_that_matches_nothing_is_told_before_round_1():
     (told,) = [line for line in lines if "no array of the model" in line]
     assert "*/moving_mean" in told
     assert lines.index(told) < next(at for at, line in enumerate(lines) if "Sampled" in line)
+
+
+# -- apps of another kind ----------------------------------------------------------------------------
+
+
+def test_a_legacy_server_app_is_told_the_way():
+    server = ServerApp(
+        server_fn=lambda context: ServerAppComponents(strategy=Median(), config=ServerConfig(num_rounds=1))
+    )
+    with pytest.raises(ConfigurationError, match=r"^Median: ServerApp\(server_fn=\.\.\.\) .* write a function main"):
+        run_in_process(server, sends([STEP] * 3), 3)
+    with pytest.raises(ConfigurationError, match=r"got FedAvg of flwr\.server\.strategy: take that of flwr\.serverapp"):
+        Guarded(LegacyFedAvg())
+
+
+@pytest.mark.parametrize("make", [lambda **o: Median(**SILENT, **o), lambda **o: Guarded(FedXgbBagging(**SILENT), **o)])
+@pytest.mark.parametrize("trees", [b"", b'{"learner": {}}'])
+def test_trees_are_told_the_way(make, trees):
+    model = {"0": np.frombuffer(trees, np.uint8)}
+    with pytest.raises(ConfigurationError, match=r"got none but bytes: .* FedXgbBagging adds them up without a guard"):
+        drive(make(), sends([model] * 3), model, 3)
+
+
+class Legacy(NumPyClient):
+    def fit(self, parameters, config):
+        return [each + 1 for each in parameters], 10, {}
+
+
+@pytest.mark.parametrize(
+    ("app", "way"),
+    [
+        (
+            ClientApp(client_fn=lambda context: Legacy().to_client()),
+            r"flower\.serve in place of ClientApp",
+        ),
+        (serve(lambda context: Legacy(), mods=[fixedclipping_mod]), r"take mods from flwr\.clientapp\.mod"),
+        (serve(lambda context: Legacy(), mods=[secaggplus_mod]), "leave its mod out of the ClientApp"),
+    ],
+    ids=["client_fn", "legacy mod", "SecAgg+"],
+)
+def test_a_legacy_client_app_is_told_the_way(app, way):
+    strategy = Median(**SILENT)
+    in_vain(strategy, app, NARROW, 3)
+    assert re.search(way, strategy.history[0].sentence)
+    # The same client behind serve() trains.
+    found, _ = drive(Median(**SILENT), serve(lambda context: Legacy()), NARROW, 3)
+    assert found["w"].tolist() == [1.0] * 3

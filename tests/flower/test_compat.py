@@ -287,3 +287,18 @@ def test_nodes_are_registered_if_every_one_has_an_account_as_its_owner():
         assert _compat.registered_nodes(Nodes(unknown)) is None
     assert _compat.registered_nodes(Nodes(None)) is None  # get_nodes raises
     assert _compat.registered_nodes(InProcessGrid(ClientApp(), 2)) is None
+
+
+def test_legacy_strategies_are_known_by_their_place():
+    from flwr.server.strategy import FedAvg as LegacyFedAvg
+    from flwr.serverapp.strategy import FedAvg
+
+    class Own(LegacyFedAvg):
+        pass
+
+    assert [_compat.is_legacy(each) for each in (LegacyFedAvg(), Own(), FedAvg(), object())] == [
+        True,
+        True,
+        False,
+        False,
+    ]
