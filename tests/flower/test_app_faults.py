@@ -14,13 +14,21 @@ def all_of(reason, nodes=ASKED):
     return [Refusal(node, reason, "what was found") for node in nodes]
 
 
-@pytest.mark.parametrize("reason", [each for each in Reason if each not in (Reason.NOT_ASKED, Reason.DUPLICATE)])
+NOBODYS = (Reason.NOT_ASKED, Reason.DUPLICATE, Reason.BANNED)
+
+
+@pytest.mark.parametrize("reason", [each for each in Reason if each not in NOBODYS])
 def test_every_reason_has_its_remedy(reason):
     told = app_fault(ASKED, all_of(reason))
     assert told.startswith("all 6 nodes that answered were refused for one reason")
     assert f"{reason.value} (what was found); " in told
     assert len(told.rpartition("; ")[2]) > 20
     assert "\n" not in told
+
+
+@pytest.mark.parametrize("reason", NOBODYS)
+def test_what_says_nothing_of_the_app(reason):
+    assert app_fault(ASKED, all_of(reason)) == ""
 
 
 def test_one_other_answer_is_enough_to_doubt():
