@@ -245,7 +245,9 @@ class RunConfig:
     """
 
     task: str = _key(
-        "digits", "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, or the path of an .npz."
+        "digits",
+        "``digits``, ``mnist``, ``emnist``, ``fashion_mnist``, ``cifar10``, the path of an .npz, or a function of your "
+        "own as ``module:function`` or ``path/file.py:function``; see own-data.md.",
     )
     data: str = _key("", "Folder of the data; if empty, FLWR_ROBUST_DATA, or ./data if that is not set.", place=True)
     model: str = _key(
@@ -253,7 +255,11 @@ class RunConfig:
         "``softmax``, ``mlp``, ``cnn``, ``small_cnn``, or a function of your own as ``module:function`` or "
         "``path/file.py:function``; see own-models.md.",
     )
-    partition: str = _key("iid", "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``.")
+    partition: str = _key(
+        "iid",
+        "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``, ``sizes(shares=[5, 1])``, or "
+        "``natural``.",
+    )
     clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
     defence: str = _key("mean()", "Defence string, with the declared f: the number of attackers it is made for.")
     attack: str = _key(
@@ -668,7 +674,9 @@ class RunConfig:
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:
         """The indices of every client's training samples, in ascending order."""
-        samples = partitions.parse(self.partition)(self.data_set.y_train.numpy(), self.clients, self.seed)
+        labels, owners = self.data_set.y_train.numpy(), self.data_set.owners
+        partition = partitions.parse(self.partition)
+        samples = partition(labels, self.clients, self.seed, None if owners is None else owners.numpy())
         if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
             raise ConfigurationError(
                 f"{_OWNER}: partition={self.partition!r} leaves clients {empty} without samples; take fewer "

@@ -168,6 +168,7 @@ def document(
     spans = [after - before for before, after in itertools.pairwise(ends)]
     return {
         "model_sha256": model_sha256(model),
+        **({"data_sha256": config.data_set.digest} if config.data_set.digest else {}),
         "curve": [{"round": at, **metrics} for at, metrics in sorted(curve.items())],
         "mean_weights": weights.tolist(),
         "attackers_weight": statistics.fmean(shares) if shares else 0.0,

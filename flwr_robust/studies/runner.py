@@ -25,6 +25,7 @@ from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies.study import Cell, Study
 from flwr_robust.studies.workers import side_by_side
+from flwr_robust.tasks import content_digest
 
 __all__ = [
     "ENGINES",
@@ -382,4 +383,9 @@ def _read(path: Path, cell: Cell) -> dict[str, Any]:
         raise FlwrRobustError(f"result {path} cannot be read; delete it and run the study again")
     if key := cell.differs(document["config"]):
         raise FlwrRobustError(f"result {path} is of another {key}; delete it and run the study again")
+    there = content_digest(cell.config.task, cell.config.data or None)
+    if there and document.get("data_sha256", there) != there:
+        raise FlwrRobustError(
+            f"result {path} is of other data than {cell.config.task} holds now; delete it and run the study again"
+        )
     return document

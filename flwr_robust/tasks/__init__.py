@@ -1,6 +1,6 @@
 """What is learnt: data sets, models, and the training steps of a client."""
 
-from flwr_robust.tasks.data import TASKS, Task, load_task
+from flwr_robust.tasks.data import TASKS, DataWarning, Task, content_digest, load_task, task_of
 from flwr_robust.tasks.grouped import Grouped
 from flwr_robust.tasks.learner import Learner, descend
 from flwr_robust.tasks.models import MODELS, build_model, check_model_name, model_outline
@@ -10,6 +10,7 @@ from flwr_robust.tasks.tail import Tail
 __all__ = [
     "MODELS",
     "TASKS",
+    "DataWarning",
     "Grouped",
     "Learner",
     "Split",
@@ -17,8 +18,10 @@ __all__ = [
     "Task",
     "build_model",
     "check_model_name",
+    "content_digest",
     "descend",
     "load_task",
     "model_outline",
     "split_arrays",
+    "task_of",
 ]

@@ -1,4 +1,4 @@
-"""Data sets by name: an embedded one, torchvision's, and any .npz file.
+"""Data sets by name: an embedded one, torchvision's, any .npz file, and a user's own function.
 
 Inputs stay in the type they are stored in (images: uint8) and are scaled when a batch is taken, so that a process holds
 one small copy.
@@ -6,9 +6,11 @@ one small copy.
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -19,12 +21,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.core.spec import entry_points
-from flwr_robust.errors import ConfigurationError, DataUnavailableError, UnknownNameError, extra
+from flwr_robust.core.spec import entry_points, load_function
+from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError, extra
+from flwr_robust.files import file_sha256
 
-__all__ = ["TASKS", "Task", "data_folder", "load_task"]
+__all__ = ["TASKS", "DataWarning", "Task", "content_digest", "data_folder", "load_task", "task_of"]
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
+_OWNERS = "owners_train"
+_CHANNELS = (1, 3, 4)  # of an image: grey, colours, colours with transparency
+_USUAL = 100.0  # inputs beyond it were hardly scaled
+
+
+class DataWarning(UserWarning):
+    """Warns of data that can be read, but that were probably meant otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +53,12 @@ class Task:
         K.
     scale, shift : float
         A model sees ``x * scale + shift``.
+    owners : Tensor (N,) of int64, optional
+        Who every training sample came from, 0 .. owners - 1, if the data say so; for the partition ``natural``.
+    labels : tuple of str
+        The names of the classes, if the data name them.
+    digest : str
+        SHA-256 of the file that the data came from; empty if they did not come from one file.
     """
 
     name: str
@@ -53,6 +69,9 @@ class Task:
     classes: int
     scale: float = 1.0
     shift: float = 0.0
+    owners: Tensor | None = None
+    labels: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,7 +162,7 @@ def _images(name: str, x_train: object, labels_train: object, x_test: object, la
 def _from_npz(path: Path, name: str) -> Task:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS if key in file}
+            arrays = {key: file[key] for key in (*_KEYS, _OWNERS) if key in file}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
             f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
@@ -151,37 +170,183 @@ def _from_npz(path: Path, name: str) -> Task:
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise DataUnavailableError(f"task {path} lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}")
-    x_train, y_train = _checked(path, "train", arrays["x_train"], arrays["y_train"])
-    x_test, y_test = _checked(path, "test", arrays["x_test"], arrays["y_test"])
+    return _task(str(path), name, arrays, file_sha256(path))
+
+
+def task_of(
+    name: str,
+    x_train: NDArray[Any],
+    y_train: NDArray[Any],
+    x_test: NDArray[Any],
+    y_test: NDArray[Any],
+    owners: NDArray[Any] | None = None,
+) -> Task:
+    """Make a task from arrays.
+
+    Parameters
+    ----------
+    name : str
+        What errors and results call it.
+    x_train, x_test : array (N, ...)
+        Inputs. uint8 is taken for images, with channels first or last, and scaled to [-1, 1]. Other numbers stay as
+        they are.
+    y_train, y_test : array (N,)
+        Labels: 0 .. K - 1, or texts, which are numbered in alphabetical order. Every test label is in training.
+    owners : array (N,), optional
+        Who every training sample came from, as numbers or texts; for the partition ``natural``.
+
+    Raises
+    ------
+    ConfigurationError
+        If an array is empty, of another shape or type, or not finite, or if labels are one-hot or have gaps.
+
+    Examples
+    --------
+    >>> task = task_of("two", np.zeros((4, 3)), np.array(["b", "a", "b", "a"]), np.ones((1, 3)), np.array(["a"]))
+    >>> task.labels, task.y_train.tolist()
+    (('a', 'b'), [1, 0, 1, 0])
+    """
+    arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+    if owners is not None:
+        arrays[_OWNERS] = owners
+    return _task(name, name, {key: np.asarray(array) for key, array in arrays.items()})
+
+
+def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = "") -> Task:
+    """Return a task from its arrays; ``where`` is what errors call them."""
+    x_train, x_test = (_inputs(where, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise ConfigurationError(
-            f"task {path}: x_train and x_test must hold inputs of one shape and type; got "
+            f"task {where}: x_train and x_test must hold inputs of one shape and type; got "
             f"{tuple(x_train.shape[1:])} {x_train.dtype} and {tuple(x_test.shape[1:])} {x_test.dtype}"
         )
-    classes = int(max(y_train.max(), y_test.max())) + 1
+    y_train, y_test, labels = _labels(where, arrays["y_train"], arrays["y_test"])
     scale, shift = (1 / 127.5, -1.0) if x_train.dtype == torch.uint8 else (1.0, 0.0)
-    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift)
+    if x_train.dtype != torch.uint8:
+        smallest, largest = (float(end) for end in x_train.aminmax())
+        if max(-smallest, largest) > _USUAL:
+            warnings.warn(
+                f"task {where}: x_train reaches from {smallest:g} to {largest:g}, and is not scaled, because it is "
+                f"{x_train.dtype}; scale it to about [-1, 1], or store images as uint8",
+                DataWarning,
+                stacklevel=4,
+            )
+    owners = _owners(where, arrays[_OWNERS], len(y_train)) if _OWNERS in arrays else None
+    classes = int(y_train.max()) + 1
+    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift, owners, labels, digest)
 
 
-def _checked(path: Path, part: str, x: NDArray[Any], y: NDArray[Any]) -> tuple[Tensor, Tensor]:
-    """Return inputs (images with channels first) and labels; refuse arrays that are not usable for training."""
-    y = y.reshape(-1)
-    if x.ndim < 2 or len(x) != len(y) or len(y) == 0:
+def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> Tensor:
+    """Return inputs, images with channels first; refuse arrays that are not usable for training."""
+    if len(np.atleast_1d(x)) == 0 or len(np.atleast_1d(y)) == 0:
+        raise ConfigurationError(f"task {where}: x_{part} and y_{part} must hold samples; they are empty")
+    if y.ndim == 2 and y.shape[1] > 1:
         raise ConfigurationError(
-            f"task {path}: x_{part} and y_{part} must have the same number of rows; got shapes {x.shape} and {y.shape}"
+            f"task {where}: y_{part} must hold one label per sample; got shape {y.shape}: if it is one-hot, pass "
+            f"y.argmax(1)"
+        )
+    if x.ndim < 2 or len(x) != y.size:
+        raise ConfigurationError(
+            f"task {where}: x_{part} and y_{part} must have the same number of rows; got shapes {x.shape} and {y.shape}"
         )
     if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
-        raise ConfigurationError(f"task {path}: x_{part} must hold real numbers; got {x.dtype}")
+        raise ConfigurationError(f"task {where}: x_{part} must hold real numbers; got {x.dtype}")
     if not np.isfinite(x).all():
-        raise ConfigurationError(f"task {path}: x_{part} must be finite; it holds NaN or Inf")
-    if y.dtype.kind not in "uif" or not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0:
-        raise ConfigurationError(f"task {path}: y_{part} must hold class numbers 0, 1, ...; got {y.dtype} {y[:5]}")
+        raise ConfigurationError(f"task {where}: x_{part} must be finite; it holds NaN or Inf")
     inputs = torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C"))
     if inputs.dtype == torch.uint8 and inputs.dim() == 3:
-        inputs = inputs[:, None]
-    elif inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[-1] in (1, 3):
-        inputs = inputs.permute(0, 3, 1, 2).contiguous()
-    return inputs, torch.from_numpy(y.astype(np.int64))
+        return inputs[:, None]
+    if inputs.dtype == torch.uint8 and inputs.dim() == 4:
+        if inputs.shape[-1] in _CHANNELS:
+            return inputs.permute(0, 3, 1, 2).contiguous()
+        if inputs.shape[1] not in _CHANNELS:
+            raise ConfigurationError(
+                f"task {where}: images in x_{part} must have 1, 3 or 4 channels, first or last; got shape {x.shape}: "
+                f"pass other inputs as floats"
+            )
+    return inputs
+
+
+def _labels(where: str, y_train: NDArray[Any], y_test: NDArray[Any]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Return the labels of both parts as class numbers, and the names of the classes if they are texts."""
+    y_train, y_test = y_train.reshape(-1), y_test.reshape(-1)
+    names: tuple[str, ...] = ()
+    if y_train.dtype.kind == y_test.dtype.kind == "U":
+        known = np.unique(y_train)
+        _check_known(where, set(y_test.tolist()) - set(known.tolist()))
+        names = tuple(known.tolist())
+        y_train, y_test = np.searchsorted(known, y_train), np.searchsorted(known, y_test)
+    for part, y in (("train", y_train), ("test", y_test)):
+        if y.dtype.kind not in "uif" or not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0:
+            raise ConfigurationError(
+                f"task {where}: y_{part} must hold class numbers 0, 1, ..., or texts in both parts; got {y.dtype} "
+                f"{y[:5]}"
+            )
+    held = np.unique(y_train)
+    if held[-1] != len(held) - 1:
+        raise ConfigurationError(
+            f"task {where}: y_train must hold all class numbers from 0 to the largest; got {len(held)} classes up to "
+            f"{int(held[-1])}: number them anew, for example by numpy.unique(y, return_inverse=True)"
+        )
+    _check_known(where, {int(label) for label in np.unique(y_test) if label > held[-1]})
+    return torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(y_test.astype(np.int64)), names
+
+
+def _check_known(where: str, unknown: set[Any]) -> None:
+    if unknown:
+        shown = ", ".join(map(str, sorted(unknown)[:3]))
+        raise ConfigurationError(
+            f"task {where}: every label in y_test must be in y_train; got {shown} in y_test alone: leave out these "
+            f"samples, or add some of them to training"
+        )
+
+
+def _owners(where: str, owners: NDArray[Any], samples: int) -> Tensor:
+    """Return the owner of every training sample, numbered from 0."""
+    if owners.shape != (samples,) or owners.dtype.kind not in "uiU":
+        raise ConfigurationError(
+            f"task {where}: {_OWNERS} must hold the number or name of one owner per training sample, {samples} in all; "
+            f"got {owners.dtype} of shape {owners.shape}"
+        )
+    return torch.from_numpy(np.unique(owners, return_inverse=True)[1].astype(np.int64))
+
+
+def _of_a_user(name: str, found: Any) -> Task:
+    """Return the task that a user's function made: a `Task`, or two torch data sets, of training and of test."""
+    if isinstance(found, Task):
+        for part, x, y in (("train", found.x_train, found.y_train), ("test", found.x_test, found.y_test)):
+            _inputs(name, part, x.numpy(), y.numpy())
+            if y.dim() != 1 or y.dtype != torch.int64:
+                raise ConfigurationError(
+                    f"task {name}: y_{part} must be a tensor (N,) of int64; got {y.dtype} of shape {tuple(y.shape)}"
+                )
+        numbers, _, _ = _labels(name, found.y_train.numpy(), found.y_test.numpy())
+        if found.classes != int(numbers.max()) + 1:
+            raise ConfigurationError(
+                f"task {name}: classes must be the number of classes in y_train, {int(numbers.max()) + 1}; "
+                f"got classes={found.classes}"
+            )
+        return found
+    if isinstance(found, Sequence) and len(found) == 2 and all(hasattr(each, "__getitem__") for each in found):
+        (x_train, y_train), (x_test, y_test) = (_gathered(name, each) for each in found)
+        return task_of(name, x_train, y_train, x_test, y_test)
+    raise ConfigurationError(
+        f"task {name}: its function must return a Task (flwr_robust.tasks.task_of makes one), or two torch data sets, "
+        f"training and test; got {type(found).__name__}"
+    )
+
+
+def _gathered(name: str, samples: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return all inputs and labels of a torch data set."""
+    try:
+        pairs = [samples[index] for index in range(len(samples))]
+        x = np.stack([np.asarray(x) for x, _ in pairs])
+        return x, np.asarray([np.asarray(y) for _, y in pairs])
+    except Exception as error:  # a data set of the user's may raise anything
+        raise ConfigurationError(
+            f"task {name}: its data set cannot be read as pairs of an input and a label, all inputs of one shape "
+            f"({type(error).__name__}: {error}); correct it"
+        ) from error
 
 
 TASKS: dict[str, Callable[[Path], Task]] = {
@@ -195,16 +360,17 @@ TASKS: dict[str, Callable[[Path], Task]] = {
 
 
 def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
-    """Load a data set by name, once per process.
+    """Load a data set by name, once per process as long as its file stays the same.
 
     Parameters
     ----------
     name : str
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
         or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
-        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test. uint8 inputs are taken for images and
-        scaled to [-1, 1]. An entry point of the group ``flwr_robust.tasks`` names a loader: it takes the data folder
-        and returns a `Task`.
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train, as for
+        `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an entry point of
+        the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data sets of pairs
+        (input, label).
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA or ``./data`` when not given.
 
@@ -214,33 +380,79 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
         If there is no such task.
     DataUnavailableError
         If the data are neither in the folder nor downloadable.
+    ConfigurationError
+        If the data cannot be used as they are.
 
     Examples
     --------
     >>> load_task("digits").x_train.shape
     torch.Size([1442, 1, 8, 8])
     """
-    return _load(str(name), data_folder(folder).absolute())
+    name, where = str(name), data_folder(folder).absolute()
+    path = _file_of(name, where)
+    return _load(name, where, _state_of(path))
+
+
+def content_digest(name: str, folder: str | os.PathLike[str] | None = None) -> str:
+    """Return the SHA-256 of the .npz file that holds a task; empty if it has none."""
+    path = _file_of(str(name), data_folder(folder).absolute())
+    return "" if path is None or (state := _state_of(path)) is None else _digest(path, state)
+
+
+def _file_of(name: str, folder: Path) -> Path | None:
+    """Return the .npz file that a name means; None if it means none."""
+    if not name.endswith(".npz"):
+        return None
+    return Path(name).absolute() if Path(name).is_absolute() or Path(name).is_file() else folder / name
+
+
+State = tuple[int, int, int]
+
+
+def _state_of(path: Path | None) -> State | None:
+    """Return what changes when a file is written anew; None if there is no file."""
+    try:
+        found = None if path is None else path.stat()
+    except OSError:
+        return None
+    return found and (found.st_mtime_ns, found.st_size, found.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _digest(path: Path, state: State) -> str:
+    return file_sha256(path)
 
 
 @lru_cache(maxsize=4)
-def _load(name: str, folder: Path) -> Task:
-    if name.endswith(".npz"):
-        path = Path(name) if Path(name).is_absolute() or Path(name).is_file() else folder / name
+def _load(name: str, folder: Path, state: State | None) -> Task:
+    path = _file_of(name, folder)
+    if path is not None:
         if not path.is_file():
             raise DataUnavailableError(
                 f"task {name} is not a file; give the path of an .npz with {', '.join(_KEYS)}, or put it into {folder}"
             )
         return _from_npz(path, name)
+    if ":" in name:
+        return _called(name, load_function(name, "task"), folder)
     others = entry_points("flwr_robust.tasks")
     if taken := others.keys() & TASKS.keys():
         raise ConfigurationError(
             f"task '{min(taken)}' is registered twice: by flwr_robust and by an entry point; rename one"
         )
-    loaders = {**others, **TASKS}
-    if name not in loaders:
-        raise UnknownNameError("task", name, [*loaders, "<path>.npz"])
-    task = loaders[name](folder)
-    if not isinstance(task, Task):
-        raise ConfigurationError(f"task {name}: its loader must return a Task; got {type(task).__name__}")
-    return task
+    if name in others:
+        return _called(name, others[name], folder)
+    if name not in TASKS:
+        raise UnknownNameError("task", name, [*others, *TASKS, "<path>.npz", "<module>:<function>"])
+    return TASKS[name](folder)
+
+
+def _called(name: str, make: Callable[[Path], Any], folder: Path) -> Task:
+    try:
+        found = make(folder)
+    except FlwrRobustError:
+        raise
+    except Exception as error:  # a function of the user's may raise anything
+        raise DataUnavailableError(
+            f"task {name}: its function fails ({type(error).__name__}: {error}); correct it"
+        ) from error
+    return dataclasses.replace(_of_a_user(name, found), name=name)

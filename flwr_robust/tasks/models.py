@@ -90,7 +90,8 @@ def _maker(name: str) -> Maker:
     makers = {**others, **MODELS}
     if name not in makers:
         raise UnknownNameError("model", name, [*makers, "<module>:<function>"])
-    return makers[name]
+    maker: Maker = makers[name]
+    return maker
 
 
 def check_model_name(name: str) -> None:

@@ -16,12 +16,23 @@ from typing import Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from flwr_robust.core.fields import Flag, Integer, Number
+from flwr_robust.core.fields import Flag, Integer, ListOf, Number
 from flwr_robust.core.spec import Component, Registry
 from flwr_robust.errors import ConfigurationError, check_integer
 from flwr_robust.seeds import numpy_generator
 
-__all__ = ["ByLabel", "Dirichlet", "Iid", "KClasses", "Partition", "Shards", "label_distances", "partitions"]
+__all__ = [
+    "ByLabel",
+    "Dirichlet",
+    "Iid",
+    "KClasses",
+    "Natural",
+    "Partition",
+    "Shards",
+    "Sizes",
+    "label_distances",
+    "partitions",
+]
 
 Indices = NDArray[np.int64]
 
@@ -34,7 +45,9 @@ partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.parti
 class Partition(Component, ABC):
     """A way to spread samples over clients."""
 
-    def __call__(self, labels: NDArray[np.integer], clients: int, seed: int) -> list[Indices]:
+    def __call__(
+        self, labels: NDArray[np.integer], clients: int, seed: int, owners: NDArray[np.integer] | None = None
+    ) -> list[Indices]:
         """Split samples.
 
         Parameters
@@ -45,6 +58,8 @@ class Partition(Component, ABC):
             Number of parts; at least 1, at most N.
         seed : int
             The run's seed.
+        owners : array (N,) of int, optional
+            Who every sample came from, 0 .. owners - 1; only `Natural` reads it.
 
         Returns
         -------
@@ -66,11 +81,22 @@ class Partition(Component, ABC):
             )
         fields = [float(v) if isinstance(v, int | float) else v for v in self.drawn_from()]
         generator = numpy_generator(seed, "partition", self.name, repr(fields), clients)
-        return [np.sort(part).astype(np.int64) for part in self.split(labels, clients, generator)]
+        parts = self.split_owned(labels, owners, clients, generator)
+        return [np.sort(part).astype(np.int64) for part in parts]
 
     def drawn_from(self) -> tuple[object, ...]:
         """Return the fields on which the draw depends."""
         return dataclasses.astuple(self)
+
+    def split_owned(
+        self,
+        labels: NDArray[np.integer],
+        owners: NDArray[np.integer] | None,
+        clients: int,
+        generator: np.random.Generator,
+    ) -> list[Indices]:
+        """Return the parts; a partition that follows the owners overrides this instead of `split`."""
+        return self.split(labels, clients, generator)
 
     @abstractmethod
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
@@ -257,6 +283,77 @@ class Shards(Partition):
         shards = np.array_split(order[np.argsort(labels[order], kind="stable")], count)
         dealt = generator.permutation(count).reshape(clients, self.per_client)
         return [np.concatenate([shards[s] for s in hand]) for hand in dealt]
+
+
+@partitions.register("sizes")
+@dataclass(frozen=True)
+class Sizes(Partition):
+    """Shuffled samples in parts of given sizes, as hospitals have them.
+
+    No client is empty: each gets at least one sample.
+
+    Attributes
+    ----------
+    shares : sequence of float
+        The size of every client, in any unit; each > 0. There are as many as clients.
+    """
+
+    shares: Annotated[Sequence[float], ListOf(Number(above=0))]
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Shuffle, and cut at the sums of the shares."""
+        if len(self.shares) != clients:
+            raise ConfigurationError(
+                f"sizes: shares must hold one number per client; got {len(self.shares)} shares for clients={clients}"
+            )
+        sizes = _apportioned(np.asarray(self.shares, dtype=np.float64), len(labels))
+        return np.split(generator.permutation(len(labels)), np.cumsum(sizes)[:-1])
+
+
+def _apportioned(shares: NDArray[np.float64], samples: int) -> NDArray[np.int64]:
+    """Return whole numbers >= 1 that add up to ``samples``, in proportion to shares, by largest remainders."""
+    wanted = shares / shares.sum() * (samples - len(shares))
+    sizes = np.floor(wanted).astype(np.int64)
+    largest = np.argsort(sizes - wanted, kind="stable")[: samples - len(shares) - int(sizes.sum())]
+    sizes[largest] += 1
+    return np.asarray(sizes + 1)
+
+
+@partitions.register("natural")
+@dataclass(frozen=True)
+class Natural(Partition):
+    """Each client holds what its owners wrote, measured or said, as the data tell (``owners_train``).
+
+    With as many owners as clients, owner i is client i. With more, whole owners are dealt to clients in turn, in a
+    random order. No client is empty.
+    """
+
+    def split_owned(
+        self,
+        labels: NDArray[np.integer],
+        owners: NDArray[np.integer] | None,
+        clients: int,
+        generator: np.random.Generator,
+    ) -> list[Indices]:
+        """Deal the owners."""
+        if owners is None:
+            raise ConfigurationError(
+                "natural: the task must say who its training samples came from; got none: store owners_train in the "
+                ".npz, or give owners to task_of"
+            )
+        count = int(owners.max()) + 1
+        if clients > count:
+            raise ConfigurationError(
+                f"natural: clients must be at most the number of owners, {count}; got clients={clients}"
+            )
+        order = np.arange(count) if clients == count else generator.permutation(count)
+        place = np.empty(count, np.int64)
+        place[order] = np.arange(count) % clients
+        return [np.flatnonzero(place[owners] == client) for client in range(clients)]
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Raise: without owners there is nothing to follow."""
+        return self.split_owned(labels, None, clients, generator)
 
 
 def label_distances(labels: NDArray[np.integer], parts: Sequence[Indices]) -> NDArray[np.float64]:

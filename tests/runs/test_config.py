@@ -352,7 +352,7 @@ ASK_FOR_A_GRANT = ("knowledge", "known")  # checked before round 1, see `WRONG`
 OF_SPEED = ("threads",)
 OF_THE_APPS = {
     "quarantine-after": (1, {"attack": "nan()", "attackers": 1}),
-    "on-infeasible": ("stop", {"attack": "crash()", "attackers": 5}),
+    "on-infeasible": ("stop", {"attack": "crash()", "attackers": 5, "attack_start": 2}),
 }
 
 

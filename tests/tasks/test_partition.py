@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 from flwr_robust import ConfigurationError
 from flwr_robust.tasks import partition as partition_module
-from flwr_robust.tasks.partition import ByLabel, Dirichlet, Iid, KClasses, Shards, label_distances, partitions
+from flwr_robust.tasks.partition import (
+    ByLabel,
+    Dirichlet,
+    Iid,
+    KClasses,
+    Natural,
+    Shards,
+    Sizes,
+    label_distances,
+    partitions,
+)
 
 ALL = ["iid", "dirichlet(beta=1.0)", "dirichlet(beta=1.0, balanced=True)", "by_label", "k_classes(k=3)", "shards"]
 DRAWN = [text for text in ALL if text != "by_label"]
@@ -404,3 +414,46 @@ def test_label_distances_tell_partitions_apart():
     )
     assert far == pytest.approx(0.9)
     assert far > near > 2 * same > 0
+
+
+# -- sizes and owners ----------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=20), st.integers(0, 400), st.integers(0, 9))
+def test_sizes_are_in_proportion(shares, more, seed):
+    samples = len(shares) + more
+    parts = Sizes(shares=shares)(np.zeros(samples, int), len(shares), seed)
+    assert_split(parts, samples, len(shares))
+    sizes, wanted = np.array([len(part) for part in parts]), np.array(shares) / sum(shares)
+    assert sizes.min() >= 1
+    # One sample each, and the others in proportion, to the nearest whole number below or above.
+    assert np.abs(sizes - 1 - wanted * more).max() < 1 + 1e-9
+
+
+def test_hospitals_have_their_sizes():
+    shares = [0.6, 51.7, 10.2, 37.5]
+    parts = partitions.parse(f"sizes(shares={shares})")(np.zeros(10_000, int), 4, 0)
+    assert [len(part) for part in parts] == [61, 5169, 1021, 3749]
+    with pytest.raises(ConfigurationError, match="one number per client; got 4 shares for clients=5"):
+        Sizes(shares=shares)(np.zeros(10_000, int), 5, 0)
+    with pytest.raises(ConfigurationError, match="shares"):
+        Sizes(shares=[1.0, 0.0])
+
+
+def test_natural_follows_the_owners():
+    owners = np.random.default_rng(0).integers(0, 12, 200)
+    labels = np.zeros(200, int)
+    parts = Natural()(labels, 12, 0, owners)
+    assert all(set(owners[part]) == {client} for client, part in enumerate(parts))
+    fewer = Natural()(labels, 5, 0, owners)
+    assert_split(fewer, 200, 5)
+    held = [set(owners[part].tolist()) for part in fewer]
+    assert sorted(map(len, held)) == [2, 2, 2, 3, 3]
+    assert sum(map(len, held)) == 12  # whole owners
+    assert same(fewer, Natural()(labels, 5, 0, owners))
+    assert not same(fewer, Natural()(labels, 5, 1, owners))
+    with pytest.raises(ConfigurationError, match="at most the number of owners, 12; got clients=13"):
+        Natural()(labels, 13, 0, owners)
+    with pytest.raises(ConfigurationError, match="must say who its training samples came from"):
+        Natural()(labels, 5, 0)

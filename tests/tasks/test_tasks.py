@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,17 @@ import torch
 from torch import nn
 
 from flwr_robust import ConfigurationError, DataUnavailableError, UnknownNameError
-from flwr_robust.tasks import MODELS, TASKS, Learner, Task, build_model, load_task
+from flwr_robust.core import spec
+from flwr_robust.tasks import (
+    MODELS,
+    TASKS,
+    DataWarning,
+    Learner,
+    Task,
+    build_model,
+    content_digest,
+    load_task,
+)
 from flwr_robust.tasks.data import data_folder
 
 # -- digits --------------------------------------------------------------------------------------
@@ -103,7 +115,14 @@ def pictures(n, *shape, seed=0):
 
 @pytest.mark.parametrize(
     ("stored", "shape"),
-    [((6, 7, 3), (3, 6, 7)), ((6, 7, 1), (1, 6, 7)), ((6, 7), (1, 6, 7)), ((3, 6, 7), (3, 6, 7)), ((5,), (5,))],
+    [
+        ((6, 7, 3), (3, 6, 7)),
+        ((6, 7, 4), (4, 6, 7)),
+        ((6, 7, 1), (1, 6, 7)),
+        ((6, 7), (1, 6, 7)),
+        ((3, 6, 7), (3, 6, 7)),
+        ((5,), (5,)),
+    ],
 )
 def test_image_npz(npz, stored, shape):
     x_train, x_test = pictures(12, *stored), pictures(6, *stored, seed=1)
@@ -111,7 +130,7 @@ def test_image_npz(npz, stored, shape):
     task = load_task(npz(x_train=x_train, x_test=x_test))
     assert task.shape == shape
     assert tuple(task.x_test.shape[1:]) == shape
-    expected = x_train.transpose(0, 3, 1, 2) if stored[-1] in (1, 3) else x_train.reshape(12, *shape)
+    expected = x_train.transpose(0, 3, 1, 2) if stored[-1] in (1, 3, 4) else x_train.reshape(12, *shape)
     np.testing.assert_array_equal(task.x_train, expected)
     seen = task.inputs(task.x_train)
     assert (float(seen.min()), float(seen.max())) == (-1, 1)
@@ -127,10 +146,10 @@ def test_numbers_of_the_other_byte_order(npz):
 
 
 def test_labels_of_other_types_and_shapes(npz):
-    task = load_task(npz(y_train=(np.arange(12) % 4).astype(np.float64)[:, None], y_test=np.full(6, 4, np.uint8)))
+    task = load_task(npz(y_train=(np.arange(12) % 4).astype(np.float64)[:, None], y_test=np.full(6, 3, np.uint8)))
     assert task.y_train.shape == (12,)
-    assert task.y_train.dtype == torch.int64
-    assert task.classes == 5  # the largest label is a test one
+    assert task.y_train.dtype == task.y_test.dtype == torch.int64
+    assert task.classes == 4
 
 
 @pytest.mark.parametrize("key", ["x_train", "y_train", "x_test", "y_test"])
@@ -150,12 +169,32 @@ with_nan[3, 2] = np.nan
         ({"x_test": np.zeros((5, 5))}, "x_test and y_test must have the same number of rows; got shapes"),
         ({"x_test": with_nan}, "x_test must be finite"),
         ({"x_train": np.full((12, 5), np.inf)}, "x_train must be finite"),
-        ({"y_train": np.arange(12) % 3 - 1}, "y_train must hold class numbers 0, 1, ...; got int64"),
+        (
+            {"y_train": np.arange(12) % 3 - 1},
+            "y_train must hold class numbers 0, 1, ..., or texts .*; got int64",
+        ),
         ({"y_test": np.linspace(0, 1, 6)}, "y_test must hold class numbers"),
         ({"x_train": np.zeros((12, 5), complex)}, "x_train must hold real numbers; got complex128"),
         ({"x_train": np.full((12, 5), "a")}, "x_train must hold real numbers"),
         ({"x_train": np.zeros((12, 5), bool)}, "x_train must hold real numbers; got bool"),
         ({"x_test": np.zeros((6, 4), np.float32)}, "x_train and x_test must hold inputs of one shape"),
+        # What was misread without a word before:
+        ({"y_train": np.eye(3)[np.arange(12) % 3]}, r"got shape \(12, 3\): if it is one-hot, pass y.argmax\(1\)"),
+        (
+            {"y_train": np.arange(12) % 2 * 1000, "y_test": np.zeros(6, int)},
+            "got 2 classes up to 1000: number",
+        ),
+        ({"y_test": np.arange(6)}, "every label in y_test must be in y_train; got 3, 4, 5 in y_test alone"),
+        ({"y_train": np.array(["a", "b"] * 6), "y_test": np.array(["a", "c"] * 3)}, "got c in y_test alone"),
+        (
+            {"x_train": np.zeros((0, 5)), "y_train": np.zeros(0)},
+            "must hold samples; they are empty",
+        ),
+        ({"x_train": pictures(12, 8, 8, 2)}, r"must have 1, 3 or 4 channels, first or last; got shape \(12, 8, 8, 2\)"),
+        (
+            {"owners_train": np.arange(11)},
+            "owners_train must hold .* one owner per training sample, 12",
+        ),
     ],
 )
 def test_wrong_npz_contents_are_refused(npz, changes, words):
@@ -221,6 +260,136 @@ def test_data_folder(monkeypatch):
     monkeypatch.setenv("FLWR_ROBUST_DATA", "elsewhere")
     assert str(data_folder()) == "elsewhere"
     assert str(data_folder("here")) == "here"  # the option comes first
+
+
+def test_a_file_written_anew_is_read_anew(npz):
+    first = load_task(npz())
+    assert load_task(first.name) is first
+    second = load_task(npz(y_train=(np.arange(12) + 1) % 3))
+    assert second.y_train.tolist() == [1, 2, 0] * 4
+    assert second.digest == content_digest(second.name) != first.digest
+
+
+def test_texts_are_numbered_in_their_order(npz):
+    task = load_task(npz(y_train=np.array(["yes", "no", "so"] * 4), y_test=np.array(["so"] * 6)))
+    assert task.labels == ("no", "so", "yes")
+    assert task.y_train.tolist() == [2, 0, 1] * 4
+    assert (task.y_test.tolist(), task.classes) == ([1] * 6, 3)
+
+
+def test_owners_are_numbered(npz):
+    task = load_task(npz(owners_train=np.array(["rome", "oslo", "rome"] * 4)))
+    assert task.owners.tolist() == [1, 0, 1] * 4
+    assert load_task("digits").owners is None
+
+
+@pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (1000.0, True)])
+def test_inputs_that_are_not_scaled_are_named(npz, factor, warned):
+    path = npz(x_train=factor * arrays()["x_train"])
+    if not warned:
+        load_task(path)
+        return
+    with pytest.warns(DataWarning, match=r"x_train reaches from -\d+.* and is not scaled"):
+        load_task(path)
+
+
+OWN = """
+import numpy as np, torch
+from torch.utils.data import Dataset, TensorDataset
+from flwr_robust.tasks import Task, task_of
+rng = np.random.default_rng(0)
+class Listed(Dataset):
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __getitem__(self, index): return torch.full((3, 2), float(index)), index % 2
+def sets(folder): return Listed(8), Listed(4)
+def tensors(folder): return [TensorDataset(torch.zeros(n, 3), torch.arange(n) % 3) for n in (6, 3)]
+def arrays(folder): return task_of("own", rng.random((6, 3)), np.arange(6) % 2, rng.random((2, 3)), np.arange(2))
+def ragged(folder): return [(torch.zeros(2), 0), (torch.zeros(3), 1)], Listed(4)
+def one_hot(folder):
+    x, y = torch.zeros(4, 3), torch.eye(2)[torch.arange(4) % 2]
+    return Task("own", x, y, x, y, 2)
+def gaps(folder):
+    x, y = torch.zeros(4, 3), torch.arange(4) % 2
+    return Task("own", x, y, x, y, 5)
+def raises(folder): raise KeyError("column")
+def nothing(folder): return 7
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """Return how a configuration names a function of a file of tasks."""
+    monkeypatch.setattr(spec.sys, "path", [*spec.sys.path])
+    monkeypatch.delenv(spec.PLUGINS, raising=False)
+    path = tmp_path / f"own_tasks_{abs(hash(tmp_path))}.py"
+    path.write_text(OWN)
+    yield lambda function: f"{path}:{function}"
+    spec.sys.modules.pop(path.stem, None)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape", "classes", "samples"),
+    [("sets", (3, 2), 2, 8), ("tensors", (3,), 3, 6), ("arrays", (3,), 2, 6)],
+)
+def test_a_task_of_ones_own(own, function, shape, classes, samples):
+    task = load_task(own(function))
+    assert (task.name, task.shape, task.classes, len(task.y_train)) == (own(function), shape, classes, samples)
+    if function == "sets":
+        assert task.x_train[5].eq(5).all()
+        assert task.y_train.tolist() == [0, 1] * 4
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("ragged", "cannot be read as pairs of an input and a label, all inputs of one shape"),
+        ("one_hot", "if it is one-hot, pass y.argmax"),
+        ("gaps", "classes must be the number of classes in y_train, 2; got classes=5"),
+        ("nothing", "must return a Task .*; got int"),
+        ("absent", "has no function 'absent'"),
+    ],
+)
+def test_a_task_of_ones_own_that_does_not_fit(own, function, words):
+    with pytest.raises(ConfigurationError, match=words):
+        load_task(own(function))
+
+
+def test_the_page_of_ones_own_data(own, tmp_path):
+    """Its code is a task whose clients are its hospitals, in a run that learns."""
+    from flwr_robust.runs.config import RunConfig
+    from flwr_robust.runs.fast import simulate
+
+    page = (Path(__file__).resolve().parents[2] / "docs" / "own-data.md").read_text()
+    path = Path(own("").rpartition(":")[0])
+    path.write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    config = RunConfig(task=own("patients"), partition="natural", clients=3, rounds=60, evaluate_every=60)
+    assert config.data_set.labels == ("ill", "well")
+    assert [len(part) for part in config.samples] == torch.bincount(config.data_set.owners).tolist()
+    assert simulate(config)["curve"][-1]["accuracy"] > 0.7
+
+
+def test_a_result_names_its_data_and_does_not_go_with_others(npz, tmp_path):
+    from flwr_robust import FlwrRobustError
+    from flwr_robust.studies.runner import read_results, run_study
+    from flwr_robust.studies.study import load_study
+
+    path = npz()
+    study = tmp_path / "own.toml"
+    study.write_text(
+        f'title = "t"\nquestion = "q"\n[config]\ntask = "{path}"\nclients = 2\nrounds = 2\n[axes]\ndefence = ["mean"]\n'
+    )
+    run_study(load_study(str(study)), tmp_path / "out", engine="fast", workers=1)
+    (found,) = read_results(load_study(str(study)), tmp_path / "out")
+    assert found["data_sha256"] == content_digest(path)
+    npz(y_train=(np.arange(12) + 1) % 3)
+    with pytest.raises(FlwrRobustError, match=r"is of other data than .* holds now; delete it"):
+        read_results(load_study(str(study)), tmp_path / "out")
+
+
+def test_a_task_of_ones_own_that_fails(own):
+    with pytest.raises(DataUnavailableError, match=r"its function fails \(KeyError: 'column'\)"):
+        load_task(own("raises"))
 
 
 # -- torchvision's -------------------------------------------------------------------------------
