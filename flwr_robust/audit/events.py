@@ -28,11 +28,13 @@ __all__ = [
     "ClientStatesRestored",
     "Evaluated",
     "Event",
+    "IncidentReported",
     "LogReopened",
     "Measured",
     "Quarantined",
     "RedTeamed",
     "Released",
+    "Replayed",
     "ReplyAbstained",
     "ReplyAdmitted",
     "ReplyRefused",
@@ -437,6 +439,56 @@ class UpdatesDeleted(Event, kind="updates_deleted"):
     rounds: tuple[int, ...] = ()
     nodes: tuple[int, ...] = ()
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class IncidentReported(Event, kind="incident_reported"):
+    """A person has asked what is on record of a client (`flwr_robust.audit.incident`).
+
+    Attributes
+    ----------
+    round, node
+        The round of the question, and the client.
+    rounds : tuple of int
+        The rounds that count in which the client has a part in the model.
+    weight : float
+        The sum of its weights in these rounds.
+    displacement : float, optional
+        How far it moved the model.
+    exact : bool
+        Whether the displacement is that of its updates, and not a bound.
+    """
+
+    round: int
+    node: int
+    rounds: tuple[int, ...]
+    weight: float
+    displacement: float | None
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Replayed(Event, kind="replayed"):
+    """A person has aggregated kept updates again, and compared the models with those on record.
+
+    Attributes
+    ----------
+    round : int
+        The round of the replay.
+    equal, different, missing : tuple of int
+        The rounds whose model is the same to the bit, another one, or could not be made again.
+    without : int, optional
+        The client that was left out in a second replay.
+    distance : float, optional
+        The norm of the difference that the client makes to the changes of the model in these rounds.
+    """
+
+    round: int
+    equal: tuple[int, ...]
+    different: tuple[int, ...]
+    missing: tuple[int, ...]
+    without: int | None = None
+    distance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 from flwr_robust.audit.contents import KeptUpdates, delete_updates, log_file
-from flwr_robust.audit.events import Banned, Released, RoundConfigured, UpdatesDeleted
+from flwr_robust.audit.events import Banned, IncidentReported, Released, Replayed, RoundConfigured, UpdatesDeleted
 from flwr_robust.audit.log import AuditLog, read_log
 from flwr_robust.errors import AuditError, LogInUseError
 from flwr_robust.files import make_folder, read_plain, write_atomically
 
 __all__ = ["Order", "carry_out", "give_order", "pending"]
 
-Order: TypeAlias = Banned | Released | UpdatesDeleted
-"""The events that may be ordered."""
+Order: TypeAlias = Banned | Released | UpdatesDeleted | IncidentReported | Replayed
+"""The events that may be ordered; the last two are only recorded."""
 
-_KINDS = {each.kind: each for each in (Banned, Released, UpdatesDeleted)}
+_KINDS = {each.kind: each for each in (Banned, Released, UpdatesDeleted, IncidentReported, Replayed)}
 _LONGEST = 1 << 16  # bytes of a file
 
 

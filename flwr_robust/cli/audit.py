@@ -27,9 +27,11 @@ __all__ = [
     "card_command",
     "clients_command",
     "key_of",
+    "read_run",
     "rollback_command",
     "show_command",
     "verify_command",
+    "warn_of",
 ]
 
 _HEAD = re.compile(r"[0-9a-f]{64}")
@@ -78,7 +80,7 @@ def key_of(path: Path | None) -> bytes | None:
     return key
 
 
-def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
+def read_run(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
     """Return a log's events and its verdict, also if the log is not intact."""
     from flwr_robust.audit.log import read_log, verify
 
@@ -87,7 +89,7 @@ def _read(path: Path, key_file: Path | None) -> tuple[list[Record], Verdict]:
     return read_log(log) if log.is_file() else [], verdict
 
 
-def _warn(verdict: Verdict) -> None:
+def warn_of(verdict: Verdict) -> None:
     """Print a note if macs were not checked, and exit with status 1 if the log is not intact."""
     from flwr_robust.audit.log import UNCHECKED
 
@@ -196,7 +198,7 @@ def show_command(
     with told():
         from flwr_robust.audit.history import find_client, rounds, visits
 
-        records, verdict = _read(log, key_file)
+        records, verdict = read_run(log, key_file)
         overview = client is None and server_round is None
         node = None if client is None else find_client(records, client)
         found = [
@@ -217,7 +219,7 @@ def show_command(
             _show_visits(console(), found, "" if node is None else f"node {node}")
             if server_round is not None:
                 _show_outcomes(console(), records, server_round)
-    _warn(verdict)
+    warn_of(verdict)
 
 
 def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -> None:
@@ -333,7 +335,7 @@ def clients_command(
 
         if by not in _ORDERS:
             raise ConfigurationError(f"audit clients: --by must be one of {', '.join(_ORDERS)}; got {by}")
-        records, verdict = _read(log, key_file)
+        records, verdict = read_run(log, key_file)
     ranked = sorted(clients(records), key=_ORDERS[by])
     if as_json:
         entries = [
@@ -343,7 +345,7 @@ def clients_command(
         print_json({"intact": verdict.intact, "partitions_are_claims": claimed, "clients": entries})
     else:
         _show_clients(ranked, "claim" if partitions_are_claims(records) else "part.")
-    _warn(verdict)
+    warn_of(verdict)
 
 
 def _show_clients(ranked: Sequence[ClientSummary], place: str) -> None:
@@ -427,7 +429,7 @@ def card_command(
         paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
     for path in paths:
         console().print(as_text(path), soft_wrap=True)
-    _warn(verdict)
+    warn_of(verdict)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -136,7 +136,8 @@ class DeSGD(RobustStrategy):
         config["classes"] = list(self.classes_of(server_round))
         return super().configure_train(server_round, arrays, config, grid)
 
-    def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
+    def expected(self, server_round: int, arrays: ArrayRecord) -> SentModel:
+        """Return what the replies to a round must hold: the model's arrays for some of its classes."""
         return ClassesAsked(arrays, self.classes_of(server_round), self.statistics)
 
     @property

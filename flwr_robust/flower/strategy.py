@@ -296,7 +296,7 @@ class RobustStrategy(Face, FedAvg):
         """
         if self.fraction_train == 0.0 or self._ends_before(server_round):
             return []
-        sent = self._sent(server_round, arrays)
+        sent = self.expected(server_round, arrays)
         if not sent.learnt:
             raise ConfigurationError(
                 "model: it must hold at least one floating-point array beside statistics; got none"
@@ -387,7 +387,7 @@ class RobustStrategy(Face, FedAvg):
             return None
         return self.guard.close_evaluation(judged, self.guard.metrics(judged, self.evaluate_metrics_aggr_fn))
 
-    def _sent(self, server_round: int, arrays: ArrayRecord) -> SentModel:
+    def expected(self, server_round: int, arrays: ArrayRecord) -> SentModel:
         """Return the model of a round together with what its replies must hold."""
         return SentModel(arrays, self.statistics)
 

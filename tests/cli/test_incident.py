@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flwr_robust.audit import AuditLog
+from flwr_robust.audit import AuditLog, CheckpointStore, IncidentReported, Replayed, model_sha256, read_log
+from flwr_robust.audit.contents import update_file
 from flwr_robust.audit.orders import pending
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli.main import app
+from flwr_robust.flower import Audit, Mean
 from tests.audit_runs import NODES, make
+from tests.flower_helpers import FIRST, client_app, content, drive
 
 KEY = b"a key of at least sixteen bytes"
 
@@ -59,3 +64,83 @@ def test_a_command_waits_until_the_run_has_carried_out_the_order(tmp_path):
             ended.set()
             thread.join()
         assert "the run is in progress, and carries out" in call("erase", tmp_path, "--node", NODES[0], "--wait", 0)
+
+
+# -- questions --------------------------------------------------------------------------------------
+
+
+def kept(folder, rounds=3, **options):
+    """A run with kept updates in which client 6 sends far more than the others."""
+
+    def train(partition, model, config, context):
+        draws = np.random.default_rng((config["server-round"], partition))
+        update = draws.standard_normal(5).astype(np.float32) * np.float32(40 if partition == 6 else 1)
+        return content({"w": model["w"] + update}, 10, partition_id=partition)
+
+    audit = Audit(folder, keep_updates=True, keep=None, sync=False)
+    strategy = Mean(audit=audit, fraction_evaluate=0.0, **options)
+    drive(strategy, client_app(train), {"w": np.zeros(5, np.float32)}, 7, rounds)
+    return folder
+
+
+def test_an_incident_is_answered_and_on_record(tmp_path):
+    kept(tmp_path)
+    found = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--json"))
+    assert (found["rounds"], found["exact"], found["rollback"], found["checkpoint"]) == ([1, 2, 3], True, 0, 0)
+    assert found["weight"] == pytest.approx(3 / 7)
+    sent = [np.zeros(5), *(CheckpointStore(tmp_path / "checkpoints").load(number).model["w"] for number in (1, 2))]
+    own = [np.load(update_file(tmp_path, number, FIRST + 6))["0"] - sent[number - 1] for number in (1, 2, 3)]
+    assert found["displacement"] == pytest.approx(np.linalg.norm(np.sum(own, 0)) / 7, rel=1e-5)
+    assert found["bound"] > found["displacement"]
+    events = [record.event for record in read_log(log_file(tmp_path))]
+    assert events[-1] == IncidentReported(3, FIRST + 6, (1, 2, 3), found["weight"], found["displacement"], True)
+    quick = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--quick", "--json"))
+    assert (quick["displacement"], quick["exact"]) == (found["bound"], False)
+    out = call("incident", tmp_path, "--client", FIRST + 6)
+    assert "rollback point  round 0, model" in out
+    assert "part in the model  3 rounds: 1-3" in out
+    call("audit", "verify", tmp_path)
+
+
+def test_a_replay_is_answered_and_on_record(tmp_path):
+    kept(tmp_path)
+    out = call("replay", tmp_path)
+    assert "3 equal, 0 different, 0 missing; started from the checkpoints of rounds 0" in out
+    assert read_log(log_file(tmp_path))[-1].event == Replayed(3, (1, 2, 3), (), (), None, None)
+    out = call("replay", tmp_path, "--rounds", "2-3", "--without", FIRST + 6, "--write", tmp_path / "model.npz")
+    assert f"without node {FIRST + 6}: all changes together have norm" in out
+    with np.load(tmp_path / "model.npz") as held:
+        model = {name: held[name] for name in held.files}
+    assert f"the model would be {model_sha256(model)}" in out
+    found = json.loads(call("replay", tmp_path, "--rounds", "2", "--without", FIRST + 6, "--json"))
+    assert [each["round"] for each in found["rounds"]] == [2]
+    call("audit", "verify", tmp_path)
+
+
+def test_a_replay_that_differs_ends_with_status_1(tmp_path):
+    kept(tmp_path)
+    text = log_file(tmp_path).read_text()
+    log_file(tmp_path).write_text(text.replace('"rule":"mean()"', '"rule":"median()"'))
+    assert "NOT INTACT" in call("replay", tmp_path, code=1)
+
+
+@pytest.mark.parametrize("rounds", ["0", "3-2", "a", "1-", "-1", "1-2-3"])
+def test_rounds_are_a_range(tmp_path, rounds):
+    assert "--rounds must be A-B or A" in call("replay", make(tmp_path), f"--rounds={rounds}", code=2)
+
+
+def test_a_question_about_a_folder_that_cannot_be_written_is_answered(tmp_path, monkeypatch):
+    kept(tmp_path)
+
+    def refuse(*arguments, **named):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("flwr_robust.audit.orders.AuditLog", refuse)
+    assert "note: this is not on record: read-only" in call("incident", tmp_path, "--client", FIRST + 6)
+
+
+def test_a_question_about_a_run_in_progress_is_recorded_by_the_run(tmp_path):
+    kept(tmp_path)
+    with AuditLog(log_file(tmp_path), sync=False):
+        assert "the run is in progress, and records this" in call("incident", tmp_path, "--client", FIRST, "--quick")
+    assert [order.node for _, order in pending(tmp_path)] == [FIRST]
