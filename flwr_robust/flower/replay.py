@@ -26,7 +26,7 @@ from flwr_robust.audit import model_sha256
 from flwr_robust.audit.arrays import read_arrays
 from flwr_robust.audit.checkpoint import CheckpointStore
 from flwr_robust.audit.contents import KeptUpdates, Standing, checkpoint_folder, log_file, update_file
-from flwr_robust.audit.events import Aggregated, ReplyAdmitted, RoundConfigured, RunStarted, UpdateKept
+from flwr_robust.audit.events import Aggregated, ReplyAbstained, ReplyAdmitted, RoundConfigured, RunStarted, UpdateKept
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import Record, read_log
 from flwr_robust.core.pipeline import parse
@@ -123,6 +123,7 @@ class _Recorded:
 
     asked: tuple[int, ...] = ()
     examples: dict[int, float] = field(default_factory=dict)
+    abstained: list[int] = field(default_factory=list)
     aggregated: Aggregated | None = None
 
 
@@ -174,6 +175,8 @@ def _rounds(records: Sequence[Record]) -> dict[int, _Recorded]:
             found[event.round] = _Recorded(event.asked)
         elif isinstance(event, ReplyAdmitted) and event.phase == MessageType.TRAIN and event.round in found:
             found[event.round].examples[event.node] = event.num_examples or 0
+        elif isinstance(event, ReplyAbstained) and event.phase == MessageType.TRAIN and event.round in found:
+            found[event.round].abstained.append(event.node)
         elif isinstance(event, Aggregated) and event.round in found:
             found[event.round].aggregated = event
     return found
@@ -258,11 +261,16 @@ class _Replaying:
             return ReplayedRound(number, "equal", length=_norm(_step(model, after))), after
         own = self._own(event, model, updates.pop(self._without, None))
         asked = tuple(node for node in recorded.asked if node != self._without)
-        lacking, outcome_without = _aggregated(self._other, number, _Recorded(asked, recorded.examples, event), model, updates)
+        abstained = [node for node in recorded.abstained if node != self._without]
+        lacking, outcome_without = _aggregated(
+            self._other, number, _Recorded(asked, recorded.examples, abstained, event), model, updates
+        )
         changes = _step(model, after), _step(model, lacking)
         for sums, change in zip((self._change, self._other_change), changes, strict=True):
             sums.update({name: sums.get(name, 0) + values for name, values in change.items()})
-        return ReplayedRound(number, "equal", outcome_without=outcome_without.name, own=own, **_compared(*changes)), after
+        return ReplayedRound(
+            number, "equal", outcome_without=outcome_without.name, own=own, **_compared(*changes)
+        ), after
 
     def _own(self, event: Aggregated, model: Model, update: Model | None) -> float | None:
         """Add a client's weight times its update to its changes, and return the norm of this one."""
@@ -313,9 +321,12 @@ def _strategy(start: RunStarted) -> RobustStrategy:
     if lacking := [name for name in names if name.replace("_", "-") not in config]:
         raise AuditError(f"replay: the configuration on record lacks {', '.join(lacking)}")
     options: dict[str, Any] = {name: config[name.replace("_", "-")] for name in names}
+    options["seed"] = config.get("seed", 0)
+    if "min-replies" in config:
+        options["min_replies"] = config["min-replies"]
     if isinstance(statistics := config.get("statistics"), str):
         options["statistics"] = tuple(statistics.split(", ")) if statistics else ()
-    return (DeSGD if class_wise else RobustStrategy)(rule, seed=config.get("seed", 0), by_partition=True, **options)
+    return (DeSGD if class_wise else RobustStrategy)(rule, by_partition=True, **options)
 
 
 def _aggregated(
@@ -333,6 +344,9 @@ def _aggregated(
     for node, update in updates.items():
         metrics = MetricRecord({strategy.weighted_by_key: recorded.examples[node]})
         content = fill(RecordDict(), {"arrays": encode_record(update), "metrics": metrics})
+        replies.append(Message(content, reply_to=messages[node]))
+    for node in recorded.abstained:
+        content = fill(RecordDict(), {"metrics": MetricRecord({strategy.weighted_by_key: 0})})
         replies.append(Message(content, reply_to=messages[node]))
     after, _ = strategy.aggregate_train(number, replies)
     assert after is not None
