@@ -20,6 +20,7 @@ from flwr_robust.attacks.message.base import MessageAttack
 from flwr_robust.audit import Measured
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
+from flwr_robust.flower.client_states import most_bytes
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.runs.config import PLACES, RunConfig, UnreadKeyWarning
@@ -147,11 +148,13 @@ def _audit(config: RunConfig) -> Audit | None:
     """Return the audit of the run, if it has one."""
     if not config.audit:
         return None
+    kind, model = message_kind(config.message), sum(array.nbytes for array in config.learner().arrays())
     return Audit(
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
-        client_states=message_kind(config.message).momentum or bool(config.personal),
+        client_states=kind.momentum or bool(config.personal),
+        most_state_bytes=most_bytes(model * (config.data_set.classes if kind.class_wise else 1)),
         measured=_label_distance(config),
         config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
     )

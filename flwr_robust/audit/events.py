@@ -41,6 +41,7 @@ __all__ = [
     "Resumed",
     "RolledBack",
     "RoundConfigured",
+    "RoundRemembered",
     "RunEnded",
     "RunStarted",
     "Suspected",
@@ -257,6 +258,8 @@ class ReplyRefused(Event, kind="reply_refused"):
         The name of the reason; admission defines the reasons.
     detail : str
         What was found.
+    count : int
+        How often the node was refused for this reason in the round; ``detail`` is that of the first time.
     """
 
     round: int
@@ -265,6 +268,7 @@ class ReplyRefused(Event, kind="reply_refused"):
     partition: int | None
     reason: str
     detail: str = ""
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -317,6 +321,23 @@ class Evaluated(Event, kind="evaluated"):
     round: int
     source: str
     metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class RoundRemembered(Event, kind="round_remembered"):
+    """A round and its evaluations are over; a resumed run reads its history from these lines.
+
+    Attributes
+    ----------
+    round : int
+        Flower's round.
+    values : mapping
+        What the run has added to its history since the round before: the records of rounds, the metrics that its result
+        shows, and the records of a simulated attack.
+    """
+
+    round: int
+    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -686,6 +707,8 @@ def _plain(value: Any) -> Any:
 
 def _is(value: Any, hint: Any) -> bool:
     """Say whether a value read from JSON is of a declared type."""
+    if hint is Any:
+        return True
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is(value, each) for each in arguments)

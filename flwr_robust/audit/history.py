@@ -21,6 +21,7 @@ from flwr_robust.audit.events import (
     Resumed,
     RolledBack,
     RoundConfigured,
+    RoundRemembered,
     RunStarted,
     Suspected,
     UpdateKept,
@@ -45,7 +46,7 @@ __all__ = [
 # Events that change the model; refusals and quarantines of clients stay valid after a rollback.
 _UNDONE = (
     *(Aggregated, CheckpointWritten, Evaluated, Measured),
-    *(ReplyAbstained, ReplyAdmitted, RoundConfigured, Suspected, UpdateKept),
+    *(ReplyAbstained, ReplyAdmitted, RoundConfigured, RoundRemembered, Suspected, UpdateKept),
 )
 
 
@@ -65,6 +66,8 @@ class ClientInRound:
         The rule's weight, and the distance and angle of its update to the aggregate.
     undone : bool
         Whether the round was later undone by a rollback or a resumption.
+    count : int
+        How many of its replies were refused for this reason; otherwise 1.
     """
 
     round: int
@@ -78,6 +81,7 @@ class ClientInRound:
     distance: float | None = None
     angle: float | None = None
     undone: bool = False
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -258,13 +262,14 @@ def rounds(records: Sequence[Record]) -> list[RoundSummary]:
             event = group.aggregated
             admitted = sum(isinstance(reply, ReplyAdmitted) for reply in group.replies)
             abstained = sum(isinstance(reply, ReplyAbstained) for reply in group.replies)
+            refused = sum(reply.count for reply in group.replies if isinstance(reply, ReplyRefused))
             weights = [] if event is None else [weight for weight in event.weights if weight is not None]
             found.append(
                 RoundSummary(
                     group.round,
                     len(group.asked),
                     admitted,
-                    len(group.replies) - admitted - abstained,
+                    refused,
                     len(set(group.asked) - {reply.node for reply in group.replies}),
                     max(weights, default=None),
                     event.outcome if event else "",
@@ -285,7 +290,8 @@ def visits(records: Sequence[Record]) -> list[ClientInRound]:
         for reply in group.replies:
             place = (group.round, group.phase, reply.node, partitions.get(reply.node))
             if isinstance(reply, ReplyRefused):
-                found.append(ClientInRound(*place, "refused", reply.reason, reply.detail, undone=group.undone))
+                why = (reply.reason, reply.detail)
+                found.append(ClientInRound(*place, "refused", *why, undone=group.undone, count=reply.count))
             elif isinstance(reply, ReplyAbstained):
                 found.append(ClientInRound(*place, "abstained", undone=group.undone))
             else:
@@ -314,9 +320,9 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
     reasons: dict[int, Counter[str]] = {}
     distances: dict[int, list[float]] = {}
     for visit in visits(records):
-        verdicts[visit.node, visit.verdict] += 1
+        verdicts[visit.node, visit.verdict] += visit.count
         if visit.reason:
-            reasons.setdefault(visit.node, Counter())[visit.reason] += 1
+            reasons.setdefault(visit.node, Counter())[visit.reason] += visit.count
         if visit.distance is not None and not visit.undone:
             distances.setdefault(visit.node, []).append(visit.distance)
     barred = banned(records)

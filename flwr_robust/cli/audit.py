@@ -235,7 +235,8 @@ def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -
     for name in ("weight", "distance", "angle"):
         table.add_column(name, justify="right", no_wrap=True)
     for visit in found:
-        words = [visit.verdict + (" (undone)" if visit.undone else ""), visit.reason, visit.detail]
+        often = f" {visit.count} times" if visit.count > 1 else ""
+        words = [f"{visit.verdict}{often}{' (undone)' if visit.undone else ''}", visit.reason, visit.detail]
         table.add_row(
             str(visit.round),
             as_text(visit.phase),

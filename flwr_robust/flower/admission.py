@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import islice
 from typing import Any
@@ -43,6 +43,7 @@ __all__ = [
     "short",
 ]
 
+_MOST_STRANGERS = 100  # refusals of nodes that were not asked, in one round
 _LONGEST_NAME = 256  # of a metric
 MOST_EXAMPLES = 2.0**53  # above this, a float no longer holds every integer
 
@@ -86,11 +87,14 @@ class Refusal:
         Why.
     detail : str
         What was found, as `short` returns it.
+    count : int
+        How many replies of the node were refused for this reason in the round; ``detail`` is that of the first.
     """
 
     node: int
     reason: Reason
     detail: str = ""
+    count: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", short(self.detail))
@@ -198,10 +202,12 @@ def admit(
     -------
     admitted : list of Admitted
     refused : list of Refusal
-        One for every reply that was not admitted.
+        One for every node and reason, in the order of the first such reply. So a node that answers thousands of times
+        does not lengthen the records. Nodes that were not asked are told apart up to a hundred of them.
     """
     admitted: list[Admitted] = []
-    refused: list[Refusal] = []
+    refused: dict[tuple[int, Reason], Refusal] = {}
+    counts: Counter[tuple[int, Reason]] = Counter()
     kinds = {message.metadata.dst_node_id: message.metadata.message_type for message in messages}
     asked = _by_id(messages)
     waiting = set(kinds)
@@ -213,9 +219,13 @@ def admit(
             verdict = Refusal(node, Reason.UNREADABLE, short(f"{type(error).__name__}: {error}"))
         if isinstance(verdict, Admitted):
             admitted.append(verdict)
-        else:
-            refused.append(verdict)
-    return admitted, refused
+            continue
+        key = verdict.node, verdict.reason
+        if key not in refused and verdict.node not in kinds and len(refused) >= len(kinds) + _MOST_STRANGERS:
+            key = next(each for each in reversed(refused) if each[0] not in kinds)
+        refused.setdefault(key, verdict)
+        counts[key] += 1
+    return admitted, [replace(refusal, count=counts[key]) for key, refusal in refused.items()]
 
 
 def _by_id(messages: Iterable[Message]) -> dict[str, int]:

@@ -266,15 +266,21 @@ class AdversarialGrid(Grid):
             "follow": self._follow,
             "counted": self._counted,
             "learnt": self._learnt,
-            "history": [dataclasses.astuple(record) for record in self.history],
         }
+
+    def chronicle(self, since: int) -> list[tuple[Any, ...]]:
+        """Return the records of attacked rounds from the given number on."""
+        return [dataclasses.astuple(record) for record in self.history[since:]]
+
+    def recall_chronicle(self, records: Sequence[Sequence[Any]]) -> None:
+        """Restore the records of attacked rounds."""
+        self.history = [AttackRecord(*each) for each in records]
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Restore what `memory` returned."""
         self.state = dict(memory["state"])
         self._rule_state = dict(memory["rule_state"])
         self._follow, self._counted, self._learnt = memory["follow"], memory["counted"], memory["learnt"]
-        self.history = [AttackRecord(*each) for each in memory["history"]]
 
     # -- what a Grid does -------------------------------------------------------------------------
 

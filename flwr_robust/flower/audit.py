@@ -1,8 +1,9 @@
 """Audit: record a strategy's run in an audit log, and resume it from a checkpoint.
 
 A checkpoint holds everything that the server needs to continue as if it had never stopped. This is the model, the
-rule's state or that of the guarded strategy, and the configs sent to nodes. It is also the partitions, refusals,
-records and metrics. A client's own state, such as a momentum in its Context, is included only with ``client_states``.
+rule's state or that of the guarded strategy, the configs sent to nodes, the partitions and the refusals. The records of
+earlier rounds and the metrics are in the log. A client's own state, such as a momentum in its Context, is included only
+with ``client_states``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from flwr_robust.audit import (
     ReplyAdmitted,
     ReplyRefused,
     RoundConfigured,
+    RoundRemembered,
     Suspected,
     distances_and_angles,
     fingerprint,
@@ -60,7 +62,7 @@ from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord, Scalar
-from flwr_robust.flower.snapshots import check_fits, progress_of, snapshot_of
+from flwr_robust.flower.snapshots import check_fits, progress_of, remembered, snapshot_of
 from flwr_robust.flower.wire import decode_record
 
 __all__ = ["Audit", "observing"]
@@ -107,7 +109,8 @@ class Audit(Observer):
         ``serve(..., hand_over_state=True)`` do. Without this option a resumed run starts with empty client states,
         unless the nodes outlive the server.
     most_state_bytes : int, optional
-        The largest size of a client's state. When not given, it is 64 times the model, and at least 64 MiB. A larger
+        The largest size of a client's state, all its records together. When not given, it is that of four models and
+        1 MiB more. A larger
         state is not kept; the log says so.
     hash_updates, keep_updates : bool
         Whether to record the hash of every update, and whether to keep the updates themselves.
@@ -206,8 +209,9 @@ class Audit(Observer):
         self._resting = 0 if snapshot is None else snapshot.round
         self._signs = Signs()
         records = read_log(self._run.log.path)
-        for record in counting(records):
-            self._signs.take(record.event)
+        counted = [record.event for record in counting(records)]
+        for event in counted:
+            self._signs.take(event)
         known = banned(records) | {event.node for event in self._waiting if isinstance(event, Banned)}
         self._waiting += [Banned(0, node) for node in sorted(opening.nodes.banned - known)]
         opening.nodes.banned |= known
@@ -219,7 +223,8 @@ class Audit(Observer):
         self._hashed = None, model_sha256(snapshot.model)  # in case no round follows
         if self._states is not None and "clients" in snapshot.values:
             self._states.recall(thaw(snapshot.values["clients"], snapshot.states["arrays"]))
-        progress, released = progress_of(snapshot), released_since(records, snapshot.head)
+        progress = progress_of(snapshot, [event for event in counted if isinstance(event, RoundRemembered)])
+        released = released_since(records, snapshot.head)
         left = [
             {node: count for node, count in counts.items() if node not in released}
             for counts in (progress.refusals, progress.evaluation_refusals)
@@ -244,12 +249,13 @@ class Audit(Observer):
             log.warning("checkpoint: it lacks the client states of %s: %s", *_summary(missing))
 
     def round_finished(self, progress: Progress, *, last: bool) -> None:
-        """Write a checkpoint if one is due."""
-        run = self._opened()
-        if last or progress.round % run.every == 0:
-            if self._states is not None:
-                self._collect(self._states, progress)
-            self._flush()
+        """Record what the round adds to the run's history, and write a checkpoint if one is due."""
+        run, due = self._opened(), last or progress.round % self._opened().every == 0
+        self._waiting.append(remembered(progress))
+        if due and self._states is not None:
+            self._collect(self._states, progress)
+        self._flush()
+        if due:
             run.checkpoint(snapshot_of(progress, run.config, self._states), force=True)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
@@ -319,7 +325,7 @@ class Audit(Observer):
         """Keep a verdict, to record it together with the others of the round."""
         place = (server_round, kind, verdict.node, self._partition(verdict.node))
         if isinstance(verdict, Refusal):
-            self._put(ReplyRefused(*place, verdict.reason.name, verdict.detail))
+            self._put(ReplyRefused(*place, verdict.reason.name, verdict.detail, verdict.count))
             return
         update = dict(zip(verdict.names, verdict.arrays, strict=True))
         sha256 = model_sha256(update) if update and self._hash_updates else ""

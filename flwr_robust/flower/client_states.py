@@ -36,8 +36,8 @@ STATE, RESTORE = "query.state", "query.restore"
 
 
 def most_bytes(model_bytes: int) -> int:
-    """Return the default limit of a client's state in bytes: 64 times the model, and at least 64 MiB."""
-    return max(64 * model_bytes, 1 << 26)
+    """Return the default limit of a client's state in bytes, all its records together: four models and 1 MiB."""
+    return 4 * model_bytes + (1 << 20)
 
 
 @dataclass(frozen=True)

@@ -234,7 +234,8 @@ class Guard:
         abstained = sorted((reply.node for reply in admitted if reply.abstains), key=self.nodes.order)
         admitted = sorted((r for r in admitted if not r.abstains), key=lambda reply: self.nodes.order(reply.node))
         besides = f", {len(abstained)} abstained" if abstained else ""
-        log.info("aggregate_%s: Admitted %s replies, refused %s%s", kind, len(admitted), len(refused), besides)
+        turned_down = sum(refusal.count for refusal in refused)
+        log.info("aggregate_%s: Admitted %s replies, refused %s%s", kind, len(admitted), turned_down, besides)
         remarks = Counter(reply.remark for reply in admitted if reply.remark)
         for remark, count in remarks.most_common(_MOST_REMARKS):
             log.info("\t> %s replies were mended: %s", count, remark)
@@ -248,7 +249,8 @@ class Guard:
                 observer.reply_abstained(opened.number, kind, node)
         fault = self._app_fault(opened, refused) if not admitted and not abstained else ""
         for refusal in refused:
-            log.warning("\t> Refused node %s: %s (%s)", refusal.node, refusal.reason.value, refusal.detail)
+            often = f", {refusal.count} times" if refusal.count > 1 else ""
+            log.warning("\t> Refused node %s%s: %s (%s)", refusal.node, often, refusal.reason.value, refusal.detail)
             if refusal.reason.blames and not fault:
                 self._count(opened.number, kind, refusal.node)
         if fault and kind not in self._faulty:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -21,10 +22,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.quarantine import Identity
-from flwr_robust.flower.round_records import Opening, Progress, RoundRecord, Scalar
+from flwr_robust.flower.round_records import Chapter, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.protocol.rounds import check_trained
 
-__all__ = ["METHODS", "EvaluateFunction", "Guarding", "Loop", "Remembering", "replaced", "scalars"]
+__all__ = ["METHODS", "Chronicling", "EvaluateFunction", "Guarding", "Loop", "Remembering", "replaced", "scalars"]
 
 log = logging.getLogger("flwr")
 
@@ -45,6 +46,17 @@ class Remembering(Protocol):
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         """Restore the state that `memory` returned."""
+
+
+@runtime_checkable
+class Chronicling(Remembering, Protocol):
+    """Grids that also keep a record of every round, which is not part of `memory` because it grows."""
+
+    def chronicle(self, since: int) -> Sequence[Any]:
+        """Return the records from the given number on; each is `storable`."""
+
+    def recall_chronicle(self, records: Sequence[Any]) -> None:
+        """Restore the records."""
 
 
 class _Stopped(Exception):  # noqa: N818
@@ -91,6 +103,7 @@ class Loop:
         self._result = Result()  # the result of the run so far
         self._result.arrays = arguments["initial_arrays"]
         self._unfinished: int | None = 0  # a round whose evaluations may not be finished
+        self._written = _Written()
         self._earlier = len(self._guard.history)  # the rounds of earlier runs of the same strategy
 
     def run(self) -> Result:
@@ -166,6 +179,9 @@ class Loop:
                 holder.recall(progress.memory[name])
         for name in _CONFIGS:
             self._configs[name].update(progress.memory[name])
+        if isinstance(grid := self._holders.get("grid"), Chronicling):
+            grid.recall_chronicle(progress.chapter.attacks)
+        self._written.new(self._guard, self._result, self._holders.get("grid"))
         self._unfinished = None
 
     def _check_trained(self) -> None:
@@ -200,6 +216,7 @@ class Loop:
                 },
                 nodes.replaced,
                 nodes.evaluation_refusals,
+                self._written.new(guard, self._result, self._holders.get("grid")),
             )
             for observer in guard.observers:
                 observer.round_finished(progress, last=last)
@@ -259,6 +276,40 @@ class Loop:
             return metrics
 
         return evaluate
+
+
+_METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+
+
+class _Written:
+    """How much of a run's history observers have received, so that each round costs the same."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def new(self, guard: Guard, result: Result, grid: object) -> Chapter:
+        """Return what is new since the last call."""
+        metrics: dict[str, Mapping[int, MetricRecord]] = {}
+        for name in _METRICS:
+            shown = getattr(result, name)
+            fresh = [*islice(reversed(shown), self._since(name, len(shown)))]
+            metrics[name] = {number: shown[number] for number in reversed(fresh)}
+        records = [self._tail(name, getattr(guard, name)) for name in ("history", "evaluations")]
+        attacks: Sequence[Any] = ()
+        if isinstance(grid, Chronicling):
+            attacks = grid.chronicle(self._counts.get("attacks", 0))
+            self._counts["attacks"] = self._counts.get("attacks", 0) + len(attacks)
+        return Chapter(*records, metrics, attacks)
+
+    def _since(self, name: str, count: int) -> int:
+        """Return how many entries are new, and note that there are ``count`` now."""
+        new = count - self._counts.get(name, 0)
+        self._counts[name] = count
+        return new
+
+    def _tail(self, name: str, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
+        new = self._since(name, len(records))
+        return records[len(records) - new :]
 
 
 @contextmanager

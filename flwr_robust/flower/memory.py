@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,8 +36,8 @@ def _is_key(value: object) -> bool:
     return value is None or type(value) in (bool, int, float, str, bytes)
 
 
-def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return a storable value as JSON data; its arrays are put into ``tensors``.
+def freeze(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
+    """Return a storable value as JSON data; its arrays are put into ``tensors``, or into the data if there are none.
 
     Examples
     --------
@@ -48,9 +49,13 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
     {'step': 3, 'velocity': [array([1., 1.])]}
     """
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        name = str(len(tensors))
-        tensors[name] = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
-        return {"tensor" if isinstance(value, Tensor) else "array": name}
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+        if tensors is None:
+            flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            return {kind: [str(tensor.dtype).removeprefix("torch."), list(tensor.shape), flat.numpy().tobytes().hex()]}
+        tensors[name := str(len(tensors))] = tensor
+        return {kind: name}
     if isinstance(value, ArrayRecord):
         return {"record": freeze(decode_record(value), tensors)}
     if isinstance(value, Mapping):
@@ -65,20 +70,23 @@ def freeze(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {"tuple": [freeze(each, tensors) for each in value]}
     if isinstance(value, list):
         return [freeze(each, tensors) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no such numbers
     return {"bytes": value.hex()} if isinstance(value, bytes) else value
 
 
-def thaw(frozen: Any, tensors: Mapping[str, Tensor]) -> Any:
+def thaw(frozen: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """Return the value that was given to `freeze`; numpy's scalars become arrays without dimensions."""
     if isinstance(frozen, list):
         return [thaw(each, tensors) for each in frozen]
     if not isinstance(frozen, Mapping):
         return frozen
     ((kind, held),) = frozen.items()
-    if kind == "tensor":
-        return tensors[held]
-    if kind == "array":
-        return tensors[held].numpy()
+    if kind in ("tensor", "array"):
+        tensor = _tensor(*held) if tensors is None else tensors[held]
+        return tensor if kind == "tensor" else tensor.numpy()
+    if kind == "float":
+        return float(held)
     if kind == "record":
         return encode_record(thaw(held, tensors))
     if kind == "items":
@@ -88,3 +96,8 @@ def thaw(frozen: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "bytes":
         return bytes.fromhex(held)
     return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](thaw(each, tensors) for each in held)
+
+
+def _tensor(dtype: str, shape: list[int], data: str) -> Tensor:
+    flat = torch.frombuffer(bytearray.fromhex(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    return flat.view(getattr(torch, dtype)).reshape(shape)

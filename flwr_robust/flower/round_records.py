@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
@@ -16,7 +16,7 @@ from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.quarantine import Nodes
 
-__all__ = ["NOBODY", "Aggregation", "Opening", "Progress", "Round", "RoundRecord", "Scalar"]
+__all__ = ["NOBODY", "Aggregation", "Chapter", "Opening", "Progress", "Round", "RoundRecord", "Scalar"]
 
 NOBODY = "no reply was admitted"
 """The reason why a round without admitted replies is infeasible."""
@@ -194,6 +194,26 @@ class Opening:
 
 
 @dataclass(frozen=True)
+class Chapter:
+    """What a run has added to its history between two calls of `Observer.round_finished`.
+
+    Attributes
+    ----------
+    history, evaluations : sequence of RoundRecord
+        The new records of the guard.
+    metrics : mapping of str to (mapping of int to MetricRecord)
+        The new metrics in Flower's result, by the names of its attributes and by round.
+    attacks : sequence
+        The new records of a grid that is `Chronicling`, as it returns them.
+    """
+
+    history: Sequence[RoundRecord] = ()
+    evaluations: Sequence[RoundRecord] = ()
+    metrics: Mapping[str, Mapping[int, MetricRecord]] = field(default_factory=dict)
+    attacks: Sequence[Any] = ()
+
+
+@dataclass(frozen=True)
 class Progress:
     """The state of a run after a round: everything that the server needs to continue as if it had never stopped.
 
@@ -211,6 +231,8 @@ class Progress:
         ``strategy`` and ``grid`` hold the states of the strategy and of the grid, if it is `Remembering`.
         ``train_config`` and ``evaluate_config`` hold the configs sent to nodes, which strategies may change during a
         run. All of it is `storable`.
+    chapter : Chapter
+        What is new since the round before; in the progress from which a run is resumed, all records of the grid.
     """
 
     round: int
@@ -222,3 +244,4 @@ class Progress:
     memory: Mapping[str, Any]
     replaced: Mapping[int, int] = field(default_factory=dict)
     evaluation_refusals: Mapping[int, int] = field(default_factory=dict)
+    chapter: Chapter = field(default_factory=Chapter)

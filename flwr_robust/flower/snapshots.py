@@ -1,30 +1,36 @@
-"""Convert a run's progress into the snapshot in an audit's checkpoint, and back."""
+"""Convert a run's progress into the snapshot in an audit's checkpoint and the entries of its log, and back.
+
+A checkpoint holds what the run needs to continue, whose size does not depend on the number of rounds. The history of
+the rounds is in the log, an entry `RoundRemembered` for each. A checkpoint holds the log's head, so it names its
+history.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result
 
-from flwr_robust.audit import Snapshot
+from flwr_robust.audit import RoundRemembered, Snapshot
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import CheckpointError, ConfigurationError
 from flwr_robust.flower.admission import Reason, Refusal
 from flwr_robust.flower.client_states import ClientStates
 from flwr_robust.flower.memory import freeze, storable, thaw
-from flwr_robust.flower.round_records import Opening, Progress, RoundRecord
+from flwr_robust.flower.round_records import Chapter, Opening, Progress, RoundRecord
 from flwr_robust.flower.wire import decode_record, encode_record
 
-__all__ = ["check_fits", "progress_of", "snapshot_of"]
+__all__ = ["check_fits", "progress_of", "remembered", "snapshot_of"]
 
-_METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+_MOST_STATS = 1 << 20  # characters of one of a rule's diagnostics; longer ones are not kept
 
 
 def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientStates | None = None) -> Snapshot:
-    """Return the snapshot of a run's progress for a checkpoint.
+    """Return the snapshot of a run's progress for a checkpoint, without its history.
 
     Parameters
     ----------
@@ -41,12 +47,6 @@ def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientSta
         "refusals": [[node, count] for node, count in progress.refusals.items()],
         "evaluation_refusals": [[node, count] for node, count in progress.evaluation_refusals.items()],
         "replaced": [[node, partition] for node, partition in progress.replaced.items()],
-        "history": [_written(record, tensors) for record in progress.history],
-        "evaluations": [_written(record, tensors) for record in progress.evaluations],
-        **{
-            name: [[number, dict(metrics)] for number, metrics in getattr(progress.result, name).items()]
-            for name in _METRICS
-        },
     }
     if states is not None:
         values["clients"] = freeze(states.memory(), tensors)
@@ -54,39 +54,66 @@ def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientSta
     return Snapshot(progress.round, config, model, {"arrays": tensors}, progress.partitions, values)
 
 
-def progress_of(snapshot: Snapshot) -> Progress:
-    """Return the progress that was given to `snapshot_of`, without the clients' states."""
+def remembered(progress: Progress) -> RoundRemembered:
+    """Return the entry of the log from which `progress_of` reads what a round has added to the history."""
+    chapter = progress.chapter
+    values = {
+        "history": [_written(record) for record in chapter.history],
+        "evaluations": [_written(record) for record in chapter.evaluations],
+        "metrics": {
+            name: [[number, freeze(dict(metrics))] for number, metrics in shown.items()]
+            for name, shown in chapter.metrics.items()
+        },
+        "attacks": [freeze(each) for each in chapter.attacks],
+    }
+    return RoundRemembered(progress.round, {name: value for name, value in values.items() if value})
+
+
+def progress_of(snapshot: Snapshot, history: Sequence[RoundRemembered]) -> Progress:
+    """Return the progress of a run, without the clients' states.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        What `snapshot_of` returned.
+    history : sequence of RoundRemembered
+        What `remembered` returned for this and all earlier rounds that count.
+    """
     values, tensors, result = snapshot.values, snapshot.states["arrays"], Result()
     result.arrays = encode_record(snapshot.model)
-    for name in _METRICS:
-        getattr(result, name).update({number: MetricRecord(metrics) for number, metrics in values[name]})
+    chapters = list({event.round: event.values for event in history}.values())  # a start that was repeated counts once
+    for chapter in chapters:
+        for name, shown in chapter.get("metrics", {}).items():
+            getattr(result, name).update({number: MetricRecord(thaw(metrics)) for number, metrics in shown})
     return Progress(
         snapshot.round,
         result,
-        [_read(record, tensors) for record in values["history"]],
-        [_read(record, tensors) for record in values["evaluations"]],
+        [_read(record) for chapter in chapters for record in chapter.get("history", ())],
+        [_read(record) for chapter in chapters for record in chapter.get("evaluations", ())],
         snapshot.partitions,
         dict(values["refusals"]),
         thaw(values["memory"], tensors),
         dict(values["replaced"]),
         dict(values["evaluation_refusals"]),
+        Chapter(attacks=[thaw(each) for chapter in chapters for each in chapter.get("attacks", ())]),
     )
 
 
-def _written(record: RoundRecord, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _written(record: RoundRecord) -> dict[str, Any]:
+    stats = {name: freeze(value) for name, value in record.stats.items() if storable(value)}
     return {
         **vars(record),
-        "refused": [[refusal.node, refusal.reason.name, refusal.detail] for refusal in record.refused],
+        "refused": [[each.node, each.reason.name, each.detail, each.count] for each in record.refused],
         "outcome": record.outcome.name,
-        "stats": freeze({name: value for name, value in record.stats.items() if storable(value)}, tensors),
+        "stats": {name: value for name, value in stats.items() if len(json.dumps(value)) <= _MOST_STATS},
     }
 
 
-def _read(written: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> RoundRecord:
+def _read(written: Mapping[str, Any]) -> RoundRecord:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in written.items()}
-    fields["refused"] = tuple(Refusal(node, Reason[reason], detail) for node, reason, detail in fields["refused"])
+    fields["refused"] = tuple(Refusal(node, Reason[reason], *rest) for node, reason, *rest in fields["refused"])
     fields["outcome"] = Outcome[fields["outcome"]]
-    fields["stats"] = thaw(fields["stats"], tensors)
+    fields["stats"] = {name: thaw(value) for name, value in fields["stats"].items()}
     return RoundRecord(**fields)
 
 

@@ -118,7 +118,13 @@ def test_many_events_in_one_append(tmp_path):
 
 def example(kind):
     """An event of a kind with every field filled by its type."""
-    samples = {"int": 3, "str": 'text "quoted"\n\x1b[31m \u2028 \ud800', "float": 0.1, "bool": True}
+    samples = {
+        "Any": [{"a": [None, 1.5]}],
+        "int": 3,
+        "str": 'text "quoted"\n\x1b[31m \u2028 \ud800',
+        "float": 0.1,
+        "bool": True,
+    }
     values = {}
     for field in dataclasses.fields(kind):
         declared = str(field.type)
@@ -126,7 +132,7 @@ def example(kind):
             inner = declared.removeprefix("tuple[").split(",")[0]
             values[field.name] = (samples[inner.split(" ")[0]],) * 2
         elif declared.startswith("Mapping"):
-            values[field.name] = {"a key": samples["str" if "str, str" in declared else "float"]}
+            values[field.name] = {"a key": samples[declared.removesuffix("]").split(", ")[-1].split(" ")[0]]}
         else:
             values[field.name] = samples[declared.split(" ")[0]]
     return kind(**values)

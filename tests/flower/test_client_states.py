@@ -376,8 +376,8 @@ def test_nodes_in_quarantine_and_those_never_asked_are_left_alone(tmp_path):
 
 
 def test_the_bound_is_the_callers_or_a_multiple_of_the_model():
-    assert most_bytes(10) == 64 * 2**20
-    assert most_bytes(2**30) == 64 * 2**30
+    assert most_bytes(10) == 40 + 2**20
+    assert most_bytes(2**30) == 4 * 2**30 + 2**20
     with pytest.raises(ConfigurationError, match="most_state_bytes must be an integer >= 1; got most_state_bytes=0"):
         Audit("run", most_state_bytes=0)
 

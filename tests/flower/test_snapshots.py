@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 
 import numpy as np
 import pytest
@@ -12,15 +14,31 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Result
 
 from flwr_robust import ConfigurationError, Outcome
+from flwr_robust.audit import RoundRemembered
 from flwr_robust.errors import CheckpointError
 from flwr_robust.flower import InProcessGrid, Nodes, Opening, Progress, Reason, Refusal, RoundRecord
-from flwr_robust.flower.snapshots import check_fits, progress_of, snapshot_of
+from flwr_robust.flower.memory import freeze
+from flwr_robust.flower.round_records import Chapter
+from flwr_robust.flower.snapshots import check_fits, progress_of, remembered, snapshot_of
 from tests.flower_helpers import record, same_bits, values
 
 MODEL = {"w": np.float32([1, -2]), "n": np.int64(3)}
-REFUSAL = Refusal(4, Reason.NOT_FINITE, "w")
+METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
+REFUSAL = Refusal(4, Reason.NOT_FINITE, "w", 5000)
+KEPT = {"kept": [0], "by_class": {"3": {"scores": np.float32([0.1, np.inf])}}, "centre": torch.ones(2).bfloat16()}
 RECORD = RoundRecord(
-    2, (3, 4, 5), (3,), (0,), (REFUSAL,), Outcome.OK, "", (1.0,), {"kept": [0], "other": object()}, quarantined=(9,)
+    2,
+    (3, 4, 5),
+    (3,),
+    (0,),
+    (REFUSAL,),
+    Outcome.NOT_CONVERGED,
+    "why",
+    (1.0,),
+    {**KEPT, "other": object(), "long": torch.zeros(1 << 20)},
+    "evaluate",
+    (9,),
+    (5,),
 )
 
 
@@ -30,7 +48,9 @@ def progress():
     result.train_metrics_clientapp = {2: MetricRecord({"loss": 0.5})}
     result.evaluate_metrics_serverapp = {0: MetricRecord({"accuracy": 0.1}), 2: MetricRecord({"accuracy": 0.9})}
     memory = {"strategy": {"velocity": torch.ones(2)}, "train_config": {"lr": 0.1}, "evaluate_config": {}}
-    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7}, {5: 2})
+    metrics = {name: getattr(result, name) for name in METRICS}
+    chapter = Chapter([RECORD], [], metrics, [(2, [math.inf])])
+    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7}, {5: 2}, chapter)
 
 
 def opening(model=MODEL, rounds=5):
@@ -40,14 +60,19 @@ def opening(model=MODEL, rounds=5):
 
 def test_progress_comes_back():
     given = progress()
-    snapshot = snapshot_of(given, {"seed": 3})
+    snapshot, event = snapshot_of(given, {"seed": 3}), remembered(given)
     assert (snapshot.round, dict(snapshot.config)) == (2, {"seed": 3})
-    found = progress_of(snapshot)
+    assert "history" not in snapshot.values
+    event = RoundRemembered.from_fields(json.loads(json.dumps(event.to_fields())))  # as the log writes and reads it
+    found = progress_of(snapshot, [event])
+    assert list(found.chapter.attacks) == [(2, [math.inf])]
     assert same_bits(values(found.result.arrays), MODEL)
-    for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
+    for name in METRICS:
         assert getattr(found.result, name) == getattr(given.result, name)
     (back,) = found.history
-    assert back == dataclasses.replace(RECORD, stats={"kept": [0]})  # what cannot be stored is left out
+    assert dataclasses.replace(back, stats={}) == dataclasses.replace(RECORD, stats={})
+    assert all(getattr(back, each.name) != each.default for each in dataclasses.fields(back))  # none was forgotten
+    assert freeze(back.stats) == freeze(KEPT)  # what cannot be stored, or is long, is left out
     assert found.evaluations == []
     assert (found.round, dict(found.partitions), found.refusals, found.replaced) == (2, {3: 0}, {4: 1}, {1: 7})
     assert found.evaluation_refusals == {5: 2}
