@@ -46,7 +46,7 @@ class Diary(Observer):
     def node_quarantined(self, server_round, kind, node, refusals):
         self.lines.append(("quarantined", server_round, kind, node, refusals))
 
-    def node_released(self, node):
+    def node_released(self, node, reason):
         self.lines.append(("released", node))
 
     def aggregated(self, aggregation):
