@@ -19,7 +19,7 @@ from typing import Annotated
 
 import torch
 
-from flwr_robust.aggregators.clustering import LINKAGES, cosine_distances, larger_cluster
+from flwr_robust.aggregators.clustering import LINKAGES, larger_cluster
 from flwr_robust.core.fields import Choice
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
@@ -50,7 +50,7 @@ class ClippedClustering(Rule):
         history = torch.cat([state.get("norms", norms[:0]), norms])
         ordered, size = history.sort().values, len(history)
         radius = (ordered[(size - 1) // 2] + ordered[size // 2]) / 2
-        kept = larger_cluster(cosine_distances(rows), self.linkage)
+        kept = larger_cluster(rows.cosine_distances, self.linkage)
         weights = (radius / norms).clamp(max=1).nan_to_num(nan=1.0) * kept / kept.sum()
         stats = {
             "radius": float(radius),

@@ -26,30 +26,9 @@ from flwr_robust.core.fields import Choice
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 
-__all__ = ["Clustering", "cosine_distances", "larger_cluster"]
+__all__ = ["Clustering", "larger_cluster"]
 
 LINKAGES = ("average", "complete", "single")
-
-# Half the squared distance of two unit vectors that are equal but for rounding stays below this.
-_PARALLEL = 1e-28
-
-
-def cosine_distances(rows: Rows) -> Tensor:
-    """Return 1 - cos(x_i, x_j) (n, n), float64, zero on the diagonal, in [0, 2].
-
-    It is half the squared distance of the rows scaled to one length, so small angles keep their digits.
-    """
-    norms = rows.squared_norms.sqrt()
-    some = norms > 0
-    if not bool(some.any()):
-        return 1 - torch.eye(rows.n, dtype=torch.float64)
-    # One length that is there already, so that scaled rows and unscaled ones are of one size.
-    length = norms[some].sort().values[int(some.sum()) // 2]
-    scaled = rows.mixed(torch.diag((length / norms).masked_fill(~some, 0.0)))
-    distances = (scaled.squared_distances / length.square() / 2).clamp(max=2)
-    distances.masked_fill_(distances < _PARALLEL, 0.0)
-    distances.masked_fill_(~(some[:, None] & some[None, :]), 1.0)
-    return distances.fill_diagonal_(0)
 
 
 def larger_cluster(distances: Tensor, linkage: str = "average") -> Tensor:
@@ -94,7 +73,7 @@ class Clustering(Rule):
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Cluster and average."""
-        kept = larger_cluster(cosine_distances(rows), self.linkage)
+        kept = larger_cluster(rows.cosine_distances, self.linkage)
         weights = kept.double() / kept.sum()
         return Aggregate(rows.mix(weights), weights, stats={"kept": kept.nonzero().flatten().tolist()}), state
 

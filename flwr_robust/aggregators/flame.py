@@ -25,7 +25,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.clustering import cosine_distances
 from flwr_robust.core.fields import Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, next_draw
@@ -82,7 +81,7 @@ class FLAME(Rule):
         """Filter, clip, average, and add noise."""
         norms = rows.squared_norms.sqrt()
         radius = norms.quantile(0.5)
-        kept = densest_majority(cosine_distances(rows))
+        kept = densest_majority(rows.cosine_distances)
         weights = (radius / norms).clamp(max=1).nan_to_num(nan=1.0) * kept / kept.sum()
         stats = {
             "radius": float(radius),

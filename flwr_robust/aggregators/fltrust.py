@@ -6,9 +6,10 @@
 x_0: the trusted row, computed by the server on a small clean set of its own. Cao, Fang, Liu, Gong, "FLTrust:
 Byzantine-robust federated learning via trust bootstrapping" (NDSS 2021).
 
-Convention: a zero row has cosine 0; a cosine below 1e-12 is rounding and counts as 0. Where all scores are 0 (also when
-the trusted row is zero) nothing is aggregated: the value is zero and the outcome INFEASIBLE. Weights are the
-coefficients of the rows, s_i ||x_0|| / (||x_i|| sum_j s_j), and sum to one only where all lengths agree.
+Convention: each row is divided by its own norm, however short it is. A zero row has cosine 0; a cosine below 1e-12 is
+rounding and counts as 0. Where all scores are 0 (also when the trusted row is zero) nothing is aggregated: the value is
+zero and the outcome INFEASIBLE. Weights are the coefficients of the rows, s_i ||x_0|| / (||x_i|| sum_j s_j). They sum
+to one only where all lengths agree.
 
 Condition: n >= 1, and a trusted row. There is no f: any number of rows may point elsewhere.
 """
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 
-from flwr_robust.aggregators.clustering import cosine_distances
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
 
@@ -45,18 +45,16 @@ class FLTrust(Rule):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Score the rows, then average."""
         assert rows.trusted is not None
-        points = rows.with_row(rows.trusted)
-        norms = points.squared_norms.sqrt()
-        scores = 1 - cosine_distances(points)[-1, :-1]
-        scores = torch.where(scores < _ROUNDING, 0.0, scores)
+        cosines, length = rows.cosines_to(rows.trusted)
+        scores = torch.where(cosines < _ROUNDING, 0.0, cosines)
         total = scores.sum()
         trusted = bool(total > 0)
-        weights = (scores / total * norms[-1] / norms[:-1]).nan_to_num(nan=0.0) if trusted else torch.zeros_like(scores)
+        weights = (scores / total * length / rows.norms).nan_to_num(nan=0.0) if trusted else torch.zeros_like(scores)
         return Aggregate(
             rows.mix(weights),
             weights,
             Outcome.OK if trusted else Outcome.INFEASIBLE,
-            {"scores": scores.tolist(), "trusted_norm": float(norms[-1])},
+            {"scores": scores.tolist(), "trusted_norm": length},
         ), state
 
 

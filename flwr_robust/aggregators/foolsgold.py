@@ -25,7 +25,6 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.clustering import cosine_distances
 from flwr_robust.core.fields import Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
@@ -62,7 +61,7 @@ class FoolsGold(Rule):
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Weigh and average."""
-        scores = sybil_weights(cosine_distances(rows), self.confidence)
+        scores = sybil_weights(rows.cosine_distances, self.confidence)
         total = float(scores.sum())
         weights = scores / total if total > 0 else scores
         outcome = Outcome.OK if total > 0 else Outcome.INFEASIBLE

@@ -52,10 +52,20 @@ def two_means(points: Tensor) -> Tensor:
     return member if bool(member[0]) else ~member
 
 
-def _dissimilarity(directions: Tensor, n: int) -> float:
-    """Return d_c of the cluster whose unit vectors (n_c, h) are given."""
-    size = directions.shape[0]
-    similarity = (directions @ directions.T).fill_diagonal_(0)  # cos(i, i) - 1, without its rounding
+def _cosines(points: Tensor) -> Tensor:
+    """Return cos(i, j) (n, n) of points (n, h) of any lengths; 0 for zeros."""
+    # Scaled by powers of two: products of whole numbers stay exact, and none leaves float64.
+    exponents = torch.frexp(points.abs().amax(1)).exponent.clamp(min=-1000)
+    scaled = torch.ldexp(points, -exponents[:, None])
+    lengths = scaled.norm(dim=1)
+    inverse = torch.where(lengths > 0, 1 / lengths, 0.0)
+    return inverse[:, None] * (scaled @ scaled.T) * inverse
+
+
+def _dissimilarity(cosines: Tensor, n: int) -> float:
+    """Return d_c of the cluster whose cosines (n_c, n_c) are given."""
+    size = cosines.shape[0]
+    similarity = cosines.clone().fill_diagonal_(0)  # cos(i, i) - 1, without its rounding
     return size / n * (1 - float(similarity.min(1).values.mean()))
 
 
@@ -90,9 +100,10 @@ class LFighter(Rule):
         top = torch.sort(norms, descending=True, stable=True).indices[:2]
         points = heads[:, top].reshape(rows.n, -1)
         cluster = two_means(points)
-        directions = torch.nn.functional.normalize(points, dim=1)
+        cosines = _cosines(points)
         scores = [
-            _dissimilarity(directions[member], rows.n) if bool(member.any()) else 0.0 for member in (cluster, ~cluster)
+            _dissimilarity(cosines[member][:, member], rows.n) if bool(member.any()) else 0.0
+            for member in (cluster, ~cluster)
         ]
         kept = cluster if scores[0] >= scores[1] else ~cluster
         weights = kept.double() / kept.sum()

@@ -31,6 +31,9 @@ Counts = Sequence[float] | NDArray[Any] | Tensor
 """Numbers of examples, one per row."""
 
 _BLURRED = 1e3  # times a squared length: a sum of terms of this size, squared, has lost three of its sixteen digits
+_NEAR = 1e-6  # 1 - cos below this has lost six of its sixteen digits
+_PARALLEL = 1e-28  # half the squared distance of two unit vectors that are equal but for rounding stays below this
+_SHORT, _SHORTEST = 1e-100, 1e-300  # lengths whose squares lose digits or vanish; one whose inverse is finite
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -408,11 +411,16 @@ class Rows:
         """
         if self._origin is None or self._mixing is None:
             return self.storage.gram(None)[: self.n, : self.n]
-        found = self._mixing @ self._origin.products @ self._mixing.T
-        terms = self._mixing.abs() @ self._origin.products.diagonal().sqrt()
-        if bool((found.diagonal() < terms.square() / _BLURRED).logical_and(terms > 0).any()):
-            return self.storage.gram(None, self._mixing)[: self.n, : self.n]
-        return found
+        # From what is known already, if that is exact; else of products about the origin; else of the rows themselves.
+        origin = self._points[self.n]
+        found = (self._points - origin - origin[:, None] + origin[self.n])[: self.n, : self.n]
+        if _kept(found.diagonal(), self._terms + origin[self.n].clamp(min=0).sqrt()):
+            return found
+        products = self._origin.products
+        found = self._mixing @ products @ self._mixing.T
+        if _kept(found.diagonal(), self._mixing.abs() @ products.diagonal().sqrt()):
+            return found
+        return self.storage.gram(None, self._mixing)[: self.n, : self.n]
 
     @cached_property
     def squared_norms(self) -> Tensor:
@@ -427,6 +435,70 @@ class Rows:
             found[lost] = self.storage.squared_norms(self._mixing[lost])
         return found
 
+    # -- what the rules on angles need -------------------------------------------------------------
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Norms (n,) of the rows, float64; squares that leave float64 at its lower end do no harm."""
+        found = self.squared_norms.sqrt()
+        if bool((short := found < _SHORT).any()):
+            largest = self.storage.largest(self._mixing)
+            scaled = self.storage.squared_norms(self._scaled(_inverse(largest)))
+            found = torch.where(short, largest.clamp(min=_SHORTEST) * scaled.sqrt() * (largest > 0), found)
+        return found
+
+    @cached_property
+    def cosine_distances(self) -> Tensor:
+        """1 - cos(x_i, x_j) (n, n), float64, zero on the diagonal, in [0, 2].
+
+        It is half the squared distance of the rows scaled to length one, each by its own norm. So rows of any lengths
+        may stand beside each other, and small angles keep their digits. A zero row has distance 1 from every other.
+        Rows that are parallel up to rounding have distance 0.
+        """
+        some, inverse = self.norms > 0, _inverse(self.norms)
+        if bool((some & (self.norms < _SHORT)).any()):  # their products leave float64
+            cosines = self.storage.gram(None, self._scaled(inverse))[: self.n, : self.n]
+        else:
+            cosines = inverse[:, None] * self.products * inverse
+        distances = (1 - cosines).clamp(min=0, max=2)
+        both = some[:, None] & some[None, :]
+        alike = _alike(self._mixing, self.n)
+        near = ((distances < _NEAR) & both & ~alike).triu(1)
+        left, right = torch.nonzero(near, as_tuple=True)
+        if len(left):
+            own = self.norms if self._mixing is None else self.storage.squared_norms(self._mixing).sqrt()
+            units = self._scaled(torch.where(own < _SHORT, inverse, _inverse(own)))
+
+            def exact(left: Tensor, right: Tensor) -> Tensor:
+                return self.storage.pair_distances(left, right, units)
+
+            if len(left) <= 2 * self.n:
+                found = exact(left, right)
+            else:  # one pass for all of them, about a row that has near ones
+                found = squared_distances(self.storage.gram(int(left[0]), units)[: self.n, : self.n], exact)[near]
+            distances[left, right] = distances[right, left] = found / 2
+        distances.masked_fill_((distances < _PARALLEL) | alike, 0.0)
+        distances.masked_fill_(~both, 1.0)
+        return distances.fill_diagonal_(0)
+
+    def cosines_to(self, point: Tensor) -> tuple[Tensor, float]:
+        """Return the cosines (n,), float64, of the rows and a point (d,), and the point's norm; 0 for zeros."""
+        size = float(point.abs().max())
+        if size == 0:
+            return torch.zeros(self.n, dtype=torch.float64), 0.0
+        scaled = point.double() / size
+        length = float(torch.linalg.vector_norm(scaled))
+        inverse = _inverse(self.norms)
+        if bool((self.norms < _SHORT).any()):
+            products = self.storage.against(scaled, self._scaled(inverse))[:, 1]
+        else:
+            products = self.against(scaled)[:, 1] * inverse
+        return (products / length).clamp(min=-1, max=1), size * length
+
+    def _scaled(self, factors: Tensor) -> Tensor:
+        """Return the matrix that mixes these rows, each times its factor, from what lies in the storage."""
+        return torch.diag(factors) if self._mixing is None else factors[:, None] * self._mixing
+
     def against(self, point: Tensor) -> Tensor:
         """Return every row's squared distance from a point (d,), product with it, and squared norm: float64 (n, 3)."""
         return self.storage.against(point, self._mixing)
@@ -436,10 +508,8 @@ class Rows:
         """Squared distances (n, n) between rows, float64, exact to float64 rounding of the data."""
         if self._origin is None or self._mixing is None:
             return squared_distances(self.gram, self.storage.pair_distances)
-        # Rows mixed alike are equal, and need not be read to know it.
-        kinds = torch.unique(self._mixing, dim=0, return_inverse=True)[1]
         # Their inner products are sums of those of the origin's, and as exact as the largest of these.
-        alike = kinds[:, None] == kinds[None, :]
+        alike = _alike(self._mixing, self.n)
         return squared_distances(self.gram, self._pair_distances, alike, self._terms.square())
 
     def _pair_distances(self, left: Tensor, right: Tensor) -> Tensor:
@@ -551,6 +621,24 @@ class Rows:
             "" if self.trusted is None else "trusted",
         ]
         return f"Rows({', '.join(filter(None, notes))})"
+
+
+def _alike(mixing: Tensor | None, n: int) -> Tensor:
+    """Return which pairs of rows (n, n) are mixed alike: they are equal, and need not be read to know it."""
+    if mixing is None:
+        return torch.eye(n, dtype=torch.bool)
+    kinds: Tensor = torch.unique(mixing, dim=0, return_inverse=True)[1]
+    return kinds[:, None] == kinds[None, :]
+
+
+def _kept(squared: Tensor, terms: Tensor) -> bool:
+    """Say whether squares keep their digits where they are sums of products of terms of these sizes."""
+    return not bool(((terms.square() > _BLURRED * squared) & (terms > 0)).any())
+
+
+def _inverse(lengths: Tensor) -> Tensor:
+    """Return 1 / length (n,), finite; 0 for zero."""
+    return torch.where(lengths > 0, 1 / lengths.clamp(min=_SHORTEST), 0.0)
 
 
 def _affine(mixing: Tensor) -> Tensor:

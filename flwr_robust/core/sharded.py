@@ -120,6 +120,9 @@ class _Spread(Storage):
     def squared_norms(self, mixing: Tensor | None = None) -> Tensor:
         return self._total("squared_norms", mixing)
 
+    def largest(self, mixing: Tensor | None = None) -> Tensor:
+        return torch.stack(self._ask("largest", mixing)).amax(0)
+
     def pair_distances(self, left: Tensor, right: Tensor, mixing: Tensor | None = None) -> Tensor:
         return self._total("pair_distances", left, right, mixing)
 

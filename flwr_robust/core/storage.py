@@ -107,6 +107,13 @@ class Storage(ABC):
             total += torch.linalg.vector_norm(block, dim=1).square().cpu()
         return total
 
+    def largest(self, mixing: Tensor | None = None) -> Tensor:
+        """Return every row's largest absolute value (n,), float64."""
+        found = torch.zeros(self.n if mixing is None else len(mixing), dtype=torch.float64)
+        for _, block in self.mixed_blocks(mixing):
+            found = torch.maximum(found, block.abs().amax(1).cpu())
+        return found
+
     def sums_are_finite(self) -> bool:
         """Say whether sums show that no row is faulty; False if they cannot show it at low cost."""
         return False

@@ -132,3 +132,137 @@ def test_behind_any_stage_the_point_is_no_worse_than_any_row(x, stage):
     least = min(basic.summed_distance(rows, row, alpha) for row in rows)
     rounding = 1e-12 * np.abs(x).max() * np.sqrt(x.shape[1])  # a mixed row is no more exact than its terms
     assert basic.summed_distance(rows, result.value.numpy(), alpha) <= least * (1 + 1e-9) + rounding
+
+
+# -- angles --------------------------------------------------------------------------------------------------
+
+
+def angles(x):
+    """1 - cos of all pairs in long double, every row by its own norm."""
+    x = x.astype(np.longdouble)
+    largest = np.abs(x).max(1, keepdims=True)
+    units = np.divide(x, largest, out=np.zeros_like(x), where=largest > 0)
+    norms = np.sqrt((units**2).sum(1, keepdims=True))
+    units = np.divide(units, norms, out=np.zeros_like(x), where=norms > 0)
+    found = np.array([((units - row) ** 2).sum(1) / 2 for row in units])
+    some = norms[:, 0] > 0
+    found[~(some[:, None] & some[None])] = 1
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def old_angles(x):
+    """What was done before: rows are scaled within a Gram matrix about the first of them."""
+    norms = np.linalg.norm(x, axis=1)
+    points = np.vstack([x, np.zeros(x.shape[1])]) - x[0]
+    gram = points @ points.T
+    factors = np.median(norms) / norms
+    affine = np.block([[np.diag(factors), (1 - factors)[:, None]], [np.zeros(len(x)), 1.0]])
+    gram = (affine @ gram @ affine.T)[:-1, :-1]
+    squared = gram.diagonal()[:, None] + gram.diagonal() - 2 * gram
+    return squared / np.median(norms) ** 2 / 2
+
+
+def lengths_of_many_sizes(sizes):
+    """Two groups of directions, as they are and at other lengths."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((len(sizes), 30))
+    return np.asarray(sizes)[:, None] * x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_short_rows_beside_long_ones_keep_their_direction():
+    x = lengths_of_many_sizes([1, 1, 1, 1e-6, 1e-8, 1e-10])
+    expected = angles(x)
+    assert np.abs(old_angles(x) - expected).max() > 1
+    np.testing.assert_allclose(
+        Rows.from_tensor(torch.from_numpy(x)).cosine_distances, expected.astype(float), atol=1e-15
+    )
+
+
+@few
+@given(rough_rows(kinds=("scaled rows", "near rows", "multiples", "ties", "far rows", "plain")), st.booleans())
+def test_angles_are_those_of_long_double(x, mixed):
+    points = Rows.from_tensor(torch.from_numpy(x))
+    if mixed:
+        factors = 10.0 ** np.random.default_rng(len(x)).uniform(-6, 6, len(x))
+        points, x = points.mixed(torch.diag(torch.from_numpy(factors))), factors[:, None] * x
+    expected = angles(x).astype(float)
+    found = points.cosine_distances.numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-14)
+    assert (found[expected < 1e-29] == 0).all()
+    np.testing.assert_allclose(points.norms, np.sqrt((x.astype(np.longdouble) ** 2).sum(1)).astype(float), rtol=1e-9)
+    point = x[0][::-1] + x[-1]
+    cosines, length = points.cosines_to(torch.from_numpy(np.ascontiguousarray(point)))
+    exact = 1 - angles(np.vstack([x, point]))[-1, :-1].astype(float)
+    np.testing.assert_allclose(cosines, exact, atol=1e-12)
+    assert length == pytest.approx(np.linalg.norm(point), rel=1e-12)
+
+
+def test_angles_of_rows_whose_squares_leave_float64():
+    x = lengths_of_many_sizes([1, 1, 1e-160, 1e-200, 1e-290, 1e60])
+    points = Rows.from_tensor(torch.from_numpy(x))
+    np.testing.assert_allclose(points.cosine_distances, angles(x).astype(float), atol=1e-12)
+    np.testing.assert_allclose(points.norms, [1, 1, 1e-160, 1e-200, 1e-290, 1e60], rtol=1e-12)
+    cosines, _ = points.cosines_to(torch.from_numpy(x[1] * 1e-200))
+    np.testing.assert_allclose(cosines, 1 - angles(x)[1].astype(float), atol=1e-12)
+
+
+def test_right_angles_are_exact():
+    # Whole numbers of all sizes: 1 - 0 is 1 to the bit, and ties stay ties.
+    x = torch.tensor([[3.0, 4, 0, 0], [-4e9, 3e9, 0, 0], [0, 0, 7e-9 * 0 + 1, 1], [0, 0, 5, -5], [0, 0, 0, 2e12]])
+    expected = torch.ones(5, 5).double().fill_diagonal_(0)
+    expected[2:, 2:] = torch.tensor(
+        1 - np.abs(np.array([[1, 0, 0.5**0.5], [0, 1, -(0.5**0.5)], [0.5**0.5, -(0.5**0.5), 1]]))
+    )
+    found = Rows.from_tensor(x).cosine_distances
+    assert torch.equal(found[:2], expected[:2])
+    assert found[2, 3] == 1
+
+
+def test_the_length_of_a_row_does_not_hide_its_direction_from_fltrust():
+    rng = np.random.default_rng(0)
+    trusted = rng.standard_normal(40)
+    trusted /= np.linalg.norm(trusted)
+    x = np.vstack([trusted + 0.05 * rng.standard_normal((6, 40)), np.repeat(-1e-12 * trusted[None], 4, 0)])
+    # Before: the cosines of the last four were 1 - half of a squared distance that had no digits of them.
+    assert np.abs(old_angles(np.vstack([x, trusted]))[-1, 6:-1] - 2).max() > 0.5
+    for stage in ("", "clip(c=10.0) | ", "nnm(f=4) | "):
+        result = aggregate(torch.from_numpy(x), f"{stage}fltrust", trusted=torch.from_numpy(trusted))
+        if not stage.startswith("nnm"):
+            assert result.weights[6:].tolist() == [0.0] * 4
+        assert float(result.value @ torch.from_numpy(trusted)) > 0.9
+    assert result.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("text", ["clustering", "clipped_clustering", "flame"])
+@pytest.mark.parametrize("size", [1e-12, 1e-6, 1.0, 1e6])
+def test_a_minority_of_any_length_does_not_join_the_majority(text, size):
+    rng = np.random.default_rng(1)
+    direction = rng.standard_normal(30)
+    x = direction + 0.1 * rng.standard_normal((10, 30))
+    x[:4] *= -size
+    kept = aggregate(torch.from_numpy(x), text).stats["kept"]
+    assert kept == [4, 5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("size", [1e-14, 1e-12, 1e-6, 1.0])
+def test_sybils_of_any_length_are_sybils(size):
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((10, 60))
+    x[:4] = np.array([1, size, size**2, 3])[:, None] * x[0]
+    scores = aggregate(torch.from_numpy(x), "foolsgold").stats["scores"]
+    assert max(scores[:4]) == 0
+    assert min(scores[4:]) > 0.5
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-13, 1.0, 1e9])
+def test_lfighter_weighs_angles_not_lengths(size):
+    # Three heads turned around at a length of their own, seven that agree.
+    rng = np.random.default_rng(3)
+    head = rng.standard_normal((3, 6))
+    x = np.array([(head + 0.05 * rng.standard_normal((3, 6))).ravel() for _ in range(10)])
+    x[:3] *= -1
+    result = aggregate(torch.from_numpy(size * x), "lfighter", layout=[("head", (3, 6))])
+    assert result.stats["kept"] == [3, 4, 5, 6, 7, 8, 9]
+    again = aggregate(torch.from_numpy(x), "lfighter", layout=[("head", (3, 6))])
+    np.testing.assert_allclose(result.stats["scores"], again.stats["scores"], rtol=1e-9)

@@ -14,7 +14,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from flwr_robust import Rows, aggregate
-from flwr_robust.aggregators.clustering import cosine_distances, larger_cluster
+from flwr_robust.aggregators.clustering import larger_cluster
 from tests.aggregators.problems import assert_like, rows, small_matrices
 from tests.oracles import similarities
 
@@ -74,17 +74,17 @@ def test_clustering_of_parallel_and_zero_rows():
     # Multiples of one row are at distance 0, whatever rounding says of x / ||x||; zeros are at 1 from everything.
     base = np.random.default_rng(3).standard_normal(50)
     x = torch.from_numpy(np.vstack([base, 3 * base, 0.1 * base, 0 * base, -base]))
-    apart = cosine_distances(Rows.from_tensor(x))
+    apart = Rows.from_tensor(x).cosine_distances
     assert apart[:3, :3].abs().max() == 0
     assert apart[3].tolist() == [1, 1, 1, 0, 1]
     np.testing.assert_allclose(apart[4, :3], 2)
-    assert cosine_distances(Rows.from_tensor(torch.zeros(3, 2))).tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
+    assert Rows.from_tensor(torch.zeros(3, 2)).cosine_distances.tolist() == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]
 
 
 def test_cosine_distances_keep_small_angles():
     # 1 - cos of 1e-9 radians is 5e-19, which 1 minus a cosine cannot hold; nor may lengths of 1e-20 and 1e20 matter.
     for scale in (1.0, 1e-20, 1e20):
         x = rows([1, 0], [scale, 1e-9 * scale], [0, 1])
-        apart = cosine_distances(Rows.from_tensor(x))
+        apart = Rows.from_tensor(x).cosine_distances
         assert float(apart[0, 1]) == pytest.approx(5e-19, rel=1e-6)
         assert float(apart[0, 2]) == pytest.approx(1)
