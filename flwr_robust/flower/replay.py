@@ -236,7 +236,7 @@ class _Replaying:
         snapshot = store.load(number)
         try:
             for strategy in (self._strategy, self._other):
-                strategy.recall(progress_of(snapshot).memory["strategy"])
+                strategy.recall(progress_of(snapshot, ()).memory["strategy"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise AuditError(
                 f"replay: the checkpoint of round {number} holds no state of a strategy: {error}"
