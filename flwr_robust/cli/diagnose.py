@@ -70,10 +70,10 @@ def diagnose_command(
             found = diagnose(config, defence or ())
         if plot is not None:
             from flwr_robust.studies.document_plots import metric_curves
-            from flwr_robust.studies.plots import as_png
+            from flwr_robust.studies.plots import as_file
 
             document = {"labels": {"partition": config.partition}, **found.document}
-            picture = as_png(metric_curves([document]))
+            picture = as_file(metric_curves([document]))
             write_atomically(plot, lambda file: file.write(picture))
     *notes, advice = diagnosis_notes(found)
     if as_json:

@@ -48,6 +48,12 @@ Recorded = Annotated[
 ]
 
 
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--export", metavar="FORMAT", help="md, latex, csv (tables), pdf or svg (plots); may be repeated."),
+]
+
+
 def in_clone() -> bool:
     """Say whether this is a clone, in which recorded results can be written, and not an installed wheel."""
     folder = shipped("recorded")
@@ -102,18 +108,25 @@ def report_command(
     data: Data = "",
     overrides: Overrides = None,
     recorded: Recorded = False,
+    formats: Formats = None,
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Print a study's tables and write its report: one HTML file, and the plots as PNG files.
 
+    With --export, also write the tables (md, latex, csv) and the plots (pdf, svg) in other formats, beside the report.
+    In Python, flwr_robust.studies.export.load(folder) returns all results as a data frame.
+
     JSON: study, title, question, cells, finished, places (labels, values, mean, spread, success, all shares of one, one
-    value per repetition), claims (text, holds, detail), report.
+    value per repetition), claims (text, holds, detail), report, exported.
     """
     with told(plugins):
+        from flwr_robust.studies.export import FORMATS, export
         from flwr_robust.studies.recorded import read_recorded
         from flwr_robust.studies.runner import read_results
 
+        for each in formats or []:
+            check_choice("report", "--export", each, FORMATS)
         loaded = _load(study, data, overrides)
         documents = read_recorded(loaded) if recorded else read_results(loaded, results / loaded.name)
         if recorded and not documents:
@@ -122,10 +135,13 @@ def report_command(
         if not recorded and {document["engine"] for document in documents} == {"fast"}:
             said += ["--engine", "fast"]
         rendered, path = _report(loaded, documents, results, _command(said, results, data, overrides, plugins))
+        exported = export(rendered, path.parent, formats or [])
         if as_json:
-            print_json(_report_document(rendered, path))
-        else:
-            _show(rendered, path)
+            print_json({**_report_document(rendered, path), "exported": exported})
+            return
+        _show(rendered, path)
+        if exported:
+            console().print(f"exported: {', '.join(each.name for each in exported)}", soft_wrap=True)
 
 
 def record_command(study: StudyName, results: Results = _RESULTS) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from flwr_robust.errors import ConfigurationError, extra
 from flwr_robust.redteam.battery import HONEST_MEAN, NO_ATTACK, REVIEW
 from flwr_robust.redteam.run import RedTeam
-from flwr_robust.studies.plots import as_png
+from flwr_robust.studies.plots import as_file
 
 with extra("studies"):
     import matplotlib
@@ -197,7 +197,7 @@ def _map(
     axis.tick_params(length=0)
     figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=axis, label="test accuracy, %", fraction=0.04, pad=0.02)
-    return as_png(figure, dpi=100)
+    return as_file(figure, dpi=100)
 
 
 # -- side by side ----------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ with extra("studies"):
     from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
 
-__all__ = ["as_png", "draw"]
+__all__ = ["as_file", "draw", "setting"]
 
 _Places = Mapping[tuple[str, str], Group]
 
 
 def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
-    """Yield the names and figures of a study's plots.
+    """Yield the names and figures of a study's plots; each figure states the setting of its runs.
 
     Parameters
     ----------
@@ -37,6 +37,12 @@ def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) 
     documents : sequence of mapping
         The results in this table.
     """
+    for kind, figure in _figures(study, groups, documents):
+        figure.supxlabel(setting(documents), fontsize=6.5, color="0.35", wrap=True)
+        yield kind, figure
+
+
+def _figures(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for plot in study.report.plots:
         if plot == "bars":
             yield "final", _bars(study, groups)
@@ -52,12 +58,42 @@ def draw(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any]]) 
                 yield "-".join(metrics), metric_curves(documents, study.columns, study.rows, metrics)
 
 
-def as_png(figure: Figure, dpi: int = 140) -> bytes:
-    """Return a figure as a PNG file, and close it."""
+def as_file(figure: Figure, form: str = "png", dpi: int = 140) -> bytes:
+    """Return a figure as a file of a format, such as ``png``, ``pdf`` or ``svg``, and close it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
+    # No dates and no random names in the file: the same results give the same file.
+    undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "flwr-robust"}):
+        figure.savefig(buffer, format=form, dpi=dpi, metadata=undated[form])
     plt.close(figure)
     return buffer.getvalue()
+
+
+_SAID = ("task", "model", "partition", "message", "clients", "defence", "attack", "rounds")
+
+
+def setting(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return what all runs of a figure share, in one line, so that the figure can stand alone.
+
+    Examples
+    --------
+    >>> config = {"task": "digits", "clients": 10, "rounds": 100, "seed": 0}
+    >>> runs = [{"config": {**config, "seed": seed}, "declared_f": 2, "real_f": 2} for seed in (0, 1)]
+    >>> setting(runs)
+    'task digits, clients 10, rounds 100, declared f 2, real f 2, 2 seeds'
+    """
+    said = []
+    for key in _SAID:
+        values = {document["config"].get(key) for document in documents}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            said.append(f"{key} {value}")
+    for key in ("declared_f", "real_f"):
+        values = {document.get(key) for document in documents}
+        if len(values) == 1 and (value := values.pop()) is not None:
+            said.append(f"{key.replace('_', ' ')} {value}")
+    seeds = len({document["config"].get("seed") for document in documents})
+    said.append(f"{seeds} seed{'s' if seeds != 1 else ''}")
+    return ", ".join(said)
 
 
 _WIDEST = 10.0  # width of the bars, in inches

@@ -18,7 +18,7 @@ from rich.text import Text
 from flwr_robust.files import write_atomically
 from flwr_robust.studies.claims import Verdict, judge
 from flwr_robust.studies.groups import Group, gather, percent
-from flwr_robust.studies.plots import as_png, draw
+from flwr_robust.studies.plots import as_file, draw
 from flwr_robust.studies.study import Study
 
 __all__ = [
@@ -344,7 +344,7 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
         images = []
         for kind, figure in draw(study, section.groups, own):
             image = Image(folder / f"{kind}{f'-{number}' if number else ''}.png", f"{kind} {section.title}".strip())
-            write_atomically(image.path, partial(_put, as_png(figure)))
+            write_atomically(image.path, partial(_put, as_file(figure)))
             images.append(image)
         sections.append((section, tuple(images)))
     shown = {image.path for _, images in sections for image in images}

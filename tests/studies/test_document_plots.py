@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 from flwr_robust.studies.document_plots import metric_curves, winners_heatmap
-from flwr_robust.studies.plots import as_png, draw
+from flwr_robust.studies.plots import as_file, draw
 from flwr_robust.studies.showing import SHARES
 from flwr_robust.studies.study import load_study
 
@@ -132,14 +132,21 @@ def test_the_end_may_count_instead_of_the_maximum():
 def test_studies_ask_for_these_plots():
     """[report] of a study, through `draw`."""
     winners, metrics = load_study("peng2025_grid"), load_study("peng2025_diagnostics")
-    documents = [{"labels": dict(cell.labels), "curve": [{"round": 0, "accuracy": 0.5}]} for cell in winners.cells]
+    documents = [
+        {"labels": dict(cell.labels), "config": cell.config.to_mapping(), "curve": [{"round": 0, "accuracy": 0.5}]}
+        for cell in winners.cells
+    ]
     (drawn,) = draw(winners, {}, documents)
     assert drawn[0] == "winners"
     texts, frames = cells_of(drawn[1])
     assert len(texts) == len(frames) == 36  # the mean is level with all, and named first
     assert texts[0, 0] == "50.0\nmean\nmean +0.00"
     documents = [
-        {"labels": dict(cell.labels), "curve": [{"round": 0, "xi": 1.0, "A": 2.0, "sigma2": 3.0}]}
+        {
+            "labels": dict(cell.labels),
+            "config": cell.config.to_mapping(),
+            "curve": [{"round": 0, "xi": 1.0, "A": 2.0, "sigma2": 3.0}],
+        }
         for cell in metrics.cells
         if cell.labels["model"] == "mlp"
     ]
@@ -202,7 +209,7 @@ def test_pictures_are_not_empty(draw):
         if draw is winners_heatmap
         else measured(lambda partition, at: 1.0, lambda attack, at: 2.0, attacks=("static",))
     )
-    pixels = imread(io.BytesIO(as_png(draw(documents), dpi=60)))
+    pixels = imread(io.BytesIO(as_file(draw(documents), dpi=60)))
     assert min(pixels.shape[:2]) > 150
     assert np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0).shape[0] > 10
 
