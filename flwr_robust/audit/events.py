@@ -38,6 +38,7 @@ __all__ = [
     "ReplyAbstained",
     "ReplyAdmitted",
     "ReplyRefused",
+    "Rested",
     "Resumed",
     "RolledBack",
     "RoundConfigured",
@@ -192,6 +193,8 @@ class RoundConfigured(Event, kind="round_configured"):
         Nodes that are banned or in quarantine, which are not asked.
     model : str
         Hash of the model that is sent; empty if unknown.
+    waiting : tuple of int
+        Nodes that are not asked for a while, without blame: they failed to answer several times, or have just joined.
     """
 
     round: int
@@ -200,6 +203,7 @@ class RoundConfigured(Event, kind="round_configured"):
     available: int | None = None
     left_out: tuple[int, ...] = ()
     model: str = ""
+    waiting: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -510,6 +514,30 @@ class Replayed(Event, kind="replayed"):
     missing: tuple[int, ...]
     without: int | None = None
     distance: float | None = None
+
+
+@dataclass(frozen=True)
+class Rested(Event, kind="rested"):
+    """A client failed to answer several times in a row: it is not asked for some rounds, without blame.
+
+    Attributes
+    ----------
+    round, node, partition
+        The round of the change, and the client.
+    failures : int
+        How many times in a row it failed.
+    until : int
+        The last round in which it is not asked.
+    phase : str
+        ``train`` or ``evaluate``: what it is not asked for.
+    """
+
+    round: int
+    node: int
+    partition: int | None
+    failures: int
+    until: int
+    phase: str = "train"
 
 
 @dataclass(frozen=True)

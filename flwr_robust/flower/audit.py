@@ -35,6 +35,7 @@ from flwr_robust.audit import (
     ReplyAbstained,
     ReplyAdmitted,
     ReplyRefused,
+    Rested,
     RoundConfigured,
     RoundRemembered,
     Suspected,
@@ -61,6 +62,7 @@ from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
+from flwr_robust.flower.rests import Rest
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord, Scalar
 from flwr_robust.flower.snapshots import check_fits, progress_of, remembered, snapshot_of
 from flwr_robust.flower.wire import decode_record
@@ -316,7 +318,7 @@ class Audit(Observer):
         arrays = decode_record(model)
         self._sent = {name: arrays[name] for name in learnt(arrays)}
         place = (opened.number, opened.kind, opened.asked, opened.available, opened.quarantined)
-        self._put(RoundConfigured(*place, self._hash(model)))
+        self._put(RoundConfigured(*place, self._hash(model), opened.waiting))
         self._flush()
         if self._states is not None:
             self._restore(self._states, opened.number, opened.asked)
@@ -338,6 +340,11 @@ class Audit(Observer):
     def reply_abstained(self, server_round: int, kind: str, node: int) -> None:
         """Keep an abstention, to record it together with the verdicts of the round."""
         self._put(ReplyAbstained(server_round, kind, node, self._partition(node)))
+
+    def node_rested(self, server_round: int, kind: str, rest: Rest) -> None:
+        """Keep a rest that begins, to record it with its round."""
+        place = (server_round, rest.node, self._partition(rest.node))
+        self._waiting.append(Rested(*place, rest.failures, rest.until, kind))
 
     def node_quarantined(self, server_round: int, kind: str, node: int, refusals: int) -> None:
         """Record that a node is put into quarantine."""

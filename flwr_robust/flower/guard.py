@@ -44,7 +44,7 @@ class Guard:
         What replies to training must hold in addition to the model's arrays.
     evaluation_terms : Terms
         The same in evaluation.
-    seed, least, quarantine_after, by_partition
+    seed, least, quarantine_after, by_partition, rest_after, probation
         As for `Nodes`.
     wait : float, optional
         How many seconds to wait for nodes at most; see `wait_for_nodes`.
@@ -80,12 +80,21 @@ class Guard:
         least: int = 1,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
+        rest_after: int | None = None,
+        probation: int = 0,
         wait: float | None = None,
         on_infeasible: str = "keep",
         clamp: float | None = 2.0,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self.nodes = Nodes(seed=seed, least=least, quarantine_after=quarantine_after, by_partition=by_partition)
+        self.nodes = Nodes(
+            seed=seed,
+            least=least,
+            quarantine_after=quarantine_after,
+            by_partition=by_partition,
+            rest_after=rest_after,
+            probation=probation,
+        )
         if wait is not None:
             check_number("strategy", "wait", wait, minimum=0)
         self.wait = wait
@@ -135,6 +144,8 @@ class Guard:
             "least": self.nodes.least,
             "quarantine-after": self.nodes.quarantine_after,
             "by-partition": self.nodes.by_partition,
+            "rest-after": self.nodes.rest_after,
+            "probation": self.nodes.probation,
             "on-infeasible": self.on_infeasible,
             "clamp": self.clamp,
         }
@@ -194,6 +205,8 @@ class Guard:
         self._open = opened
         if opened.quarantined:
             log.info("configure_%s: %s nodes are banned or in quarantine", opened.kind, len(opened.quarantined))
+        if opened.waiting:
+            log.info("configure_%s: %s nodes rest or are on probation", opened.kind, len(opened.waiting))
         for observer in self.observers:
             observer.round_configured(opened, arrays)
         return list(opened.messages)
@@ -253,6 +266,7 @@ class Guard:
             log.warning("\t> Refused node %s%s: %s (%s)", refusal.node, often, refusal.reason.value, refusal.detail)
             if refusal.reason.blames and not fault:
                 self._count(opened.number, kind, refusal.node)
+        self._settle(opened, [*(each.node for each in admitted), *abstained], refused)
         if fault and kind not in self._faulty:
             log.error("aggregate_%s: %s", kind, fault)
         (self._faulty.add if fault else self._faulty.discard)(kind)
@@ -264,6 +278,17 @@ class Guard:
         """Return what is wrong with the app, if this was so from the first round on; otherwise an empty text."""
         records = self.history if opened.kind == MessageType.TRAIN else self.evaluations
         return app_fault(opened.asked, refused) if opened.kind in self._faulty or not records else ""
+
+    def _settle(self, opened: Round, answered: Sequence[int], refused: Sequence[Refusal]) -> None:
+        """Count which nodes failed to answer, and let those rest that keep failing."""
+        wrong = [refusal.node for refusal in refused if refusal.reason.blames]
+        failed = set(opened.asked).difference(answered, wrong)
+        for rest in self.nodes.settle(opened.kind, opened.number, opened.asked, failed):
+            log.warning(
+                "\t> Node %s rests until round %s after %s failures in a row", rest.node, rest.until, rest.failures
+            )
+            for observer in self.observers:
+                observer.node_rested(opened.number, opened.kind, rest)
 
     def _count(self, server_round: int, kind: str, node: int) -> None:
         if self.nodes.refused(kind, node):
@@ -315,6 +340,7 @@ class Guard:
             sentence,
             kind=judged.kind,
             quarantined=judged.quarantined,
+            waiting=judged.waiting,
             abstained=judged.abstained,
             **fields,
         )

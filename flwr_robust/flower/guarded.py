@@ -63,7 +63,7 @@ class Guarded(Face, Strategy):
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
         it is 2f + 3 for Flower's Krum and MultiKrum, 4f + 3 for Bulyan, and for others more than half of the nodes
         asked, so that drop-outs do not leave hostile replies alone.
-    by_partition : bool, optional
+    by_partition, rest_after, probation
         As for `RobustStrategy`.
     clamp : float, optional
         A number of examples above this multiple of the median is lowered to it. None accepts all numbers.
@@ -109,6 +109,8 @@ class Guarded(Face, Strategy):
         max_examples: float = MOST_EXAMPLES,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
+        rest_after: int | None = None,
+        probation: int = 0,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
@@ -143,6 +145,8 @@ class Guarded(Face, Strategy):
             least=_least(strategy) if least is None else plain(least),
             quarantine_after=plain(quarantine_after),
             by_partition=by_partition,
+            rest_after=plain(rest_after),
+            probation=plain(probation),
             on_infeasible=on_infeasible,
             clamp=plain(clamp),
             observers=observing(observers, audit),
@@ -216,12 +220,18 @@ class Guarded(Face, Strategy):
     def _ask(
         self, kind: str, server_round: int, messages: Iterable[Message], grid: Grid, model: SentModel | None = None
     ) -> Round | None:
-        """Return a round with the strategy's messages, without those to nodes in quarantine; None if it sends none."""
+        """Return a round with the strategy's messages, without those to nodes left out; None if it sends none."""
         messages = list(messages)
-        held = self.guard.nodes.withheld(kind, (message.metadata.dst_node_id for message in messages))
-        kept = tuple(message for message in messages if message.metadata.dst_node_id not in held)
-        available = len(list(grid.get_node_ids()))
-        return Round(server_round, kind, kept, held, model, available=available) if kept else None
+        if not messages:
+            return None
+        connected = list(grid.get_node_ids())
+        destinations = [message.metadata.dst_node_id for message in messages]
+        held = self.guard.nodes.left_out(kind, server_round, destinations, connected)
+        away = {*held.blamed, *held.waiting}
+        kept = tuple(message for message in messages if message.metadata.dst_node_id not in away)
+        if not kept:
+            return None
+        return Round(server_round, kind, kept, held.blamed, model, waiting=held.waiting, available=len(connected))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

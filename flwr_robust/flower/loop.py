@@ -172,7 +172,11 @@ class Loop:
         self._guard.history, self._guard.evaluations = list(progress.history), list(progress.evaluations)
         self._earlier = 0
         self._guard.nodes.recall(
-            progress.partitions, progress.refusals, progress.replaced, progress.evaluation_refusals
+            progress.partitions,
+            progress.refusals,
+            progress.replaced,
+            progress.evaluation_refusals,
+            progress.absences,
         )
         for name, holder in self._holders.items():
             if name in progress.memory:
@@ -217,6 +221,7 @@ class Loop:
                 nodes.replaced,
                 nodes.evaluation_refusals,
                 self._written.new(guard, self._result, self._holders.get("grid")),
+                nodes.absences(),
             )
             for observer in guard.observers:
                 observer.round_finished(progress, last=last)

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower.admission import Admitted, Refusal
+from flwr_robust.flower.rests import Rest
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord
 
 __all__ = ["Observer", "check_observers"]
@@ -38,6 +39,9 @@ class Observer:
 
     def node_quarantined(self, server_round: int, kind: str, node: int, refusals: int) -> None:
         """Called when a node is put into quarantine: it is not asked for replies of this kind any more."""
+
+    def node_rested(self, server_round: int, kind: str, rest: Rest) -> None:
+        """Called when a node that keeps failing to answer is left out for some rounds, without blame."""
 
     def node_banned(self, node: int, reason: str) -> None:
         """Called when an operator bans a node: it is not asked, and its replies are refused."""

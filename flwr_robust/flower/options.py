@@ -58,6 +58,8 @@ class GuardOptions(FedAvgOptions, total=False):
     spares: int | None
     quarantine_after: int | None
     by_partition: bool | None
+    rest_after: int | None
+    probation: int
     wait: float | None
     on_infeasible: Literal["keep", "stop"]
     observers: Sequence[Observer]

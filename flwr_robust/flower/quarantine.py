@@ -9,9 +9,14 @@ A node goes into quarantine after ``quarantine_after`` refused replies, if the f
 no longer asked until it is released. Training and evaluation are counted apart, so a node without test data keeps its
 place in training.
 
-At least as many nodes as the strategy's rule needs are always left. If quarantine leaves fewer, the nodes in quarantine
-with the fewest refusals are asked as well, and their replies are checked as usual. So an attacker gains nothing by
-getting itself or others into quarantine: the round has enough replies all the same.
+Other nodes are left out for a while, without blame. A node rests if it kept failing to answer
+(`flwr_robust.flower.rests`). A node that joins after the first round may be on probation: it is not asked for its first
+``probation`` rounds. Then a quarantined client that comes back under a new id, or a crowd of new nodes, has no
+influence at once. It is not asked at all, so it gets no model, takes nobody's place, and costs the server nothing.
+
+At least as many nodes as the strategy's rule needs are always left. If fewer are, nodes that rest are asked as well,
+then those on probation, then those in quarantine with the fewest refusals. Their replies are checked as usual. So an
+attacker gains nothing by getting itself or others into quarantine: the round has enough replies all the same.
 """
 
 from __future__ import annotations
@@ -19,19 +24,23 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from flwr.app import MessageType
 from flwr.serverapp import Grid
 
 from flwr_robust.errors import check_flag, check_integer
 from flwr_robust.flower._compat import simulated
+from flwr_robust.flower.rests import Rest, Rests
 from flwr_robust.flower.waiting import wait_for_nodes
 from flwr_robust.protocol.rounds import sample_clients
 
-__all__ = ["Identity", "Nodes"]
+__all__ = ["Identity", "LeftOut", "Nodes"]
 
 log = logging.getLogger("flwr")
+
+_REST_AFTER = 3  # in a deployment; in a simulation failures are part of what is simulated
 
 
 class Identity(NamedTuple):
@@ -52,6 +61,21 @@ class Identity(NamedTuple):
     assigned: bool = False
 
 
+class LeftOut(NamedTuple):
+    """The available nodes that are not asked in a round.
+
+    Attributes
+    ----------
+    blamed : tuple of int
+        Those that are banned or in quarantine.
+    waiting : tuple of int
+        Those that rest or are on probation.
+    """
+
+    blamed: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
+
+
 class Nodes:
     """The nodes of a run: their partitions, their refusals, and which of them to ask.
 
@@ -65,6 +89,11 @@ class Nodes:
         Number of refusals after which a node is no longer asked. When not given, there is no quarantine.
     by_partition : bool, optional
         Whether partitions identify nodes. When not given, `begin` decides: in a simulation they do.
+    rest_after : int, optional
+        Number of failures in a row after which a node rests. When not given, it is 3; where partitions identify nodes,
+        no node rests.
+    probation : int
+        For how many rounds a node that joins after the first round is not asked; 0 means none.
 
     Attributes
     ----------
@@ -84,6 +113,10 @@ class Nodes:
     replaced : dict of int to int
         The partitions of nodes that had another id before the run was resumed, by the old id. Older records name the
         old ids.
+    joined : dict of int to int
+        With a probation: the round in which each node was first seen, 0 for those of the first round.
+    rests : dict of str to Rests
+        The nodes that keep failing to answer, for training and for evaluation.
 
     Raises
     ------
@@ -93,10 +126,10 @@ class Nodes:
     Examples
     --------
     >>> nodes = Nodes(least=2, quarantine_after=1)
-    >>> nodes.refused("train", 7), nodes.withheld("train", [5, 6, 7]), nodes.withheld("train", [5, 7])
-    (True, (7,), ())
-    >>> nodes.withheld("evaluate", [5, 6, 7])
-    ()
+    >>> nodes.refused("train", 7), nodes.left_out("train", 1, [5, 6, 7]).blamed, nodes.left_out("train", 1, [5, 7])
+    (True, (7,), LeftOut(blamed=(), waiting=()))
+    >>> nodes.left_out("evaluate", 1, [5, 6, 7])
+    LeftOut(blamed=(), waiting=())
     """
 
     def __init__(
@@ -106,7 +139,12 @@ class Nodes:
         least: int = 1,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
+        rest_after: int | None = None,
+        probation: int = 0,
     ) -> None:
+        check_integer("strategy", "probation", probation, 0)
+        if rest_after is not None:
+            check_integer("strategy", "rest_after", rest_after, 1)
         if by_partition is not None:
             check_flag("strategy", "by_partition", by_partition)
         check_integer("strategy", "seed", seed, 0)
@@ -116,6 +154,8 @@ class Nodes:
         self.seed = seed
         self.least = least
         self.quarantine_after = quarantine_after
+        self.rest_after = rest_after
+        self.probation = probation
         self._stated = by_partition
         self.by_partition = bool(by_partition)
         self.partitions: dict[int, int] = {}
@@ -124,6 +164,8 @@ class Nodes:
         self.banned: set[int] = set()
         self.assigned: set[int] = set()
         self.replaced: dict[int, int] = {}
+        self.joined: dict[int, int] = {}
+        self.rests = {kind: Rests() for kind in (MessageType.TRAIN, MessageType.EVALUATE)}
 
     # -- who they are -----------------------------------------------------------------------------
 
@@ -159,6 +201,7 @@ class Nodes:
         refusals: Mapping[int, int],
         replaced: Mapping[int, int],
         evaluation_refusals: Mapping[int, int],
+        absences: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Restore what is known of the nodes of an earlier run, whose ids may have changed, as in Flower's simulation.
 
@@ -170,7 +213,12 @@ class Nodes:
         ----------
         partitions, refusals, replaced, evaluation_refusals : mapping of int to int
             The values of these attributes when the run stopped.
+        absences : mapping
+            What `absences` returned then.
         """
+        self.joined = dict(absences.get("joined", {}))
+        for kind, memory in absences.get("rests", {}).items():
+            self.rests[kind].recall(memory)
         known, ledgers = dict(partitions), (dict(refusals), dict(evaluation_refusals))
         then, own = Counter(known.values()), self.own_partitions(self.partitions)
         former = {partition: node for node, partition in known.items() if then[partition] == 1}
@@ -185,8 +233,17 @@ class Nodes:
                     counts[node] = counts.pop(old)
             if old in self.banned:
                 self.banned.add(node)
+            if old in self.joined:
+                self.joined[node] = self.joined.pop(old)
+            for rests in self.rests.values():
+                rests.rename(old, node)
         self.partitions = {**known, **self.partitions}
         self.refusals, self.evaluation_refusals = ledgers
+
+    def absences(self) -> dict[str, Any]:
+        """Return who joined when, and who rests, for a checkpoint; it is `storable`."""
+        rests = {kind: each.memory() for kind, each in self.rests.items()}
+        return {"joined": dict(self.joined), "rests": rests}
 
     # -- whom to ask ------------------------------------------------------------------------------
 
@@ -220,13 +277,50 @@ class Nodes:
         forgotten = [counts.pop(node, 0) for counts in (self.refusals, self.evaluation_refusals)]
         return known or any(forgotten)
 
-    def withheld(self, kind: str, nodes: Iterable[int]) -> tuple[int, ...]:
-        """Return which of the available nodes are banned, or not asked for replies of one kind: quarantine."""
+    def settle(self, kind: str, server_round: int, asked: Iterable[int], failed: Iterable[int]) -> list[Rest]:
+        """Count which of the nodes asked failed to answer, and return the rests that begin."""
+        after = (None if self.by_partition else _REST_AFTER) if self.rest_after is None else self.rest_after
+        return [] if after is None else self.rests[kind].settle(server_round, asked, failed, after)
+
+    def _newcomers(self, server_round: int, nodes: set[int]) -> list[int]:
+        """Note which nodes are new, and return those on probation, the earliest first."""
+        if not self.probation:
+            return []
+        first = not self.joined
+        for node, round_joined in list(self.joined.items()):
+            if node not in nodes and server_round - round_joined < self.probation and round_joined:
+                del self.joined[node]  # so that short-lived nodes fill no memory; the probation begins anew
+        for node in nodes - self.joined.keys():
+            self.joined[node] = 0 if first else server_round
+        found = [node for node in nodes if self.joined[node] and server_round - self.joined[node] < self.probation]
+        return sorted(found, key=lambda node: (self.joined[node], self.order(node)))
+
+    def left_out(
+        self, kind: str, server_round: int, nodes: Iterable[int], connected: Iterable[int] | None = None
+    ) -> LeftOut:
+        """Return which of the available nodes are not asked in a round.
+
+        Parameters
+        ----------
+        kind : str
+            ``train`` or ``evaluate``.
+        server_round : int
+            The round.
+        nodes : iterable of int
+            The nodes that could be asked.
+        connected : iterable of int, optional
+            All connected nodes, if they are more.
+        """
         nodes = set(nodes)
+        newcomers = self._newcomers(server_round, nodes if connected is None else {*connected})
         barred = sorted(nodes & self.banned, key=self.order)
         nodes -= self.banned
-        held = [node for node in self.quarantined_from(kind) if node in nodes]
-        return (*barred, *held[max(self.least - (len(nodes) - len(held)), 0) :])
+        blamed = [node for node in self.quarantined_from(kind) if node in nodes]
+        others = nodes - {*blamed}
+        resting = self.rests[kind].resting(server_round, others - {*newcomers})
+        waiting = [*resting, *(node for node in newcomers if node in others)]
+        missing = max(self.least - (len(others) - len(waiting)), 0)
+        return LeftOut((*barred, *blamed[max(missing - len(waiting), 0) :]), tuple(waiting[missing:]))
 
     def sample(
         self,
@@ -240,7 +334,7 @@ class Nodes:
         *,
         who: str,
         wait: float | None = None,
-    ) -> tuple[list[int], tuple[int, ...], int]:
+    ) -> tuple[list[int], LeftOut, int]:
         """Wait for enough nodes, and draw those to ask from the seed; return them in order.
 
         Parameters
@@ -254,7 +348,7 @@ class Nodes:
         fraction : float
             The share of all nodes to ask.
         minimum : int
-            The smallest number of nodes to ask, unless quarantine leaves fewer.
+            The smallest number of nodes to ask, unless fewer are left.
         available : int
             How many nodes to wait for.
         spares : int
@@ -268,15 +362,16 @@ class Nodes:
         -------
         list of int
             The nodes to ask.
-        tuple of int
-            The nodes left out because they are banned or in quarantine.
+        LeftOut
+            The nodes that are left out.
         int
-            How many nodes there were to choose from, with those in quarantine.
+            How many nodes there were to choose from, with those left out.
         """
         nodes = wait_for_nodes(grid, max(available, minimum), self._needs(who, max(available, minimum)), wait)
         size = max(int(len(nodes) * fraction), min(minimum + spares, len(nodes)))
-        held = self.withheld(kind, nodes)
-        pool = sorted((node for node in nodes if node not in held), key=self.order)
+        held = self.left_out(kind, server_round, nodes)
+        away = {*held.blamed, *held.waiting}
+        pool = sorted((node for node in nodes if node not in away), key=self.order)
         size = min(size, len(pool))
         chosen = sample_clients(self.seed, kind, server_round, len(pool), size)
         log.info("configure_%s: Sampled %s nodes (out of %s)", kind, size, len(nodes))

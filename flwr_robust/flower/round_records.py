@@ -53,6 +53,8 @@ class RoundRecord:
         ``train`` or ``evaluate``.
     quarantined : tuple of int
         The connected nodes that were not asked because they are banned or in quarantine.
+    waiting : tuple of int
+        The connected nodes that were not asked, without blame: they rest, or are on probation.
     abstained : tuple of int
         The nodes that abstained: they answered, but had no arrays for the round.
     """
@@ -69,6 +71,7 @@ class RoundRecord:
     kind: str = MessageType.TRAIN
     quarantined: tuple[int, ...] = ()
     abstained: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
 
     @property
     def silent(self) -> tuple[int, ...]:
@@ -125,8 +128,10 @@ class Round:
         The replies that were refused.
     abstained : tuple of int
         The nodes that abstained, in the order of partitions.
+    waiting : tuple of int
+        The connected nodes that are not asked, without blame: they rest, or are on probation.
     available : int, optional
-        How many nodes there were to choose from, with those in quarantine.
+        How many nodes there were to choose from, with those left out.
     fault : str
         What is wrong with the app, if the refusals show that it is the app; otherwise empty.
     """
@@ -139,6 +144,7 @@ class Round:
     admitted: tuple[Admitted, ...] = ()
     refused: tuple[Refusal, ...] = ()
     abstained: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
     available: int | None = None
     fault: str = ""
 
@@ -227,6 +233,8 @@ class Progress:
         The records of the guard.
     partitions, refusals, replaced, evaluation_refusals : mapping of int to int
         What the guard knows about nodes.
+    absences : mapping
+        Who joined when, and who rests; see `Nodes.absences`.
     memory : mapping
         ``strategy`` and ``grid`` hold the states of the strategy and of the grid, if it is `Remembering`.
         ``train_config`` and ``evaluate_config`` hold the configs sent to nodes, which strategies may change during a
@@ -245,3 +253,4 @@ class Progress:
     replaced: Mapping[int, int] = field(default_factory=dict)
     evaluation_refusals: Mapping[int, int] = field(default_factory=dict)
     chapter: Chapter = field(default_factory=Chapter)
+    absences: Mapping[str, Any] = field(default_factory=dict)

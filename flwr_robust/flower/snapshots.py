@@ -46,6 +46,7 @@ def snapshot_of(progress: Progress, config: Mapping[str, Any], states: ClientSta
         "memory": freeze(progress.memory, tensors),
         "refusals": [[node, count] for node, count in progress.refusals.items()],
         "evaluation_refusals": [[node, count] for node, count in progress.evaluation_refusals.items()],
+        "absences": freeze(progress.absences, tensors),
         "replaced": [[node, partition] for node, partition in progress.replaced.items()],
     }
     if states is not None:
@@ -96,6 +97,7 @@ def progress_of(snapshot: Snapshot, history: Sequence[RoundRemembered]) -> Progr
         dict(values["replaced"]),
         dict(values["evaluation_refusals"]),
         Chapter(attacks=[thaw(each) for chapter in chapters for each in chapter.get("attacks", ())]),
+        thaw(values["absences"], tensors),
     )
 
 

@@ -103,6 +103,13 @@ class RobustStrategy(Face, FedAvg):
     by_partition : bool, optional
         Whether partitions identify nodes; see `partitions`. When not given, they do so in a simulation only. In a
         deployment the node id is the only identity: ``partition-id`` is what a node says about itself.
+    rest_after : int, optional
+        Number of failures in a row (errors, or no answer) after which a node is not asked for some rounds. These are 2
+        rounds, then twice as many each time, up to 64. This is no blame, and enough nodes for the rule are always left.
+        When not given, it is 3 in a deployment; in a simulation no node rests.
+    probation : int
+        For how many rounds a node that joins after the first round is not asked, >= 0. If too few nodes for the rule
+        are left, it is asked all the same.
     wait : float, optional
         How many seconds to wait for nodes at most, >= 0; then an error ends the run. When not given, the strategy waits
         without limit in a deployment. In a simulation it waits only while nodes still appear.
@@ -167,6 +174,8 @@ class RobustStrategy(Face, FedAvg):
         spares: int | None = None,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
+        rest_after: int | None = None,
+        probation: int = 0,
         wait: float | None = None,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
@@ -223,6 +232,8 @@ class RobustStrategy(Face, FedAvg):
             least=least,
             quarantine_after=plain(quarantine_after),
             by_partition=by_partition,
+            rest_after=plain(rest_after),
+            probation=plain(probation),
             wait=plain(wait),
             on_infeasible=on_infeasible,
             observers=observing(observers, audit),
@@ -282,7 +293,7 @@ class RobustStrategy(Face, FedAvg):
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         messages = tuple(Message(record, node, kind) for node in nodes)
-        return Round(server_round, kind, messages, held, model, available=available)
+        return Round(server_round, kind, messages, held.blamed, model, waiting=held.waiting, available=available)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

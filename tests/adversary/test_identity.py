@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord
 from flwr.client import NumPyClient
+from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust.audit import ClientStatesRestored, read_log
 from flwr_robust.audit.run import log_file
-from flwr_robust.flower import Audit, Identity, Median, RobustStrategy, discover, serve
+from flwr_robust.flower import Audit, Guarded, Identity, Median, Nodes, Observer, RobustStrategy, discover, serve
+from flwr_robust.flower.quarantine import LeftOut
 from flwr_robust.protocol.rounds import sample_clients
 from tests.flower_helpers import FIRST, Deployed, client_app, content, drive
 from tests.guard_helpers import ONE, SILENT, misbehaving
@@ -167,3 +169,44 @@ def test_a_claim_fetches_no_state(told, tmp_path):
     # The victim's is kept for it, and given back to its own node id alone.
     third = run(Deployed(keeping(), 4), 3, True)
     assert third.contexts[victim].state["own"]["secret"] == f"of node {victim}"
+
+
+# -- who comes back as new ---------------------------------------------------------------------------
+
+
+def taking_part(probation, make):
+    """Return the rounds in which a client takes part that comes back under a new id once it is in quarantine."""
+    grid = Deployed(misbehaving({6}), 7)
+    strategy = make(quarantine_after=1, probation=probation)
+
+    class Renews(Observer):
+        def node_quarantined(self, server_round, kind, node, refusals):
+            grid.contexts[node + 1000] = grid.contexts.pop(node)
+            grid.contexts[node + 1000].node_id = node + 1000
+
+    strategy.guard.observers = (Renews(),)
+    drive(strategy, None, ONE, 7, rounds=9, grid=grid)
+    honest = set(range(FIRST, FIRST + 6))
+    return [record.round for record in strategy.history if not {*record.asked} <= honest], strategy
+
+
+@pytest.mark.parametrize("make", [lambda **o: Median(f=1, **SILENT, **o), lambda **o: Guarded(FedAvg(**SILENT), **o)])
+def test_a_probation_makes_new_ids_dear(make):
+    free, _ = taking_part(0, make)
+    assert free == [*range(1, 10)]  # without node authentication a quarantine alone costs one round
+    dear, strategy = taking_part(3, make)
+    assert dear == [1, 5, 9]
+    assert [len(record.waiting) for record in strategy.history] == [0, 1, 1, 1, 0, 1, 1, 1, 0]
+
+
+def test_a_crowd_of_new_nodes_is_not_asked_while_enough_others_are_left():
+    nodes = Nodes(least=3, probation=2)
+    assert nodes.left_out("train", 1, range(5)) == LeftOut()
+    assert nodes.left_out("train", 2, range(105)) == LeftOut((), tuple(range(5, 105)))
+    assert nodes.left_out("train", 3, {0, 1, *range(5, 105)}).waiting == tuple(range(6, 105))  # one is needed
+    assert nodes.left_out("train", 4, range(105)) == LeftOut()
+    assert nodes.left_out("train", 5, {0, 1, 2, 200}).waiting == (200,)
+    nodes.left_out("train", 6, {0, 1, 2})
+    assert 200 not in nodes.joined  # short-lived nodes fill no memory
+    assert nodes.left_out("train", 7, {0, 1, 2, 200}).waiting == (200,)  # and begin anew
+    assert Nodes().left_out("train", 9, range(5)) == LeftOut()

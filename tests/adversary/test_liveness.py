@@ -11,9 +11,12 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust import Outcome, aggregators
+from flwr_robust.audit import Rested, RoundConfigured, read_log
+from flwr_robust.audit.run import log_file
 from flwr_robust.core.pipeline import parse
-from flwr_robust.flower import Guarded, Krum, Median, RobustStrategy
-from tests.flower_helpers import Deployed, client_app, content, drive
+from flwr_robust.errors import ConfigurationError
+from flwr_robust.flower import Audit, Guarded, Krum, Median, RobustStrategy
+from tests.flower_helpers import FIRST, Deployed, client_app, content, drive
 from tests.guard_helpers import ONE, SILENT
 
 HOSTILE = 1e6
@@ -127,3 +130,74 @@ def test_where_there_is_no_slack_a_warning_says_so(caplog):
         app = failing(set())
         drive(Krum(f=1, **SILENT), app, ONE, nodes, grid=Deployed(app, nodes))
         assert ("krum(f=1) needs a reply from each of the 5 nodes asked" in caplog.text) is told
+
+
+# -- errors and silence without end ------------------------------------------------------------------
+
+
+class Silent(Deployed):
+    """Some nodes never answer."""
+
+    def __init__(self, app, nodes, silent=()):
+        super().__init__(app, nodes)
+        self.silent = {FIRST + place for place in silent}
+
+    def send_and_receive(self, messages, *, timeout=None):
+        sent = [message for message in messages if message.metadata.dst_node_id not in self.silent]
+        return super().send_and_receive(sent, timeout=timeout)
+
+
+def asked_of(strategy, place):
+    return [record.round for record in strategy.history if FIRST + place in record.asked]
+
+
+@pytest.mark.parametrize("way", ["errors", "silence"])
+def test_who_never_answers_is_left_out_for_a_while_without_blame(way, tmp_path):
+    app = failing({0} if way == "errors" else set(), since=1)
+    grid = Silent(app, 8, (0,) if way == "silence" else ())
+    strategy = Krum(f=1, quarantine_after=1, audit=Audit(tmp_path, sync=False), **SILENT)
+    drive(strategy, app, ONE, 8, rounds=14, grid=grid)
+    # The old server asks it in all rounds, and waits for it in each.
+    assert asked_of(strategy, 0) == [1, 2, 3, 6, 11]
+    assert asked_of(strategy, 1) == [*range(1, 15)]
+    assert strategy.quarantined == ()
+    assert strategy.guard.refusals == {}
+    assert strategy.history[3].waiting == (FIRST,)
+    events = [record.event for record in read_log(log_file(tmp_path))]
+    rests = [(e.round, e.node, e.failures, e.until) for e in events if isinstance(e, Rested)]
+    assert rests == [(3, FIRST, 3, 5), (6, FIRST, 4, 10), (11, FIRST, 5, 19)]
+    asked = [event for event in events if isinstance(event, RoundConfigured) and event.round == 4]
+    assert [(event.waiting, event.left_out) for event in asked] == [((FIRST,), ())]
+
+
+def test_rests_leave_the_rule_enough_nodes():
+    """Krum(f=1) needs five of six; two of six never answer: one of them is asked all the same."""
+    app = failing({0, 1}, since=2)
+    strategy = Krum(f=1, **SILENT)
+    drive(strategy, app, ONE, 6, rounds=8, grid=Deployed(app, 6))
+    assert {len(record.asked) for record in strategy.history[4:]} == {5}
+
+
+def test_in_a_simulation_nobody_rests_unless_it_is_said():
+    for stated, asked in ((None, [*range(1, 8)]), (3, [1, 2, 3, 6])):
+        app = failing({0}, since=1)
+        strategy = Krum(f=1, rest_after=stated, **SILENT)
+        drive(strategy, app, ONE, 8, rounds=7)
+        assert asked_of(strategy, 0) == asked
+    with pytest.raises(ConfigurationError, match="rest_after must be an integer >= 1; got rest_after=0"):
+        Krum(f=1, rest_after=0)
+
+
+def test_two_and_two_are_four_with_nodes_that_rest(tmp_path):
+    def run(folder, rounds, resume=False):
+        app = failing({0}, since=1)
+        audit = Audit(tmp_path / folder, resume=resume, sync=False)
+        strategy = Krum(f=1, rest_after=2, probation=3, fraction_train=0.9, seed=3, audit=audit, **SILENT)
+        return drive(strategy, app, ONE, 9, rounds=rounds, grid=Deployed(app, 9))[0], strategy
+
+    model, whole = run("whole", 12)
+    for rounds in (3, 5, 9, 12):
+        found, again = run("parts", rounds, True)
+    assert found["w"].tobytes() == model["w"].tobytes()
+    assert [record.asked for record in again.history] == [record.asked for record in whole.history]
+    assert any(record.waiting for record in whole.history)

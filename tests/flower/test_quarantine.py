@@ -105,10 +105,10 @@ def test_quarantine_does_not_starve_the_rule(minimum):
 def test_those_with_the_fewest_refusals_are_asked_first():
     strategy = Krum(f=1, quarantine_after=1, **SILENT)
     strategy.guard.refusals.update({FIRST: 5, FIRST + 1: 1, FIRST + 2: 3, FIRST + 3: 1})
-    assert strategy.guard.nodes.withheld("train", nodes(*range(7))) == nodes(2, 0)
-    assert strategy.guard.nodes.withheld("train", nodes(*range(9))) == nodes(1, 3, 2, 0)
-    assert strategy.guard.nodes.withheld("train", nodes(0, 1)) == ()
-    assert strategy.guard.nodes.withheld("train", []) == ()
+    assert strategy.guard.nodes.left_out("train", 1, nodes(*range(7))).blamed == nodes(2, 0)
+    assert strategy.guard.nodes.left_out("train", 1, nodes(*range(9))).blamed == nodes(1, 3, 2, 0)
+    assert strategy.guard.nodes.left_out("train", 1, nodes(0, 1)).blamed == ()
+    assert strategy.guard.nodes.left_out("train", 1, []).blamed == ()
 
 
 def test_a_sample_is_drawn_from_those_left():
