@@ -32,7 +32,7 @@ __all__ = ["app", "main"]
 
 log = logging.getLogger("flwr")
 
-_GUARDS = ("quarantine-after", "on-infeasible")  # which the guard records itself
+_GUARDS = ("quarantine-after", "rest-after", "probation", "on-infeasible")  # which the guard records itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
 
 app = ServerApp()
@@ -126,6 +126,8 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "fraction_evaluate": 0.0,
         "min_train_nodes": config.sampled,
         "min_available_nodes": config.clients,
+        "rest_after": config.rest_after or None,
+        "probation": config.probation,
         "min_replies": config.min_replies or None,
         "quarantine_after": config.quarantine_after or None,
         "on_infeasible": config.on_infeasible,

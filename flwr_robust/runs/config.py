@@ -395,6 +395,20 @@ class RunConfig:
         zero="never",
         engines=("apps",),
     )
+    rest_after: int = _key(
+        0,
+        "Number of failures to answer in a row after which a client is not asked for some rounds, without blame. With 0 "
+        "it is 3 in a deployment, and no client rests in a simulation.",
+        minimum=1,
+        zero="3 in a deployment",
+        engines=("apps",),
+    )
+    probation: int = _key(
+        0,
+        "For how many rounds a client that joins after the first round is not asked.",
+        minimum=0,
+        engines=("apps",),
+    )
     on_infeasible: str = _key(
         "keep",
         "What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged "

@@ -157,7 +157,7 @@ def document(
     weights = np.zeros(config.clients)
     for result in history:
         for partition, weight in zip(result.partitions, result.weights, strict=False):
-            if partition is not None:
+            if partition in range(config.clients):  # in a deployment it is what a client claims
                 weights[partition] += weight / len(history)
     shares = [
         sum(w for p, w in zip(result.partitions, result.weights, strict=False) if p in attackers)

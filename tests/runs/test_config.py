@@ -352,8 +352,11 @@ ASK_FOR_A_GRANT = ("knowledge", "known")  # checked before round 1, see `WRONG`
 OF_SPEED = ("threads",)
 OF_THE_APPS = {
     "quarantine-after": (1, {"attack": "nan()", "attackers": 1}),
+    "rest-after": (1, {"attack": "crash()", "attackers": 1}),
+    "probation": (2, {}),
     "on-infeasible": ("stop", {"attack": "crash()", "attackers": 5, "attack_start": 2}),
 }
+OF_DEPLOYMENTS = ("probation",)  # in process all nodes are there from the beginning
 
 
 def outcome(config):
@@ -457,12 +460,12 @@ def test_the_fast_engine_says_which_keys_it_does_not_read(name, another_task, tm
     assert (unbatched(config) is None) == ("fast" in key.engines)
 
 
-@pytest.mark.parametrize("name", OF_THE_APPS)
+@pytest.mark.parametrize("name", [name for name in OF_THE_APPS if name not in OF_DEPLOYMENTS])
 def test_the_apps_read_what_the_fast_engine_leaves_out(name, tmp_path):
     value, besides = OF_THE_APPS[name]
     found = [run(tmp_path, **SMALL, **besides, **keys)[0] for keys in ({}, {name.replace("-", "_"): value})]
     assert (found[0]["quarantined"], found[0]["stopped"]) == ([], "")
-    assert found[1]["quarantined"] or found[1]["stopped"]
+    assert found[1]["quarantined"] or found[1]["stopped"] or len(found[1]["missing"]) < len(found[0]["missing"])
 
 
 # -- recorded results are found by what a configuration changes of the defaults ------------------------------
