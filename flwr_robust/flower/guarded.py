@@ -61,8 +61,8 @@ class Guarded(Face, Strategy):
         model's arrays. Strategies whose arrays change their shape (XGBoost's trees) cannot be guarded.
     least : int, optional
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
-        it is 2f + 3 for Flower's Krum and MultiKrum, and 4f + 3 for Bulyan. For others it is more than half of the nodes
-        asked, so that drop-outs do not leave hostile replies alone.
+        it is 2f + 3 for Flower's Krum and MultiKrum, and 4f + 3 for Bulyan. For others it is more than half of the
+        nodes asked, so that drop-outs do not leave hostile replies alone.
     by_partition, rest_after, probation
         As for `RobustStrategy`.
     clamp : float, optional

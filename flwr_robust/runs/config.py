@@ -397,8 +397,8 @@ class RunConfig:
     )
     rest_after: int = _key(
         0,
-        "Number of failures to answer in a row after which a client is not asked for some rounds, without blame. With 0 "
-        "it is 3 in a deployment, and no client rests in a simulation.",
+        "Number of failures to answer in a row after which a client is not asked for some rounds, without blame. With "
+        "0 it is 3 in a deployment, and no client rests in a simulation.",
         minimum=1,
         zero="3 in a deployment",
         engines=("apps",),
