@@ -362,6 +362,7 @@ def test_nodes_in_quarantine_and_those_never_asked_are_left_alone(tmp_path):
     strategy = RobustStrategy(
         "median()",
         fraction_train=0.5,
+        spares=0,
         min_available_nodes=N,
         fraction_evaluate=0.0,
         quarantine_after=1,
