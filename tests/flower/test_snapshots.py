@@ -25,6 +25,7 @@ from tests.flower_helpers import record, same_bits, values
 MODEL = {"w": np.float32([1, -2]), "n": np.int64(3)}
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 REFUSAL = Refusal(4, Reason.NOT_FINITE, "w", 5000)
+ABSENCES = {"joined": {8: 2}, "rests": {"train": {"failures": {3: 1}, "until": {3: (5, 2)}}}}
 KEPT = {"kept": [0], "by_class": {"3": {"scores": np.float32([0.1, np.inf])}}, "centre": torch.ones(2).bfloat16()}
 RECORD = RoundRecord(
     2,
@@ -39,6 +40,7 @@ RECORD = RoundRecord(
     "evaluate",
     (9,),
     (5,),
+    (8,),
 )
 
 
@@ -50,7 +52,7 @@ def progress():
     memory = {"strategy": {"velocity": torch.ones(2)}, "train_config": {"lr": 0.1}, "evaluate_config": {}}
     metrics = {name: getattr(result, name) for name in METRICS}
     chapter = Chapter([RECORD], [], metrics, [(2, [math.inf])])
-    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7}, {5: 2}, chapter)
+    return Progress(2, result, [RECORD], [], {3: 0}, {4: 1}, memory, {1: 7}, {5: 2}, chapter, ABSENCES)
 
 
 def opening(model=MODEL, rounds=5):
@@ -66,6 +68,8 @@ def test_progress_comes_back():
     event = RoundRemembered.from_fields(json.loads(json.dumps(event.to_fields())))  # as the log writes and reads it
     found = progress_of(snapshot, [event])
     assert list(found.chapter.attacks) == [(2, [math.inf])]
+    assert found.absences["joined"] == {8: 2}
+    assert found.absences["rests"]["train"]["failures"] == {3: 1}
     assert same_bits(values(found.result.arrays), MODEL)
     for name in METRICS:
         assert getattr(found.result, name) == getattr(given.result, name)
