@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["commit", "software"]
+__all__ = ["commit", "minor", "software"]
 
 _NAME = "flwr-robust"
 _PACKAGES = (_NAME, "flwr", "torch", "numpy")
@@ -25,6 +26,17 @@ def software() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def minor(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, for comparisons.
+
+    Examples
+    --------
+    >>> minor("1.42.0"), minor("1.42rc1"), minor("2.0.dev1")
+    ((1, 42), (1, 42), (2, 0))
+    """
+    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
 def commit(source: Path = _SOURCE) -> str:

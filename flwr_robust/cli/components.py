@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["data_sets", "describe_command", "list_command"]
 
-_KINDS = "rules, preaggregators, attacks, partitions, tasks, models, strategies, studies, papers"
 _CLOSE = 4  # suggestions for an unknown name
 _MODELS = {
     "cnn": "two 3x3 convolutions of 16 and 32 channels, then 128 units",
@@ -42,12 +41,15 @@ _PLACES = {  # folders in which torchvision stores the data sets
 
 
 def list_command(
-    kind: Annotated[str, typer.Argument(help=f"What to list: {_KINDS}; without it, the number of each kind.")] = "",
+    kind: Annotated[str, typer.Argument()] = "",
     data: Data = "",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """List the components of a kind, with fields and defaults.
+
+    KIND is rules, preaggregators, attacks, partitions, tasks, models, strategies, studies or papers; without it, the
+    number of each kind is shown.
 
     JSON: one key, the kind, with a list. Components have name, title, condition, signature and fields (name, type,
     required, default, constraint, meaning); tasks have found; studies have cells; papers have studies.

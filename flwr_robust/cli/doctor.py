@@ -165,18 +165,16 @@ def _torch() -> list[Finding]:
 
 
 def _flwr() -> Finding:
+    from flwr_robust.audit.software import minor
+
     version = importlib.metadata.version("flwr")
     tested = f"{version}; tested from {TESTED_FLWR[0]} to {TESTED_FLWR[1]}"
-    if _numbers(version) < _numbers(TESTED_FLWR[0]):
+    if minor(version) < minor(TESTED_FLWR[0]):
         return Finding("flwr", "fault", tested, f"pip install 'flwr>={TESTED_FLWR[0]}'")
     importlib.import_module("flwr_robust.flower").Krum(f=1)  # imports flwr with everything that strategies use
-    if _numbers(version) > _numbers(TESTED_FLWR[1]):
+    if minor(version) > minor(TESTED_FLWR[1]):
         return Finding("flwr", "warning", tested, "run the tests before you rely on it")
     return Finding("flwr", "ok", tested)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
 
 
 def _numba() -> Finding:

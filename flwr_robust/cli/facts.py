@@ -291,6 +291,8 @@ def _family(cls: type[Component]) -> str:
 
 def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
     """Return examples of a component as text, in Python and in a run config."""
+    from flwr_robust.core.spec import plugin_of
+
     text = f"{cls.name}(...)" if example is None else str(example)
     # The strategy class of the rule, if there is one with its name.
     named = cls.__module__.startswith("flwr_robust.aggregators.")
@@ -322,6 +324,8 @@ def _examples(cls: type[Component], kind: str, example: Any) -> dict[str, str]:
             f'grid = AdversarialGrid(grid, "{text}", attackers=2{options})',
         ]
         config = {"attack": text} | ({"knowledge": "defence"} if needs_rule else {})
+    if plugin := plugin_of(cls):
+        lines = ["from flwr_robust.core.spec import load_plugin", f"load_plugin({plugin!r})", *lines]
     entries = [f'{key} = "{value}"' for key, value in config.items()]
     entries += ["attackers = 2"] if "attack" in config else []
     least = 1 if kind != "rule" else next((n for n in range(1, _MOST) if example and example.check(n) is None), 1)

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, overload
 
 import numpy as np
@@ -238,6 +239,7 @@ def _pieces(x: Any) -> tuple[list[list[Tensor]], bool]:
     if not isinstance(x, list | tuple) or not x:
         found = f"an empty {type(x).__name__}" if isinstance(x, list | tuple) else type(x).__name__
         raise ConfigurationError(f"aggregate: x holds no rows that can be read; got {found}: {_KINDS}")
+    _refuse_numbers(x)
     layered = isinstance(x[0], list | tuple)
     kind = np.ndarray if isinstance(x[0][0] if layered and x[0] else x[0], np.ndarray) else Tensor
     rows: list[list[Tensor]] = []
@@ -272,6 +274,18 @@ def _pieces(x: Any) -> tuple[list[list[Tensor]], bool]:
                 f"to one"
             )
     return rows, layered
+
+
+def _refuse_numbers(x: Sequence[Any]) -> None:
+    """Raise if a list holds Python's numbers, at any depth, in place of arrays."""
+    first: Any = x
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    if isinstance(first, Real):
+        raise ConfigurationError(
+            f"aggregate: x must hold arrays or tensors; got lists of plain numbers, first {first!r:.40}: pass "
+            f"numpy.array(x, 'float32'), or torch.tensor(x, dtype=torch.float32)"
+        )
 
 
 def _tensor(x: Tensor | _Array, what: str) -> Tensor:

@@ -39,6 +39,7 @@ __all__ = [
     "load_function",
     "load_plugin",
     "parse_chain",
+    "plugin_of",
 ]
 
 PLUGINS = "FLWR_ROBUST_PLUGINS"
@@ -268,6 +269,18 @@ def load_plugin(plugin: str) -> None:
     """
     known = _import(plugin)
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*_named_plugins(), known]))
+
+
+def plugin_of(cls: type) -> str:
+    """Return the plugin, as the environment names it, that holds a class; empty if none does.
+
+    Parameters
+    ----------
+    cls : type
+        A registered component.
+    """
+    names = {Path(name).stem if name.endswith(".py") else name: name for name in _named_plugins()}
+    return names.get(cls.__module__, "")
 
 
 def load_function(text: str, what: str) -> Callable[..., Any]:

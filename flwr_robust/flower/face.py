@@ -88,7 +88,7 @@ class Face(Guarding):
         guard = self.guard
         if guard.stopped and not self._stopped_before(server_round):
             guard.stopped = ""
-        if guard.over():
+        if guard.stopped:
             log.warning("configure_train: no node is asked: the run ended with round %s", self.history[-1].round)
             return True
         return False

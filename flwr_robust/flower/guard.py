@@ -150,10 +150,6 @@ class Guard:
             "clamp": self.clamp,
         }
 
-    def over(self) -> bool:
-        """Say whether the run has ended because a round was infeasible, so that no node is asked any more."""
-        return bool(self.stopped)
-
     def release(self, node: int, reason: str = "") -> bool:
         """Take a node out of quarantine, forget its refusals and lift its ban; say whether there were any."""
         known = self.nodes.release(node)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import re
 from importlib import metadata
 
 from flwr_robust import TESTED_FLWR
+from flwr_robust.audit.software import minor
 
 __all__ = ["untested"]
 
@@ -21,17 +21,13 @@ def untested(version: str) -> str | None:
     version : str
         The version of Flower, such as ``1.42.0``.
     """
-    lowest, highest = map(_minor, TESTED_FLWR)
-    if lowest <= _minor(version) <= highest:
+    lowest, highest = map(minor, TESTED_FLWR)
+    if lowest <= minor(version) <= highest:
         return None
     return (
         f"flwr {version} is not tested with this release of flwr-robust, which knows {TESTED_FLWR[0]} to "
         f"{TESTED_FLWR[1]}: if something fails, install one of these, or a newer flwr-robust"
     )
-
-
-def _minor(version: str) -> tuple[int, ...]:
-    return tuple(int(digits) for digits in re.findall(r"\d+", version)[:2])
 
 
 if (_sentence := untested(metadata.version("flwr"))) is not None:

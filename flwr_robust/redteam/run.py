@@ -586,6 +586,11 @@ def read_red_team(path: Path) -> RedTeam:
         runs = [Run(**values) for values in document["runs"]]
         setting = Setting(**document["setting"])
         return RedTeam(setting, document["families"], {run.key: run for run in runs}, document["left_out"])
+    except FileNotFoundError:
+        raise FlwrRobustError(
+            f"red team: there is no file {path}; name one of those that `flwr-robust red-team` writes into its folder "
+            f"of results"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise FlwrRobustError(
             f"{path} holds no result of a red team that can be read; name another, or delete it"

@@ -88,5 +88,10 @@ def _strategy_class(path: str) -> Callable[..., Any]:
         classes = [
             key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Strategy)
         ]
+        if not classes:
+            raise ConfigurationError(
+                f"red-team: --strategy must be package.module:Class, such as flwr.serverapp.strategy:Krum; "
+                f"got {path!r}, and there is no strategy in {module_name}"
+            )
         raise UnknownNameError(f"strategy in {module_name}", class_name, classes)
     return found

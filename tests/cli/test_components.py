@@ -12,6 +12,7 @@ from flwr_robust.cli import app
 from flwr_robust.cli.facts import KINDS, describe, registries
 from flwr_robust.core.pipeline import Pipeline, parse
 from flwr_robust.core.rule import Rule, aggregators
+from flwr_robust.core.spec import PLUGINS
 from flwr_robust.runs.config import RunConfig
 
 COMPONENTS = [(kind, name, cls) for kind, registry in registries().items() for name, cls in registry.members().items()]
@@ -71,6 +72,14 @@ def test_krum_in_numbers():
     assert (found["fields"][0]["type"], found["fields"][0]["required"]) == ("int", True)
 
 
+def test_an_example_of_a_plugins_component_loads_the_plugin(monkeypatch):
+    cls = aggregators.get("krum")
+    monkeypatch.setenv(PLUGINS, f"/somewhere/else.py,{cls.__module__}")
+    lines = describe(cls, "rule")["examples"]["python"].splitlines()
+    assert lines[:2] == ["from flwr_robust.core.spec import load_plugin", f"load_plugin({cls.__module__!r})"]
+    assert lines[2:] == ["from flwr_robust.flower import Krum", "strategy = Krum(f=2)"]
+
+
 def test_examples_in_python_work():
     for name in ("krum", "trimmed_mean", "nnm", "alie", "dirichlet"):
         (found,) = json.loads(call("describe", name, "--json").stdout)["components"]
@@ -88,6 +97,12 @@ def test_a_description_fits_a_terminal(name):
     assert max(map(len, done.output.splitlines())) <= 100
     for heading in ("in Python", "in a run config", "file: "):
         assert heading in done.output
+
+
+def test_help_names_the_kinds():
+    text = " ".join(call("list", "--help").output.split())
+    for kind in (*KINDS, "tasks", "models", "strategies", "studies", "papers"):
+        assert re.search(rf"\b{kind}\b", text.partition("KIND is")[2].partition(";")[0]), kind
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tasks", "models", "strategies", "papers"])

@@ -61,7 +61,9 @@ def test_what_is_missing_is_told_from_what_is_broken(monkeypatch, name, error, s
     assert "flwr-robust[" in finding.todo if status == "missing" else str(error) in finding.found
 
 
-@pytest.mark.parametrize(("version", "status"), [("1.31.0", "fault"), ("1.32.0", "ok"), ("1.99.1", "warning")])
+@pytest.mark.parametrize(
+    ("version", "status"), [("1.31.0", "fault"), ("1.32.0", "ok"), ("1.40rc1", "ok"), ("1.99.1", "warning")]
+)
 def test_versions_of_flwr(monkeypatch, version, status):
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: version)
     assert doctor._flwr().status == status

@@ -84,7 +84,7 @@ def test_what_help_says_without_looking_is_so():
     assert ", ".join(STATEMENTS) == audit_verbs._STATEMENTS
     assert set(components._MODELS) == set(MODELS)
     assert set(components._TASKS) == set(TASKS)
-    assert ", ".join(components._listings("")) == components._KINDS
+    assert all(kind in components.list_command.__doc__ for kind in components._listings(""))
 
 
 def test_no_verb_s_module_imports_what_is_heavy_at_its_top():

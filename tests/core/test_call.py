@@ -226,3 +226,13 @@ def test_mypy_knows_what_comes_back(tmp_path):
     weights = array.replace("[Any]]", "[float64]]")
     assert short == ["Tensor", "Tensor", array, weights, f"list[{array}]", "list[Tensor]", array], done.stdout
     assert 'No overload variant of "aggregate"' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "x", [[1.0, 2.0], [[1.0, 2.0], [3.0, 4.0]], [[1, 2]], [[[1.0]], [[2.0]]], (0, 1), [True, False]]
+)
+def test_lists_of_plain_numbers_are_told_the_way(x):
+    with pytest.raises(
+        ConfigurationError, match=r"lists of plain numbers, first .*: pass numpy\.array\(x, 'float32'\)"
+    ):
+        aggregate(x, "mean")

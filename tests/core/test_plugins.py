@@ -15,7 +15,7 @@ import torch
 
 from flwr_robust import ConfigurationError, InfeasibleError, Rows, parse
 from flwr_robust.core.rule import aggregators
-from flwr_robust.core.spec import PLUGINS, load_plugin
+from flwr_robust.core.spec import PLUGINS, load_plugin, plugin_of
 from tests.aggregators import test_conformance as suite
 
 # All that need no oracle.
@@ -314,6 +314,8 @@ def test_a_plugin_may_come_after_the_first_look(tmp_path, clean):
     load_plugin(str(path))
     assert str(parse("latecomer(f=1)")) == "latecomer(f=1)"
     assert os.environ[PLUGINS] == str(path)
+    assert plugin_of(aggregators.get("latecomer")) == str(path)
+    assert plugin_of(aggregators.get("krum")) == ""
     assert sys.path[-1] == str(tmp_path)
     assert sys.path.count(str(tmp_path)) == 1
     with pytest.raises(ConfigurationError, match="latecomer: f must be an integer >= 0; got f=-1"):

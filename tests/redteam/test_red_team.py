@@ -319,6 +319,11 @@ def test_damaged_files_are_named(tmp_path, text):
         small(path=tmp_path / "it.json")
 
 
+def test_a_file_that_is_not_there_is_said_so(tmp_path):
+    with pytest.raises(FlwrRobustError, match=r"^red team: there is no file .*nope\.json; name one of those"):
+        read_red_team(tmp_path / "nope.json")
+
+
 def test_a_file_of_another_setting_is_not_continued(tmp_path):
     small(path=tmp_path / "it.json", real_f=[1])
     with pytest.raises(ConfigurationError, match=r"it\.json holds results with rounds=2, not 3; name another file"):
@@ -509,6 +514,10 @@ def test_the_floor_decides_the_exit_status(tmp_path):
         (["--strategy", "a:B", "--defence", "mean()"], "give either --strategy or --defence"),
         (["--strategy", "krum(f=2)"], "--strategy must be package.module:Class; got 'krum(f=2)'; for a defence string"),
         (["--strategy", "no.such:Thing"], "module no.such of --strategy cannot be imported: ModuleNotFoundError"),
+        (
+            ["--strategy", "os:path"],
+            "such as flwr.serverapp.strategy:Krum; got 'os:path', and there is no strategy in os",
+        ),
         (["--strategy", "flwr.serverapp.strategy:Kurm"], "unknown strategy in flwr.serverapp.strategy 'Kurm'"),
         (["--strategy", "flwr.serverapp.strategy:Krum", "--kwargs", "{f: 2}"], "--kwargs must be a JSON object; got"),
         (
