@@ -35,7 +35,7 @@ _SYSTEM_LOCK = next((name for name in ("fcntl", "msvcrt") if importlib.util.find
 _LOCKED_BYTE = 2**31 - 2  # behind the end of any log; as far as Windows counts here
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool = True, mode: int = 0o644) -> None:
     """Write a file under a temporary name beside its place, then rename it.
 
     Parameters
@@ -47,6 +47,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
     sync : bool
         Wait until the content is on the disk. If False, the file is complete after a killed process, but perhaps not
         after a power failure.
+    mode : int
+        The file's permissions; until it is complete, only its owner may read it.
     """
     descriptor, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -55,7 +57,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], *, sync: bool
             file.flush()
             if sync:
                 os.fsync(file.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

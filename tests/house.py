@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = "errors, files, printing, seeds"
+GROUND = "errors, files, printing, round_seeds, seeds"
 FLOORS = [
     GROUND,
     "kernels",

@@ -63,6 +63,7 @@ COVERED = {
     "attacks/message": "attacks/test_message.py",
     "attacks/registry.py": "attacks/test_conformance.py",
     "audit/card_templates.py": "audit/test_card.py",
+    "audit/commitments.py": "audit/test_secret_seeds.py",
     "audit/digest.py": "audit/test_log.py",
     "audit/distances.py": "flower/test_audit.py",
     "audit/events.py": "audit/test_log.py",

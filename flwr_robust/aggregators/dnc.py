@@ -11,9 +11,10 @@ learning" (NDSS 2021), Algorithm 2. With the top eigenvector u of the n x n matr
 score_i = lambda u_i^2 exactly, so v is never formed and nothing is iterated.
 
 Convention: coordinates are drawn without repetition. If b is at least d, all are taken, without randomness and in one
-iteration. The state counts the draws, so every round draws anew. Equal scores drop the highest index first; entries of
-u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in every iteration, the rows that were
-kept most often are averaged. The stats then contain ``fallback``.
+iteration. They are drawn from (seed, number of calls so far); the count is the state. Whoever knows the seed can be
+honest in the coordinates looked at and do anything elsewhere, so the guarantee needs a secret one. Equal scores drop
+the highest index first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in
+every iteration, the rows that were kept most often are averaged. The stats then contain ``fallback``.
 
 Condition: n >= 2f + 1 and n > floor(c f).
 """
@@ -61,15 +62,15 @@ class DnC(Rule):
         How many times coordinates are drawn.
     sub_dimension : int
         b, the coordinates drawn each time.
-    seed : int
-        Seed of the draws.
+    seed : int, optional
+        Seed of the draws. When not given, it is the seed of the round; without one the operating system's entropy.
     """
 
     f: Annotated[int, Integer(minimum=0)]
     c: Annotated[float, Number(above=0)] = 1.0
     iterations: Annotated[int, Integer(minimum=1)] = 5
     sub_dimension: Annotated[int, Integer(minimum=1)] = 10_000
-    seed: Annotated[int, Integer(minimum=0)] = 0
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
     def _dropped(self) -> int:
@@ -89,7 +90,7 @@ class DnC(Rule):
         """Score, intersect, average."""
         draws: list[Tensor | None] = [None]
         if self.sub_dimension < rows.d:
-            generator, state = next_draw(state, self.seed, "dnc")
+            generator, state = next_draw(rows, state, self.seed, "dnc")
             draws = [draw_coordinates(generator, rows.d, self.sub_dimension) for _ in range(self.iterations)]
         times = torch.zeros(rows.n, dtype=torch.int64)
         for gram in _centred_grams(rows, draws):

@@ -65,12 +65,12 @@ class FLAME(Rule):
     ----------
     noise : float
         Standard deviation of the noise as a multiple of the median norm; >= 0.
-    seed : int
-        Seed of the noise.
+    seed : int, optional
+        Seed of the noise. When not given, it is the seed of the round; without one the operating system's entropy.
     """
 
     noise: Annotated[float, Number(minimum=0)] = 0.0
-    seed: Annotated[int, Integer(minimum=0)] = 0
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
     def isometric(self) -> bool:
@@ -90,7 +90,7 @@ class FLAME(Rule):
         }
         value = rows.mix_exactly(weights)
         if self.noise > 0:
-            generator, state = next_draw(state, self.seed, "flame")
+            generator, state = next_draw(rows, state, self.seed, "flame")
             drawn = torch.randn(rows.d, dtype=torch.float64, generator=generator)
             value = value + self.noise * float(radius) * drawn.to(value.device)
         return Aggregate(rows.cast(value), weights, stats=stats), state

@@ -4,10 +4,9 @@
     value = A({x_i}),   A drawn uniformly from M, anew in every round
 
 Ramezani-Kebrya, Tabrizian, Faghri, Popovski, "MixTailor: mixed gradient aggregation for robust learning against
-tailored attacks" (TMLR 2022). The attacker may know the pool and every message, but not the draw: it comes from the
-operating system's entropy, and only the stats of a finished round name it. A ``seed`` makes the draws repeat, for
-experiments; an attacker who knows the seed knows all draws. The expected value stays close to the honest one if the
-attack breaks few of the members; the paper bounds their share.
+tailored attacks" (TMLR 2022). The attacker may know the pool and every message, but not the draw: only the stats of a
+finished round name it. An attacker who knows the ``seed`` knows all draws. The expected value stays close to the honest
+one if the attack breaks few of the members; the paper bounds their share.
 
 The paper's pool holds 64 rules: four classes (coordinate median, generalised Krum, geometric median, Bulyan with Krum,
 the mean, the geometric median or the coordinate median in its phases), 16 norms l_p each, p = 1, ..., 16. How a norm
@@ -24,8 +23,8 @@ enters each class, and which phases meet, is our reading:
 Members that are the same count as often as they are listed: where all fit, each class is drawn one time in four.
 
 Convention: a member gets this rule's f, unless its text names one. Each row that is not finite lowers the f of them
-all. A member's state stays unchanged until it is drawn again. When clients' data differ, the paper resamples first:
-``resampling(s=2) | mixtailor(f=2)``.
+all. A member's state stays unchanged until it is drawn again. A member that draws needs a seed of its own to repeat.
+When clients' data differ, the paper resamples first: ``resampling(s=2) | mixtailor(f=2)``.
 
 Condition: at least one member fits. Members that do not fit leave the pool. So Bulyan leaves if n < 4f + 3; the paper
 asks for n > 4f + 3. `MixTailor.leaving` says which ones leave and why, and a strategy reports it before its first
@@ -35,7 +34,6 @@ round.
 from __future__ import annotations
 
 import dataclasses
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +76,7 @@ class MixTailor(Rule):
     pool : "paper" or sequence of str
         The paper's pool, or the members' defence strings.
     seed : int, optional
-        Seed of the draws; the operating system's entropy when not given.
+        Seed of the draws. When not given, it is the seed of the round; without one the operating system's entropy.
     """
 
     f: Annotated[int, Integer(minimum=0)]
@@ -184,11 +182,8 @@ class MixTailor(Rule):
         if sentence := self._if_none_fits(reasons, rows.asked):
             raise InfeasibleError(sentence)
         fitting = [index for index, reason in enumerate(reasons) if reason is None]
-        if self.seed is None:
-            drawn = fitting[secrets.randbelow(len(fitting))]
-        else:
-            generator, state = next_draw(state, self.seed, "mixtailor")
-            drawn = fitting[int(torch.randint(len(fitting), (), generator=generator))]
+        generator, state = next_draw(rows, state, self.seed, "mixtailor")
+        drawn = fitting[int(torch.randint(len(fitting), (), generator=generator))]
         states = [part(state, index) for index in range(len(self.members))]
         aggregate, states[drawn] = self.members[drawn].combined(rows, states[drawn])
         stats = {"member": str(self.members[drawn]), "fitting": len(fitting), **aggregate.stats}

@@ -12,8 +12,9 @@ or distance features are not offered.
 
 Convention: the points are clustered by `lfighter`'s 2-means, which starts from the two points farthest apart and has no
 randomness (the paper takes MeanShift); a tie in size goes to the cluster of row 0. Coordinates, max{1, floor(share d)}
-of them without repetition, are drawn from (seed, number of calls so far); the count is the state. Where no row is in
-both sets nothing is aggregated: the value is zero and the outcome INFEASIBLE.
+of them without repetition, are drawn from (seed, number of calls so far); the count is the state. The seed must be
+secret, or attackers know whose signs count. Where no row is in both sets nothing is aggregated: the value is zero and
+the outcome INFEASIBLE.
 
 Condition: n >= 1. There is no f: the rule keeps a majority at most.
 """
@@ -56,14 +57,15 @@ class SignGuard(Rule):
         Rows longer than this multiple of the median norm are left out; >= 1.
     share : float
         Share of the coordinates whose signs are counted; in (0, 1].
-    seed : int
-        Seed of the choice of coordinates.
+    seed : int, optional
+        Seed of the choice of coordinates. When not given, it is the seed of the round; without one the operating
+        system's entropy.
     """
 
     lower: Annotated[float, Number(minimum=0, maximum=1)] = 0.1
     upper: Annotated[float, Number(minimum=1)] = 3.0
     share: Annotated[float, Number(above=0, maximum=1)] = 0.1
-    seed: Annotated[int, Integer(minimum=0)] = 0
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
     def isometric(self) -> bool:
@@ -75,7 +77,7 @@ class SignGuard(Rule):
         norms = rows.squared_norms.sqrt()
         middle = norms.quantile(0.5)
         usual = (norms >= self.lower * middle) & (norms <= self.upper * middle)
-        generator, following = next_draw(state, self.seed, "signguard")
+        generator, following = next_draw(rows, state, self.seed, "signguard")
         chosen = torch.zeros(rows.d, dtype=torch.bool)
         chosen[torch.randperm(rows.d, generator=generator)[: max(1, int(self.share * rows.d))]] = True
         counts = sign_counts(rows, chosen)

@@ -20,6 +20,7 @@ from flwr_robust.attacks.message.base import MessageAttack
 from flwr_robust.audit import Measured
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.flower import AdversarialGrid, Audit, DeSGD, InProcessGrid, RobustStrategy, discover
+from flwr_robust.flower._compat import simulated
 from flwr_robust.flower.client_states import most_bytes
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.protocol.messages import message_kind
@@ -64,7 +65,7 @@ def _run(grid: Grid, context: Context) -> None:
     _ = config.samples  # to raise its errors
     World(config).check_senders()
     identities = discover(grid, _all_nodes(grid, config.clients))
-    strategy = _strategy(config)
+    strategy = _strategy(config, simulated(grid))
     strategy.identify(identities)
     ask = None if config.split is None else asking(grid, config, strategy.partitions)
     grid = _attacked(grid, config, strategy)
@@ -117,11 +118,11 @@ def _checked(values: Mapping[str, object]) -> RunConfig:
     return config
 
 
-def _strategy(config: RunConfig) -> RobustStrategy:
-    """Return the strategy for the run's kind of message."""
+def _strategy(config: RunConfig, repeats: bool) -> RobustStrategy:
+    """Return the strategy for the run's kind of message; its draws come from the seed in a simulation alone."""
     options: Any = {
         "server_learning_rate": config.server_learning_rate,
-        "seed": config.seed,
+        "seed": config.seed if repeats else None,
         "fraction_train": config.fraction_train,
         "fraction_evaluate": 0.0,
         "min_train_nodes": config.sampled,
@@ -131,7 +132,7 @@ def _strategy(config: RunConfig) -> RobustStrategy:
         "min_replies": config.min_replies or None,
         "quarantine_after": config.quarantine_after or None,
         "on_infeasible": config.on_infeasible,
-        "audit": _audit(config),
+        "audit": _audit(config, repeats),
     }
     if not message_kind(config.message).class_wise:
         return RobustStrategy(config.rule, message=config.message, server_momentum=config.server_momentum, **options)
@@ -146,11 +147,14 @@ def _strategy(config: RunConfig) -> RobustStrategy:
     )
 
 
-def _audit(config: RunConfig) -> Audit | None:
+def _audit(config: RunConfig, repeats: bool) -> Audit | None:
     """Return the audit of the run, if it has one."""
     if not config.audit:
         return None
     kind, model = message_kind(config.message), sum(array.nbytes for array in config.learner().arrays())
+    settings = {key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)}
+    if not repeats:  # the guard's own record says that the seed of the draws is secret
+        settings["learning-seed"] = settings.pop("seed")
     return Audit(
         config.audit,
         every=config.checkpoint_every,
@@ -158,7 +162,7 @@ def _audit(config: RunConfig) -> Audit | None:
         client_states=kind.momentum or bool(config.personal),
         most_state_bytes=most_bytes(model * (config.data_set.classes if kind.class_wise else 1)),
         measured=_label_distance(config),
-        config={key: value for key, value in config.to_mapping().items() if key not in (*PLACES, *_GUARDS)},
+        config=settings,
     )
 
 

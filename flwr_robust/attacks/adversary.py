@@ -21,7 +21,7 @@ from flwr_robust.attacks.message.base import Knowledge, MessageAttack, View
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.protocol.messages import message_kind
-from flwr_robust.seeds import torch_generator
+from flwr_robust.seeds import derive, torch_generator
 
 __all__ = ["Adversary", "written"]
 
@@ -79,6 +79,10 @@ class Adversary:
         assert isinstance(self.attack, MessageAttack)
         return own > 0 and (honest > 0 or self.attack.knowledge < Knowledge.PARTIAL)
 
+    def draws(self, server_round: int) -> int:
+        """Return the seed of what the attackers let the defence draw; the server's own draws stay unknown to them."""
+        return derive(self.seed, "defence", server_round)
+
     def craft(
         self,
         server_round: int,
@@ -125,6 +129,7 @@ class Adversary:
             known=self.known,
             rule=self.rule,
             rule_state=rule_state,
+            seed=self.draws(server_round),
             model=lambda: self.kind.sign * torch.cat([torch.from_numpy(values).double().flatten() for values in model]),
             precision=(unit, _length(model) if self.kind.relative else 0.0),
         )

@@ -39,6 +39,7 @@ from flwr_robust.audit.events import (
 )
 from flwr_robust.audit.log import AuditLog, Fault, Finding, Record, Verdict, read_log, verify
 from flwr_robust.audit.run import AuditedRun, rollback
+from flwr_robust.audit.secret_seeds import secret_file, seeds_of
 
 __all__ = [
     "Aggregated",
@@ -83,6 +84,8 @@ __all__ = [
     "model_sha256",
     "read_log",
     "rollback",
+    "secret_file",
+    "seeds_of",
     "verify",
     "verify_run",
 ]

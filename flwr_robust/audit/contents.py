@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flwr_robust.audit.checkpoint import CheckpointStore
+from flwr_robust.audit.commitments import odd_keys
 from flwr_robust.audit.digest import model_sha256
 from flwr_robust.audit.events import (
     Aggregated,
@@ -257,6 +258,7 @@ def check_contents(folder: Path | str, records: Sequence[Record]) -> tuple[list[
         *_aside(Path(folder), Standing.of(records)),
         *_updates(Path(folder), records, remarks),
         *_models(records),
+        *(Finding(line, Fault.SEED, f"the line reveals keys: {Fault.SEED.value}") for line in odd_keys(records)),
     ]
     return findings, remarks
 

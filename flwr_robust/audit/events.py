@@ -146,6 +146,8 @@ class RunStarted(Event, kind="run_started"):
     registered_nodes : bool, optional
         True if Flower names, for every node connected at the start, the account that registered it. None if it does not
         tell, as for SuperLinks without accounts.
+    seed_commitment : str
+        The commitment to the secret seeds of the rounds; empty if the seed is not secret.
     """
 
     config: Mapping[str, Scalar]
@@ -158,6 +160,7 @@ class RunStarted(Event, kind="run_started"):
     run: str = ""
     commit: str = ""
     registered_nodes: bool | None = None
+    seed_commitment: str = ""
 
 
 @dataclass(frozen=True)
@@ -662,10 +665,13 @@ class Resumed(Event, kind="resumed"):
         The checkpoint's round; 0 if the run starts from the beginning.
     set_aside : tuple of str
         Folders of later checkpoints.
+    seed_commitment : str
+        The commitment to new secret seeds, which begin after the round; empty if the run keeps its own.
     """
 
     round: int
     set_aside: tuple[str, ...] = ()
+    seed_commitment: str = ""
 
 
 @dataclass(frozen=True)
@@ -702,12 +708,16 @@ class RunEnded(Event, kind="run_ended"):
         Why the run stopped or failed.
     model : str
         Hash of the final model.
+    seed_revealed : str
+        The keys of the finished rounds, from which `RevealedSeed` repeats them; empty if the seed is not secret, or the
+        run failed and may be continued.
     """
 
     round: int
     outcome: str
     sentence: str = ""
     model: str = ""
+    seed_revealed: str = ""
 
 
 def kinds() -> dict[str, type[Event]]:

@@ -76,6 +76,7 @@ class Fault(Enum):
     LINK = "is a symbolic link"
     UPDATE = "is not as it was kept"
     MODEL = "began with another model"
+    SEED = "they do not fit the commitment"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """An audited run: one folder with an audit log and checkpoints, for evidence, resumption and rollback.
 
     audit.jsonl, audit.jsonl.head    the log and its head file
+    seeds.secret                     the secret seeds of the rounds, for the server alone
     checkpoints/round-.../           the checkpoints
     updates/                         raw updates, if requested
 
@@ -14,7 +15,7 @@ import dataclasses
 import errno
 import os
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot, differences
+from flwr_robust.audit.commitments import Commitments
 from flwr_robust.audit.contents import (
     KeptUpdates,
     Standing,
@@ -45,7 +47,8 @@ from flwr_robust.audit.events import (
     UpdateKept,
     check_statements,
 )
-from flwr_robust.audit.log import AuditLog, read_log, verify
+from flwr_robust.audit.log import AuditLog, Record, read_log, verify
+from flwr_robust.audit.secret_seeds import continued, keep_secret
 from flwr_robust.audit.software import commit, software
 from flwr_robust.errors import (
     AuditError,
@@ -55,8 +58,11 @@ from flwr_robust.errors import (
     check_integer,
 )
 from flwr_robust.files import file_sha256, make_folder, move_aside, write_atomically
+from flwr_robust.round_seeds import FixedSeed, RoundSeeds, SecretSeed
 
 __all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
+
+_KNOWN = FixedSeed(0)
 
 
 class AuditedRun:
@@ -76,6 +82,8 @@ class AuditedRun:
         The operator's statements; the keys are those of `STATEMENTS`.
     registered_nodes : bool, optional
         Whether the nodes are registered, for the first event; see `RunStarted`.
+    seeds : RoundSeeds
+        The seeds of a new run's rounds. The log names the commitment to secret ones.
     resume : bool or int
         False starts a new run; the folder must not hold one. True continues from the latest checkpoint, or from the
         beginning if the run was stopped before its first one. A number continues from the checkpoint of that round.
@@ -103,6 +111,8 @@ class AuditedRun:
         The checkpoints.
     snapshot : Snapshot or None
         The state from which to continue; None starts from the beginning.
+    seeds : RoundSeeds
+        The seeds of the run's rounds. A resumed run has its own secret again.
 
     Raises
     ------
@@ -134,6 +144,7 @@ class AuditedRun:
         strategy: str = "",
         statements: Mapping[str, str] | None = None,
         registered_nodes: bool | None = None,
+        seeds: RoundSeeds = _KNOWN,
         resume: bool | int = False,
         may_differ: Collection[str] = ("rounds",),
         every: int = 1,
@@ -149,6 +160,7 @@ class AuditedRun:
         self.keep_updates = keep_updates
         self.store = CheckpointStore(checkpoint_folder(folder), keep=keep, sync=sync)
         self.snapshot: Snapshot | None = None
+        self.seeds, self._sync = seeds, sync
         self.folder.mkdir(parents=True, exist_ok=True)
         _check_links(folder)
         self.log = AuditLog(log_file(folder), key=key, sync=sync)
@@ -171,6 +183,9 @@ class AuditedRun:
             raise TamperedError(
                 f"audit: {self.folder} holds checkpoints of rounds {rounds}, but its log is empty or gone"
             )
+        if isinstance(self.seeds, SecretSeed):
+            keep_secret(self.folder, self.seeds, sync=self._sync)
+            event = dataclasses.replace(event, seed_commitment=self.seeds.commitment)
         self.log.append(
             dataclasses.replace(
                 event,
@@ -199,8 +214,21 @@ class AuditedRun:
         else:
             self._check_begun(may_differ)
         going_on = Resumed(0 if self.snapshot is None else self.snapshot.round, tuple(path.name for path in later))
+        going_on = dataclasses.replace(going_on, seed_commitment=self._continue_seeds(standing.records))
         self.log.append(*late, going_on)
         self.store.put_aside(later)
+
+    def _continue_seeds(self, records: Sequence[Record]) -> str:
+        """Take the run's own secret seeds, and return the commitment to new ones; empty if there are none."""
+        if not isinstance(self.seeds, SecretSeed):
+            return ""
+        if self.snapshot is not None:  # otherwise no round has ended
+            self.seeds = continued(self.folder, records, self.snapshot.round, self.seeds)
+        commitment = self.seeds.commitment
+        if commitment in (known for _, known in Commitments.of(records).chains):
+            return ""
+        keep_secret(self.folder, self.seeds, sync=self._sync)
+        return commitment
 
     def _check_begun(self, may_differ: Collection[str]) -> None:
         """Raise if a run without a checkpoint was started with another configuration."""
@@ -284,12 +312,17 @@ class AuditedRun:
         model : str
             Hash of the final model.
 
+        The keys of the rounds so far are revealed, unless the run failed: it may be continued.
+
         Returns
         -------
         str
             The log's head; note it elsewhere as evidence.
         """
-        head = self.log.append(RunEnded(server_round, outcome, sentence, model))
+        revealed = ""
+        if isinstance(self.seeds, SecretSeed) and outcome != "failed":
+            revealed = self.seeds.reveal(server_round)
+        head = self.log.append(RunEnded(server_round, outcome, sentence, model, revealed))
         self.log.close()
         return head
 

@@ -43,6 +43,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> Aggregate: ...
 
 
@@ -55,6 +56,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> Aggregate[_Array, _Weights]: ...
 
 
@@ -67,6 +69,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> Aggregate[list[Tensor]]: ...
 
 
@@ -79,6 +82,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> Aggregate[list[_Array], _Weights]: ...
 
 
@@ -92,6 +96,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> tuple[Aggregate, State]: ...
 
 
@@ -105,6 +110,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> tuple[Aggregate[_Array, _Weights], State]: ...
 
 
@@ -118,6 +124,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> tuple[Aggregate[list[Tensor]], State]: ...
 
 
@@ -131,6 +138,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> tuple[Aggregate[list[_Array], _Weights], State]: ...
 
 
@@ -143,6 +151,7 @@ def aggregate(
     counts: Counts | None = None,
     asked: int | None = None,
     trusted: _Trusted | None = None,
+    seed: int | None = None,
 ) -> Any:
     """Aggregate rows by a rule, in one call.
 
@@ -164,6 +173,9 @@ def aggregate(
         Number of clients asked, when fewer answered; n when not given.
     trusted : array or tensor (d,), or sequence of layers, optional
         The server's own update, for rules that compare with one (monna, fltrust).
+    seed : int, optional
+        The seed of what parts of the rule draw that have none of their own. When not given, the draws come from the
+        operating system's entropy, and differ from call to call.
 
     Returns
     -------
@@ -207,14 +219,14 @@ def aggregate(
     own = None if trusted is None else _whole_row(trusted)
     if isinstance(x, Tensor | np.ndarray):
         first, layers = x, None
-        rows = Rows.from_tensor(_tensor(x, "x"), layout=named, counts=counts, asked=asked, trusted=own)
+        rows = Rows.from_tensor(_tensor(x, "x"), layout=named, counts=counts, asked=asked, trusted=own, seed=seed)
     else:
         pieces, layered = _pieces(x)
         first, layers = (x[0][0], pieces[0]) if layered else (x[0], None)
         if layered and not named:
             named = [Layer(str(index), tuple(layer.shape)) for index, layer in enumerate(pieces[0])]
         dtype = functools.reduce(torch.promote_types, (piece.dtype for row in pieces for piece in row))
-        rows = Rows.from_layers(pieces, dtype=dtype, layout=named, counts=counts, asked=asked, trusted=own)
+        rows = Rows.from_layers(pieces, dtype=dtype, layout=named, counts=counts, asked=asked, trusted=own, seed=seed)
     result, following = chosen(rows, memory)
     found = _in_kind(result, isinstance(first, np.ndarray), layers)
     return found if state is _UNSET else (found, following)

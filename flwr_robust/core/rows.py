@@ -103,7 +103,7 @@ class Rows:
         The type a rule's value is returned in.
     mixing : Tensor (n, storage.n), float64, optional
         The rows are mixing @ X, X being what lies in the storage.
-    layout, counts, asked, trusted
+    layout, counts, asked, trusted, seed
         The attributes of these names.
 
     Attributes
@@ -124,6 +124,8 @@ class Rows:
         How many clients were asked; at least n.
     trusted : Tensor (d,) or None
         The server's own update, for rules that compare with one.
+    seed : int or None
+        The seed of what rules draw that have no seed of their own; None stands for the operating system's entropy.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Rows:
         counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
+        seed: int | None = None,
     ) -> None:
         self.storage = storage
         self._mixing = mixing
@@ -146,6 +149,7 @@ class Rows:
         self.dtype = dtype
         self.layout = tuple(layout)
         self.trusted = trusted
+        self.seed = seed
         if trusted is not None:
             why = unfit(trusted) if isinstance(trusted, Tensor) else type(trusted).__name__
             if why or trusted.shape != (self.d,):
@@ -175,6 +179,7 @@ class Rows:
         counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
+        seed: int | None = None,
     ) -> Rows:
         """Read the rows of one tensor.
 
@@ -190,6 +195,8 @@ class Rows:
             How many clients were asked; n when not given.
         trusted : Tensor (d,), optional
             The server's own update.
+        seed : int, optional
+            The seed of what rules draw; the operating system's entropy when not given.
 
         Raises
         ------
@@ -207,6 +214,7 @@ class Rows:
             counts=counts,
             asked=asked,
             trusted=trusted,
+            seed=seed,
         )
 
     @classmethod
@@ -220,6 +228,7 @@ class Rows:
         counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
+        seed: int | None = None,
     ) -> Rows:
         """Read rows where they lie, layer by layer, optionally relative to a reference.
 
@@ -231,7 +240,7 @@ class Rows:
             Layers subtracted from every row, in float64 (the model that was sent).
         dtype : torch.dtype
             The type a rule's value is returned in.
-        layout, counts, asked, trusted
+        layout, counts, asked, trusted, seed
             As for `from_tensor`.
         """
         segments = []
@@ -251,6 +260,7 @@ class Rows:
             counts=counts,
             asked=asked,
             trusted=trusted,
+            seed=seed,
         )
 
     @classmethod
@@ -264,6 +274,7 @@ class Rows:
         counts: Counts | None = None,
         asked: int | None = None,
         trusted: Tensor | None = None,
+        seed: int | None = None,
     ) -> Rows:
         """Read rows whose layers are stacked; all results equal those of `from_layers`, to the bit.
 
@@ -273,7 +284,7 @@ class Rows:
             One per layer, with the clients in the same order; neither copied nor changed.
         reference : sequence of Tensor (w,), optional
             As for `from_layers`.
-        dtype, layout, counts, asked, trusted
+        dtype, layout, counts, asked, trusted, seed
             As for `from_layers`.
         """
         n = stacks[0].shape[0] if stacks else 0
@@ -290,7 +301,7 @@ class Rows:
             )
         starts = [None] * len(stacks) if reference is None else [start.detach() for start in reference]
         storage = Segments.of_stacks([stack.detach() for stack in stacks], starts, n)
-        return cls(storage, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted)
+        return cls(storage, dtype, layout=layout, counts=counts, asked=asked, trusted=trusted, seed=seed)
 
     def renewed(self, counts: Counts | None = None) -> Rows:
         """Return these rows, unmixed, after their memory was overwritten; all computed results are dropped."""
@@ -548,6 +559,7 @@ class Rows:
             counts=counts,
             asked=asked,
             trusted=self.trusted,
+            seed=self.seed,
         )
 
     def mixed(self, matrix: Tensor) -> Rows:
@@ -591,6 +603,7 @@ class Rows:
             counts=self.counts,
             asked=self.asked,
             trusted=None if self.trusted is None else placed[self.n],
+            seed=self.seed,
         )
 
     def with_row(self, row: Tensor) -> Rows:
@@ -608,7 +621,7 @@ class Rows:
             mixing = torch.nn.functional.pad(self._mixing, (0, 1, 0, 1))
             mixing[-1, -1] = 1
             return self._origin.with_row(row).mixed(mixing)
-        return Rows(self.storage.with_row(row), self.dtype, layout=self.layout, asked=self.asked + 1)
+        return Rows(self.storage.with_row(row), self.dtype, layout=self.layout, asked=self.asked + 1, seed=self.seed)
 
     def __repr__(self) -> str:
         """Return a short line without numbers of the rows."""

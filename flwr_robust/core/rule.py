@@ -12,6 +12,7 @@ n - f best rows the result is that for rows at infinity. More than f such rows a
 from __future__ import annotations
 
 import dataclasses
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -364,19 +365,23 @@ def part(state: State, index: int) -> State:
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
-def next_draw(state: State, seed: int, *keys: int | str) -> tuple[torch.Generator, State]:
+def next_draw(rows: Rows, state: State, seed: int | None, *keys: int | str) -> tuple[torch.Generator, State]:
     """Return the generator of a component's next random draw, and the state that counts it.
 
     Parameters
     ----------
+    rows : Rows
+        Their ``seed`` counts where the component has none.
     state : State
         Its key ``draws`` holds the number of draws so far.
-    seed : int
-        The component's seed.
+    seed : int or None
+        The component's own seed. Without any seed, the draw comes from the operating system's entropy.
     *keys
         The purpose of the draw.
     """
     draws = int(state.get("draws", torch.zeros((), dtype=torch.int64)))
+    seed = rows.seed if seed is None else seed
+    seed = secrets.randbits(256) if seed is None else seed
     return torch_generator(seed, *keys, draws), {**state, "draws": torch.tensor(draws + 1)}
 
 

@@ -195,6 +195,7 @@ def aggregate_sharded(
     layout: Sequence[tuple[str, Sequence[int]]] = (),
     counts: Sequence[float] | None = None,
     asked: int | None = None,
+    seed: int | None = None,
 ) -> tuple[Aggregate, State]:
     """Aggregate rows whose columns are spread over workers.
 
@@ -206,7 +207,7 @@ def aggregate_sharded(
         The defence.
     state : State, optional
         What the last call returned.
-    layout, counts, asked
+    layout, counts, asked, seed
         As for `aggregate`.
 
     Returns
@@ -252,7 +253,7 @@ def aggregate_sharded(
     storage = _Spread(held, [width for _, width, _ in facts], torch.ones(n, dtype=torch.bool), [])
     layers = [Layer(name, tuple(shape)) for name, shape in layout]
     try:
-        result, following = chosen(Rows(storage, dtype, layout=layers, counts=counts, asked=asked), state)
+        result, following = chosen(Rows(storage, dtype, layout=layers, counts=counts, asked=asked, seed=seed), state)
         storage.check_formed(result.value)
     except FlwrRobustError:
         _gathered(held, "forget")  # what was formed on the way is not the rule's value

@@ -430,7 +430,7 @@ class AdversarialGrid(Grid):
                 if len(classes) > 1:
                     self.history[-len(classes) :] = [_together(self.history[-len(classes) :])]
             if self._follow:
-                self._advance(model, len(sent), replies)
+                self._advance(server_round, model, len(sent), replies)
         return list(replies)
 
     def _learn_partition(self, reply: Message) -> None:
@@ -512,13 +512,15 @@ class AdversarialGrid(Grid):
             arrays[model.prefix + name] = written(values, held.dtype, sent if self._kind.relative else None)
         _rewrite_arrays(reply.message, arrays)
 
-    def _advance(self, model: _Model, asked: int, replies: Sequence[Message]) -> None:
+    def _advance(self, server_round: int, model: _Model, asked: int, replies: Sequence[Message]) -> None:
         """Run the rule on a round's replies, as the server will, to follow its state."""
         assert self.rule is not None
         if not (read := self._read(model, replies)):
             return
+        rows = self._rows(model, read, asked)
+        rows.seed = self._adversary.draws(server_round)
         try:
-            self._rule_state = self.rule(self._rows(model, read, asked), self._rule_state)[1]
+            self._rule_state = self.rule(rows, self._rule_state)[1]
         except InfeasibleError:
             return
         self._follow = bool(self._rule_state)

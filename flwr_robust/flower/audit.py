@@ -203,6 +203,7 @@ class Audit(Observer):
             rule=opening.rule,
             strategy=opening.strategy,
             registered_nodes=registered_nodes(opening.grid),
+            seeds=opening.seeds,
             accept=partial(check_fits, opening),
             **self._options,
         )
@@ -231,7 +232,7 @@ class Audit(Observer):
             {node: count for node, count in counts.items() if node not in released}
             for counts in (progress.refusals, progress.evaluation_refusals)
         ]
-        return dataclasses.replace(progress, refusals=left[0], evaluation_refusals=left[1])
+        return dataclasses.replace(progress, refusals=left[0], evaluation_refusals=left[1], seeds=self._run.seeds)
 
     def _restore(self, states: ClientStates, server_round: int, asked: Sequence[int]) -> None:
         """Return the clients' states to them, and record it."""
@@ -297,7 +298,8 @@ class Audit(Observer):
         return self._hashed[1]
 
     def _fingerprint(self, update: Mapping[str, NDArray[Any]]) -> str:
-        return "" if self._opening is None else fingerprint(update, self._sent, self._opening.nodes.seed)
+        """Return a fingerprint from places that clients do not know, unless they know the seed."""
+        return fingerprint(update, self._sent, self._opened().seeds.lasting)
 
     def _partition(self, node: int) -> int | None:
         return None if self._opening is None else self._opening.nodes.partitions.get(node)

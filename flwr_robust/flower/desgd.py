@@ -55,8 +55,8 @@ class DeSGD(RobustStrategy):
         How many classes a round asks for, 1 .. K. Each is aggregated separately.
     server_learning_rate : float
         eta, > 0.
-    seed : int
-        Source of the client samples and of the random schedule.
+    seed : int or str, optional
+        As for `RobustStrategy`; also the source of the random schedule.
     **options
         As for `RobustStrategy`.
 
@@ -92,7 +92,7 @@ class DeSGD(RobustStrategy):
         schedule: str = "cyclic",
         classes_per_round: int = 1,
         server_learning_rate: float = 0.1,
-        seed: int = 0,
+        seed: int | str | None = None,
         **options: Unpack[GuardOptions],
     ) -> None:
         owner = type(self).__name__
@@ -116,7 +116,7 @@ class DeSGD(RobustStrategy):
 
     def classes_of(self, server_round: int) -> tuple[int, ...]:
         """Return the classes that a round asks for, in ascending order."""
-        seed = self.guard.nodes.seed
+        seed = self._seed_of(server_round)
         return classes_of_round(self.schedule, server_round, self.classes, self.classes_per_round, seed)
 
     def state_of(self, kind: int | None = None) -> State:
@@ -126,7 +126,7 @@ class DeSGD(RobustStrategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes from the seed and ask them for the classes of the round.
+        """Sample nodes and ask them for the classes of the round.
 
         Raises
         ------

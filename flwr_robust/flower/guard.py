@@ -27,6 +27,7 @@ from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.quarantine import Nodes
 from flwr_robust.flower.round_records import Aggregation, Round, RoundRecord, Scalar
+from flwr_robust.round_seeds import RoundSeeds, SecretSeed
 
 __all__ = ["Guard"]
 
@@ -44,7 +45,9 @@ class Guard:
         What replies to training must hold in addition to the model's arrays.
     evaluation_terms : Terms
         The same in evaluation.
-    seed, least, quarantine_after, by_partition, rest_after, probation
+    seeds : RoundSeeds, optional
+        The seeds of what is drawn in the rounds; secret when not given.
+    least, quarantine_after, by_partition, rest_after, probation
         As for `Nodes`.
     wait : float, optional
         How many seconds to wait for nodes at most; see `wait_for_nodes`.
@@ -60,6 +63,8 @@ class Guard:
     ----------
     nodes : Nodes
         The nodes of the run: their partitions, and which of them to ask.
+    seeds : RoundSeeds
+        The seeds of the run's rounds.
     history, evaluations : list of RoundRecord
         One record per round of training, and of evaluation.
     stopped : str
@@ -76,7 +81,7 @@ class Guard:
         terms: Terms,
         evaluation_terms: Terms,
         *,
-        seed: int = 0,
+        seeds: RoundSeeds | None = None,
         least: int = 1,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
@@ -88,7 +93,6 @@ class Guard:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.nodes = Nodes(
-            seed=seed,
             least=least,
             quarantine_after=quarantine_after,
             by_partition=by_partition,
@@ -102,6 +106,7 @@ class Guard:
         if clamp is not None:
             check_number("strategy", "clamp", clamp, minimum=1)
         check_observers(observers)
+        self.seeds = SecretSeed() if seeds is None else seeds
         self.terms = {MessageType.TRAIN: terms, MessageType.EVALUATE: evaluation_terms}
         self.on_infeasible = on_infeasible
         self.clamp = clamp
@@ -140,7 +145,7 @@ class Guard:
     def settings(self) -> dict[str, Scalar]:
         """Return the guard's scalar parameters, named as in a run config."""
         return {
-            "seed": self.nodes.seed,
+            "seed": self.seeds.told,
             "least": self.nodes.least,
             "quarantine-after": self.nodes.quarantine_after,
             "by-partition": self.nodes.by_partition,

@@ -45,6 +45,7 @@ from flwr_robust.flower.replies import admitted_rows
 from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
 from flwr_robust.flower.wire import decode, encode, is_finite
+from flwr_robust.round_seeds import round_seeds
 
 __all__ = ["Guarded"]
 
@@ -70,6 +71,9 @@ class Guarded(Face, Strategy):
     metrics_aggr_fn : callable, optional
         Aggregates the clients' metrics in place of the strategy; None leaves this to the strategy. Other metrics that
         the strategy reports are kept.
+    seed : int or str, optional
+        Source of where the audit looks for identical updates, as for `RobustStrategy`. What the strategy draws is its
+        own.
     train_metrics, evaluate_metrics, records, max_examples, quarantine_after, on_infeasible, observers, audit
         As for `RobustStrategy`. The guard drops the strategy's messages to nodes in quarantine.
 
@@ -102,6 +106,7 @@ class Guarded(Face, Strategy):
         least: int | None = None,
         clamp: float | None = 2.0,
         metrics_aggr_fn: MetricsFunction | None = robust_metrics,
+        seed: int | str | None = None,
         train_metrics: tuple[str, ...] | None = None,
         evaluate_metrics: tuple[str, ...] | None = None,
         records: tuple[str, str] | None = None,
@@ -142,6 +147,7 @@ class Guarded(Face, Strategy):
         self.guard = Guard(
             Terms(key, plain(max_examples), train_metrics, records),
             Terms(key, plain(max_examples), evaluate_metrics, records),
+            seeds=round_seeds(plain(seed)),
             least=_least(strategy) if least is None else plain(least),
             quarantine_after=plain(quarantine_after),
             by_partition=by_partition,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_robust.flower._compat import simulated
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.quarantine import Identity
 from flwr_robust.flower.round_records import Chapter, Opening, Progress, RoundRecord, Scalar
 from flwr_robust.protocol.rounds import check_trained
+from flwr_robust.round_seeds import SECRET
 
 __all__ = ["METHODS", "Chronicling", "EvaluateFunction", "Guarding", "Loop", "Remembering", "replaced", "scalars"]
 
@@ -35,6 +38,7 @@ METHODS = ("configure_train", "aggregate_train", "configure_evaluate", "aggregat
 """The methods that Flower's loop calls in every round."""
 
 _CONFIGS = ("train_config", "evaluate_config")
+_SEEDED = re.compile(r"\bseed=[0-9]")  # a part of the rule has a seed of its own
 
 
 @runtime_checkable
@@ -143,10 +147,14 @@ class Loop:
         """Inform observers, restore the progress that one of them returns, and return its round."""
         guard, guarding, arguments = self._guard, self._guarding, self._arguments
         guard.nodes.begin(arguments["grid"])
+        rule = str(getattr(guarding, "rule", ""))
+        guard.seeds.check(arguments["num_rounds"])
+        guard.seeds = guard.seeds.fresh()
+        if guard.seeds.told != SECRET or _SEEDED.search(rule):
+            _warn_of_predictable_draws(arguments["grid"])
         sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
         config = {"rounds": arguments["num_rounds"], **guard.settings(), **guarding.settings(), **told}
-        rule = str(getattr(guarding, "rule", ""))
         opening = Opening(
             guard.nodes,
             guarding.label,
@@ -158,6 +166,7 @@ class Loop:
             guard.suspect,
             guard.ban,
             guard.release,
+            guard.seeds,
         )
         found = [progress for each in guard.observers if (progress := each.run_started(opening)) is not None]
         if not found:
@@ -181,6 +190,8 @@ class Loop:
         for name, holder in self._holders.items():
             if name in progress.memory:
                 holder.recall(progress.memory[name])
+        if progress.seeds is not None:
+            self._guard.seeds = progress.seeds
         for name in _CONFIGS:
             self._configs[name].update(progress.memory[name])
         if isinstance(grid := self._holders.get("grid"), Chronicling):
@@ -222,6 +233,7 @@ class Loop:
                 nodes.evaluation_refusals,
                 self._written.new(guard, self._result, self._holders.get("grid")),
                 nodes.absences(),
+                guard.seeds,
             )
             for observer in guard.observers:
                 observer.round_finished(progress, last=last)
@@ -315,6 +327,15 @@ class _Written:
     def _tail(self, name: str, records: Sequence[RoundRecord]) -> Sequence[RoundRecord]:
         new = self._since(name, len(records))
         return records[len(records) - new :]
+
+
+def _warn_of_predictable_draws(grid: Grid) -> None:
+    """Warn unless the nodes are simulated, that is, without an attacker of their own."""
+    if not simulated(grid):
+        log.warning(
+            "start: the seed is not secret: clients that know it can predict whom the server asks and what its rule "
+            "draws; leave seed out of the strategy and of its rule"
+        )
 
 
 @contextmanager

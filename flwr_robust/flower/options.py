@@ -19,7 +19,6 @@ __all__ = [
     "FedAvgOptions",
     "GuardOptions",
     "Options",
-    "SeedlessOptions",
     "TrustedFunction",
     "check_fedavg_options",
     "plain",
@@ -66,20 +65,15 @@ class GuardOptions(FedAvgOptions, total=False):
     audit: Audit | Path | str | None
 
 
-class SeedlessOptions(GuardOptions, total=False):
-    """The options of strategies whose rule has its own ``seed``; they sample clients from seed 0."""
+class Options(GuardOptions, total=False):
+    """The options of every robust strategy."""
 
     message: Literal["parameters", "delta", "gradient", "momentum"]
     server_learning_rate: float
     server_momentum: float
     buffers: Literal["median", "keep"]
     trusted_fn: TrustedFunction | None
-
-
-class Options(SeedlessOptions, total=False):
-    """The options of every other robust strategy."""
-
-    seed: int
+    seed: int | str | None
 
 
 # A round of training needs at least one node, so only the minimum of evaluation may be 0.

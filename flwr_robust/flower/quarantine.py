@@ -81,8 +81,6 @@ class Nodes:
 
     Parameters
     ----------
-    seed : int
-        Source of the samples.
     least : int
         The smallest number of nodes that quarantine leaves to ask; >= 1.
     quarantine_after : int, optional
@@ -135,7 +133,6 @@ class Nodes:
     def __init__(
         self,
         *,
-        seed: int = 0,
         least: int = 1,
         quarantine_after: int | None = None,
         by_partition: bool | None = None,
@@ -147,11 +144,9 @@ class Nodes:
             check_integer("strategy", "rest_after", rest_after, 1)
         if by_partition is not None:
             check_flag("strategy", "by_partition", by_partition)
-        check_integer("strategy", "seed", seed, 0)
         check_integer("strategy", "least", least, 1)
         if quarantine_after is not None:
             check_integer("strategy", "quarantine_after", quarantine_after, 1)
-        self.seed = seed
         self.least = least
         self.quarantine_after = quarantine_after
         self.rest_after = rest_after
@@ -332,10 +327,11 @@ class Nodes:
         available: int,
         spares: int = 0,
         *,
+        seed: int,
         who: str,
         wait: float | None = None,
     ) -> tuple[list[int], LeftOut, int]:
-        """Wait for enough nodes, and draw those to ask from the seed; return them in order.
+        """Wait for enough nodes, and draw those to ask; return them in order.
 
         Parameters
         ----------
@@ -353,6 +349,8 @@ class Nodes:
             How many nodes to wait for.
         spares : int
             How many to ask beyond the minimum where so many are there.
+        seed : int
+            The seed of the round.
         who : str
             Who asks, such as ``krum(f=3)``, for the log.
         wait : float, optional
@@ -373,7 +371,7 @@ class Nodes:
         away = {*held.blamed, *held.waiting}
         pool = sorted((node for node in nodes if node not in away), key=self.order)
         size = min(size, len(pool))
-        chosen = sample_clients(self.seed, kind, server_round, len(pool), size)
+        chosen = sample_clients(seed, kind, server_round, len(pool), size)
         log.info("configure_%s: Sampled %s nodes (out of %s)", kind, size, len(nodes))
         return [pool[index] for index in chosen], held, len(nodes)
 

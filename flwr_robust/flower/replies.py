@@ -35,6 +35,7 @@ def rows_of(
     counts: Sequence[float] | None,
     asked: int,
     trusted: Tensor | None = None,
+    seed: int | None = None,
 ) -> Rows:
     """Return the rows of replies.
 
@@ -52,6 +53,8 @@ def rows_of(
         The number of clients that were asked.
     trusted : Tensor (d,), optional
         The server's own row.
+    seed : int, optional
+        The seed of what the rule draws; the operating system's entropy when not given.
     """
     return Rows.from_layers(
         [[as_tensor(values) for values in arrays] for arrays in replies],
@@ -60,11 +63,18 @@ def rows_of(
         counts=counts,
         asked=asked,
         trusted=trusted,
+        seed=seed,
     )
 
 
 def admitted_rows(
-    admitted: Sequence[Admitted], sent: SentModel, *, relative: bool, asked: int, trusted: Tensor | None = None
+    admitted: Sequence[Admitted],
+    sent: SentModel,
+    *,
+    relative: bool,
+    asked: int,
+    trusted: Tensor | None = None,
+    seed: int | None = None,
 ) -> Rows:
     """Return the rows of replies that were admitted.
 
@@ -74,7 +84,7 @@ def admitted_rows(
         The replies; each holds all arrays of the model.
     sent : SentModel
         The model that was sent.
-    relative, asked, trusted
+    relative, asked, trusted, seed
         As for `rows_of`.
     """
     return rows_of(
@@ -84,4 +94,5 @@ def admitted_rows(
         counts=[reply.num_examples for reply in admitted],
         asked=asked,
         trusted=trusted,
+        seed=seed,
     )

@@ -15,6 +15,7 @@ from flwr_robust.core.rule import Aggregate, Outcome, State
 from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.quarantine import Nodes
+from flwr_robust.round_seeds import RoundSeeds
 
 __all__ = ["NOBODY", "Aggregation", "Chapter", "Opening", "Progress", "Round", "RoundRecord", "Scalar"]
 
@@ -185,6 +186,8 @@ class Opening:
         Bans a node; see `Guard.ban`.
     release : callable (node, reason) -> bool
         Releases a node; see `Guard.release`.
+    seeds : RoundSeeds
+        The seeds of the run's rounds. A secret is for the server alone.
     """
 
     nodes: Nodes
@@ -197,6 +200,7 @@ class Opening:
     suspect: Callable[[int, int, str, str], None]
     ban: Callable[[int, str], None]
     release: Callable[[int, str], bool]
+    seeds: RoundSeeds
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,8 @@ class Progress:
         run. All of it is `storable`.
     chapter : Chapter
         What is new since the round before; in the progress from which a run is resumed, all records of the grid.
+    seeds : RoundSeeds or None
+        As in `Opening`; None keeps those that the run began with.
     """
 
     round: int
@@ -254,3 +260,4 @@ class Progress:
     evaluation_refusals: Mapping[int, int] = field(default_factory=dict)
     chapter: Chapter = field(default_factory=Chapter)
     absences: Mapping[str, Any] = field(default_factory=dict)
+    seeds: RoundSeeds | None = None

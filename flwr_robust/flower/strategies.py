@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal, Unpack
 
 from flwr_robust import aggregators as rules
-from flwr_robust.flower.options import Options, SeedlessOptions
+from flwr_robust.flower.options import Options
 from flwr_robust.flower.strategy import RobustStrategy
 
 __all__ = [
@@ -413,10 +413,8 @@ class MixTailor(RobustStrategy):
         Declared number of faulty clients, also for every member whose text does not give it.
     pool : "paper" or sequence of str
         The paper's pool, or the members' defence strings.
-    seed : int, optional
-        Source of the draws; when not given, the operating system's entropy.
     **options
-        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+        As for `RobustStrategy`.
 
     Examples
     --------
@@ -431,10 +429,9 @@ class MixTailor(RobustStrategy):
         *,
         f: int,
         pool: Literal["paper"] | Sequence[str] = "paper",
-        seed: int | None = None,
-        **options: Unpack[SeedlessOptions],
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.MixTailor(f=f, pool=pool, seed=seed), **options)
+        super().__init__(rules.MixTailor(f=f, pool=pool), **options)
 
 
 class Monna(RobustStrategy):
@@ -583,10 +580,8 @@ class DnC(RobustStrategy):
         How many times coordinates are drawn.
     sub_dimension : int
         How many coordinates are drawn each time.
-    seed : int
-        Source of the draws.
     **options
-        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+        As for `RobustStrategy`.
 
     Examples
     --------
@@ -603,10 +598,9 @@ class DnC(RobustStrategy):
         c: float = 1.0,
         iterations: int = 5,
         sub_dimension: int = 10_000,
-        seed: int = 0,
-        **options: Unpack[SeedlessOptions],
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.DnC(f=f, c=c, iterations=iterations, sub_dimension=sub_dimension, seed=seed), **options)
+        super().__init__(rules.DnC(f=f, c=c, iterations=iterations, sub_dimension=sub_dimension), **options)
 
 
 class Clustering(RobustStrategy):
@@ -670,10 +664,8 @@ class SignGuard(RobustStrategy):
         Updates longer than this multiple of the median norm are left out; >= 1.
     share : float
         Share of the coordinates whose signs are counted; in (0, 1].
-    seed : int
-        Source of the choice of coordinates.
     **options
-        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+        As for `RobustStrategy`.
 
     Examples
     --------
@@ -687,10 +679,9 @@ class SignGuard(RobustStrategy):
         lower: float = 0.1,
         upper: float = 3.0,
         share: float = 0.1,
-        seed: int = 0,
-        **options: Unpack[SeedlessOptions],
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.SignGuard(lower=lower, upper=upper, share=share, seed=seed), **options)
+        super().__init__(rules.SignGuard(lower=lower, upper=upper, share=share), **options)
 
 
 class LFighter(RobustStrategy):
@@ -869,10 +860,8 @@ class FLAME(RobustStrategy):
     ----------
     noise : float
         Standard deviation of the noise as a multiple of the median norm; >= 0.
-    seed : int
-        Source of the noise.
     **options
-        As for `RobustStrategy`, but for ``seed``: the client samples come from seed 0.
+        As for `RobustStrategy`.
 
     Examples
     --------
@@ -880,5 +869,5 @@ class FLAME(RobustStrategy):
     FLAME(noise=0.001)
     """
 
-    def __init__(self, *, noise: float = 0.0, seed: int = 0, **options: Unpack[SeedlessOptions]) -> None:
-        super().__init__(rules.FLAME(noise=noise, seed=seed), **options)
+    def __init__(self, *, noise: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(rules.FLAME(noise=noise), **options)

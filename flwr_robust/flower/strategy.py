@@ -50,6 +50,7 @@ from flwr_robust.flower.wire import encode_record
 from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.protocol.momentum import HeavyBall
 from flwr_robust.protocol.rounds import ServerStep, least_replies, moved, settle_round, too_few
+from flwr_robust.round_seeds import round_seeds
 
 __all__ = ["RobustStrategy"]
 
@@ -74,8 +75,10 @@ class RobustStrategy(Face, FedAvg):
         rounds.
     buffers : str
         ``median`` or ``keep``: how arrays that are not learnt change.
-    seed : int
-        Source of the client samples.
+    seed : int or str, optional
+        Source of the client samples and of what the rule draws. When not given, it is secret: every run draws its own,
+        and clients cannot predict it. An integer makes runs repeat; clients that know it can predict all draws. The
+        text that an audit log reveals at the end repeats that run.
     trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
         Returns the server's own message, for rules that compare replies with one (monna, fltrust). It is the answer
         that an honest client would give to the model that was sent, one array per array of the model.
@@ -163,7 +166,7 @@ class RobustStrategy(Face, FedAvg):
         server_learning_rate: float = 1.0,
         server_momentum: float = 0.0,
         buffers: str = "median",
-        seed: int = 0,
+        seed: int | str | None = None,
         trusted_fn: TrustedFunction | None = None,
         train_metrics: tuple[str, ...] | None = None,
         evaluate_metrics: tuple[str, ...] | None = None,
@@ -228,7 +231,7 @@ class RobustStrategy(Face, FedAvg):
         self.guard = Guard(
             Terms(key, plain(max_examples), train_metrics, records),
             Terms(key, plain(max_examples), evaluate_metrics, records),
-            seed=plain(seed),
+            seeds=round_seeds(plain(seed)),
             least=least,
             quarantine_after=plain(quarantine_after),
             by_partition=by_partition,
@@ -267,6 +270,10 @@ class RobustStrategy(Face, FedAvg):
         """Return the rule's state for the rows of a class; None stands for rounds that ask for no classes."""
         return self.state
 
+    def _seed_of(self, server_round: int) -> int:
+        """Return the seed of what is drawn in a round."""
+        return self.guard.seeds.of(server_round)
+
     # -- asking -----------------------------------------------------------------------------------
 
     def _ask(
@@ -278,7 +285,7 @@ class RobustStrategy(Face, FedAvg):
         grid: Grid,
         model: SentModel | None = None,
     ) -> Round:
-        """Return a round with nodes sampled from the seed."""
+        """Return a round with sampled nodes."""
         train = kind == MessageType.TRAIN
         fraction = self.fraction_train if train else self.fraction_evaluate
         minimum = self.min_train_nodes if train else self.min_evaluate_nodes
@@ -287,6 +294,7 @@ class RobustStrategy(Face, FedAvg):
         spares = self.spares if train else 0
         nodes, held, available = guard.nodes.sample(
             *(kind, server_round, grid, fraction, minimum, self.min_available_nodes, spares),
+            seed=self._seed_of(server_round),
             who=str(self.rule),
             wait=guard.wait,
         )
@@ -298,7 +306,7 @@ class RobustStrategy(Face, FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes from the seed and send them the model.
+        """Sample nodes and send them the model.
 
         Raises
         ------
@@ -347,7 +355,7 @@ class RobustStrategy(Face, FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample nodes from the seed and send them the model to evaluate."""
+        """Sample nodes and send them the model to evaluate."""
         if self.fraction_evaluate == 0.0 or self._stopped_before(server_round):
             return []
         return self.guard.open(self._ask(MessageType.EVALUATE, server_round, arrays, config, grid), arrays)
@@ -414,7 +422,8 @@ class RobustStrategy(Face, FedAvg):
         """Return the rows that replies hold for a class."""
         trusted = None if self.trusted_fn is None else self._trusted(judged.number, sent)
         replies = [judged.admitted[place] for place in places]
-        return admitted_rows(replies, sent, relative=self._kind.relative, asked=len(judged.messages), trusted=trusted)
+        asked, seed = len(judged.messages), self._seed_of(judged.number)
+        return admitted_rows(replies, sent, relative=self._kind.relative, asked=asked, trusted=trusted, seed=seed)
 
     def _trusted(self, server_round: int, sent: SentModel) -> torch.Tensor:
         """Return the server's own update as one row."""

@@ -8,7 +8,7 @@ counts like any other. Karimireddy, He, Jaggi, "Byzantine-robust learning on het
 2022). Averaging lowers the variance that a rule mistakes for faults. "Resampling" with replacement is the same family.
 
 Convention: the permutation is drawn from (seed, number of calls so far); the count is the step's state. Buckets are
-listed by their lowest row.
+listed by their lowest row. The seed must be secret, or attackers know who shares a bucket with whom.
 
 Condition: none of its own. The rule that follows declares its f for the buckets. Each faulty row spoils at most one
 bucket, so the f of the clients is safe. The rule's condition has to hold with ceil(n / s) rows: trimmed_mean(f=2) with
@@ -40,12 +40,13 @@ class Bucketing(PreAggregator):
     ----------
     s : int
         Rows per bucket; >= 1.
-    seed : int
-        Seed of the permutations.
+    seed : int, optional
+        Seed of the permutations. When not given, it is the seed of the round; without one the operating system's
+        entropy.
     """
 
     s: Annotated[int, Integer(minimum=1)]
-    seed: Annotated[int, Integer(minimum=0)] = 0
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     def rows_out(self, n: int) -> int:
         """Return ceil(n / s)."""
@@ -53,7 +54,7 @@ class Bucketing(PreAggregator):
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Draw the buckets."""
-        generator, following = next_draw(state, self.seed, "bucketing")
+        generator, following = next_draw(rows, state, self.seed, "bucketing")
         order = torch.randperm(rows.n, generator=generator)
         buckets = sorted(sorted(bucket.tolist()) for bucket in torch.split(order, self.s))
         matrix = torch.zeros(len(buckets), rows.n, dtype=torch.float64)

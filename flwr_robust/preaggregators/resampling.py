@@ -9,7 +9,7 @@ a factor of up to s. n stays the same, so rules keep their conditions even with 
 where clients' data differ.
 
 Convention: permutations are drawn from (seed, number of calls so far); the count is the step's state. A row may enter
-the same mean more than once.
+the same mean more than once. The seed must be secret, or attackers know which means they share.
 
 Condition: none of its own. Each faulty row spoils up to s of the n means. So only a rule that declares s f has a
 guarantee against f faulty rows. The authors declare f.
@@ -40,16 +40,17 @@ class Resampling(PreAggregator):
     ----------
     s : int
         Rows per mean; >= 1.
-    seed : int
-        Seed of the permutations.
+    seed : int, optional
+        Seed of the permutations. When not given, it is the seed of the round; without one the operating system's
+        entropy.
     """
 
     s: Annotated[int, Integer(minimum=1)]
-    seed: Annotated[int, Integer(minimum=0)] = 0
+    seed: Annotated[int | None, Integer(minimum=0)] = None
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Draw the permutations."""
-        generator, following = next_draw(state, self.seed, "resampling")
+        generator, following = next_draw(rows, state, self.seed, "resampling")
         drawn = torch.stack([torch.randperm(rows.n, generator=generator) for _ in range(self.s)], 1)
         counts = torch.zeros(rows.n, rows.n, dtype=torch.float64)
         counts.scatter_add_(1, drawn, torch.ones(drawn.shape, dtype=torch.float64))

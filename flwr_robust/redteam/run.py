@@ -36,6 +36,7 @@ from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.wire import decode_record, encode_record
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, Attack
+from flwr_robust.round_seeds import FixedSeed, SecretSeed
 from flwr_robust.runs.config import KEYS, RunConfig
 from flwr_robust.runs.results import evaluator
 from flwr_robust.studies.runner import circumstances, progress_bar
@@ -462,6 +463,8 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
     """
     with quiet():
         strategy = make_strategy() if attack != HONEST_MEAN else _mean_like(make_strategy())
+    if isinstance(strategy, RobustStrategy) and isinstance(strategy.guard.seeds, SecretSeed):
+        strategy.guard.seeds = FixedSeed(seed)
     config = setting.config(seed, attack, real_f)
     learner = config.learner()
     arrays = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))

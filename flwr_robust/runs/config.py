@@ -378,9 +378,7 @@ class RunConfig:
         minimum=2,
         zero="off",
     )
-    fraction_train: float = _key(
-        1.0, "Share of the clients sampled each round; the sample is drawn from the seed.", above=0, maximum=1
-    )
+    fraction_train: float = _key(1.0, "Share of the clients sampled each round.", above=0, maximum=1)
     min_replies: int = _key(
         0,
         "The smallest number of replies with which a round is aggregated. With 0 it is what the rule needs, and more "
@@ -416,7 +414,13 @@ class RunConfig:
         choices=("keep", "stop"),
         engines=("apps",),
     )
-    seed: int = _key(0, "Source of every draw.", minimum=0)
+    seed: int = _key(
+        0,
+        "Source of every draw. In a deployment it is the source of what concerns learning alone, such as the initial "
+        "model and the batches. The draws that defend are then secret: which clients are asked, and what the defence "
+        "draws.",
+        minimum=0,
+    )
     threads: int = _key(
         1, "CPU threads of each process; with the same number, results repeat to the bit.", minimum=1, result=False
     )

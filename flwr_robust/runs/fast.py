@@ -284,14 +284,15 @@ class _Run:
         """Aggregate a round's messages (n, d) and step the model; restore messages that clients keep."""
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard
-        rows = self._rows(messages, asked) if not unheard else None
+        seed = self.config.seed
+        rows = self._rows(messages, asked, seed) if not unheard else None
         if rows is None or bool(rows.faulty.any()):
             found = self._rows(messages, asked) if rows is None else rows
             for client, faulty in zip(asked, found.faulty.tolist(), strict=True):
                 if faulty:  # the server refuses such a message
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
-            rows = self._rows(messages[heard], list(itertools.compress(asked, heard))) if any(heard) else None
+            rows = self._rows(messages[heard], list(itertools.compress(asked, heard)), seed) if any(heard) else None
         rule, least = self.config.rule, self.config.min_replies or None
         lacking = too_few(rule, 0 if rows is None else rows.n, len(asked), least)
         settled = settle_round(rule, {None: rows}, self._state, self.world.step, lacking=lacking)
@@ -366,18 +367,20 @@ class _Run:
                 messages[place] = torch.cat([answer[layer.name].flatten() for layer in self.layout])
         return attacked
 
-    def _rows(self, messages: Tensor, clients: Sequence[int]) -> Rows:
-        """Return the rows of messages, layer by layer as replies would hold them."""
+    def _rows(self, messages: Tensor, clients: Sequence[int], seed: int | None = None) -> Rows:
+        """Return the rows of messages, layer by layer as replies would hold them; the attackers' have no seed."""
         counts = self.counts if len(clients) == len(self.counts) else self.counts[clients]
         where = messages.data_ptr(), messages.shape
         if self._known is not None and where == self._known[0]:  # the same rows as before; their source is kept
-            return self._known[1].renewed(counts)
+            rows = self._known[1].renewed(counts)
+            rows.seed = seed
+            return rows
         reference = None
         if self.kind.relative:
             reference = torch.from_numpy(self.flat).to(messages.device).split_with_sizes(self.sizes)
         stacks = messages.split_with_sizes(self.sizes, 1)
         rows = Rows.from_stacks(
-            stacks, reference=reference, layout=self.layout, counts=counts, asked=self.config.sampled
+            stacks, reference=reference, layout=self.layout, counts=counts, asked=self.config.sampled, seed=seed
         )
         if messages.device.type == "cpu":
             self._known = where, rows

@@ -31,7 +31,7 @@ from flwr_robust.tasks import Grouped
 
 __all__ = ["ClassWise"]
 
-MakeRows = Callable[[Tensor, Sequence[int]], Rows]
+MakeRows = Callable[[Tensor, Sequence[int], int | None], Rows]
 
 _Sent = dict[int, dict[int, Tensor]]  # by client and class; empty for clients that abstain
 
@@ -58,7 +58,7 @@ class ClassWise:
         The training samples, on the learner's device.
     layout : sequence of Layer
         The model's arrays.
-    make_rows : callable (Tensor (n, d), clients) -> Rows
+    make_rows : callable (Tensor (n, d), clients, seed) -> Rows
         Turns messages into the server's rows.
     adversary : Adversary, optional
         Rewrites the attackers' messages.
@@ -118,7 +118,7 @@ class ClassWise:
             k: [place for place, client in enumerate(senders) if k in sent[client]] for k in wanted
         }
         rows: dict[int | None, Rows | None] = {
-            k: self._rows_of(sent, k, [senders[place] for place in members[k]]) for k in wanted
+            k: self._rows_of(sent, k, [senders[place] for place in members[k]], config.seed) for k in wanted
         }
         answered = len(senders) + len(abstained)
         settled = settle_round(
@@ -140,9 +140,9 @@ class ClassWise:
         )
         return result, settled.change
 
-    def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int]) -> Rows | None:
-        """Return the rows that clients have sent for a class, or None."""
-        return self._rows(torch.stack([sent[client][k] for client in clients]), clients) if clients else None
+    def _rows_of(self, sent: _Sent, k: int, clients: Sequence[int], seed: int | None = None) -> Rows | None:
+        """Return the rows that clients have sent for a class, or None; the attackers' have no seed."""
+        return self._rows(torch.stack([sent[client][k] for client in clients]), clients, seed) if clients else None
 
     def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int], shared: Sequence[Tensor]) -> _Heard:
         """Let attackers overwrite their messages in place, or fail."""

@@ -57,8 +57,8 @@ def claims(n: int, seed: int = 0) -> np.ndarray:
 
 def wrap(case: Case, x, *, counts=None, layout=None, **more) -> Rows:
     layers = [Layer(name, tuple(shape)) for name, shape in (case.layout if layout is None else layout)]
-    x = torch.as_tensor(x)
-    return trusting(Rows.from_tensor(x, layout=layers, counts=claims(len(x)) if counts is None else counts, **more))
+    x, counts = torch.as_tensor(x), claims(len(x)) if counts is None else counts
+    return trusting(Rows.from_tensor(x, layout=layers, counts=counts, seed=0, **more))
 
 
 def trusting(rows: Rows) -> Rows:
@@ -312,7 +312,8 @@ def as_layers(case: Case, x: torch.Tensor) -> list[list[torch.Tensor]]:
 
 def run_layers(case: Case, rows, **more):
     layers = [Layer(name, tuple(shape)) for name, shape in case.layout]
-    return parse(case.rule)(trusting(Rows.from_layers(rows, layout=layers, counts=claims(len(rows)), **more)))[0]
+    made = Rows.from_layers(rows, layout=layers, counts=claims(len(rows)), seed=0, **more)
+    return parse(case.rule)(trusting(made))[0]
 
 
 def mixed_types(case: Case) -> None:

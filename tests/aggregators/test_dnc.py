@@ -64,7 +64,7 @@ def test_dnc_finds_colluders_that_no_coordinate_shows():
 
 
 def test_dnc_draws_afresh_every_round_and_repeats():
-    x = Rows.from_tensor(torch.randn(9, 50, generator=torch.Generator().manual_seed(0)))
+    x = Rows.from_tensor(torch.randn(9, 50, generator=torch.Generator().manual_seed(0)), seed=0)
     rule = parse("dnc(f=2, iterations=1, sub_dimension=5)")
     first, state = rule(x, rule.init())
     again, _ = rule(x, rule.init())
@@ -85,7 +85,7 @@ def test_dnc_says_when_no_row_is_kept_every_time():
     # Every coordinate belongs to one row; which rows stand out depends on the coordinates drawn.
     x = torch.diag(torch.arange(10.0, 15.0, dtype=torch.float64))
     rule = "dnc(f=2, iterations=60, sub_dimension=2)"
-    result = aggregate(x, rule)
+    result = aggregate(x, rule, seed=0)
     assert result.stats["fallback"] is True
     assert 0 < len(result.stats["kept"]) < 5  # not a silent mean
     np.testing.assert_allclose(result.weights, selections.dnc(x.numpy(), 2, 1.0, 60, 2)[1])

@@ -484,7 +484,7 @@ def naive_damage(line, rule, honest, attackers, strength, state):
     mask = np.zeros(len(everyone), bool)
     mask[list(attackers)] = True
     everyone[mask], everyone[~mask] = crafted, honest
-    value = parse(rule)(rows(everyone), state)[0].value.numpy()
+    value = parse(rule)(rows(everyone, seed=0), state)[0].value.numpy()
     return float(np.linalg.norm(value - honest.mean(0)))
 
 

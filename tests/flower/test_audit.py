@@ -470,7 +470,7 @@ def test_the_log_tells_what_the_strategy_knows(tmp_path):
     assert [event.model_before for event in aggregated] == hashes[:-1]
     assert [event.model for event in configured if event.phase == "train"] == hashes[:-1]
     assert [event.model for event in configured if event.phase == "evaluate"] == hashes[1:]
-    assert log[-1] == RunEnded(3, "finished", "", model_sha256(found))
+    assert log[-1] == RunEnded(3, "finished", "", model_sha256(found), strategy.guard.seeds.reveal(3))
     # Krum's value is one of the updates: its distance is zero, its angle too.
     for event in aggregated:
         chosen = event.weights.index(1.0)

@@ -365,9 +365,9 @@ def test_the_audit_log_lists_them(tmp_path, count):
 
 
 RESUMED = {
-    "one class": {"classes_per_round": 1},
+    "one class": {"classes_per_round": 1, "seed": 1},
     "two, at random": {"classes_per_round": 2, "schedule": "random", "seed": 3},
-    "sampled": {"fraction_train": 0.7, "min_train_nodes": 3, "gamma": 0.8},
+    "sampled": {"fraction_train": 0.7, "min_train_nodes": 3, "gamma": 0.8, "seed": 2},
 }
 
 

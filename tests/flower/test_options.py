@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust import ConfigurationError
 from flwr_robust.flower import DeSGD, Guarded, Krum, Mean, Median, RobustStrategy
-from flwr_robust.flower.options import FedAvgOptions, Options, SeedlessOptions, plain
+from flwr_robust.flower.options import FedAvgOptions, Options, plain
 from tests.flower_helpers import client_app, drive
 
 WRONG = {
@@ -65,7 +65,6 @@ def test_the_table_of_wrong_values_is_complete():
 
 def test_every_option_reaches_the_constructor_that_takes_it():
     taken = {*RobustStrategy.__init__.__annotations__, *FedAvgOptions.__annotations__}
-    assert set(Options.__annotations__) == {*SeedlessOptions.__annotations__, "seed"}
     assert set(Options.__annotations__) == taken - {"rule", "options", "return"}
 
 
@@ -94,7 +93,7 @@ def test_numpys_numbers_are_numbers():
     for name, value in expected.items():
         assert settings[name] == value
         assert type(settings[name]) is type(value)
-    assert (type(strategy.guard.nodes.seed), type(strategy.guard.nodes.quarantine_after)) == (int, int)
+    assert (type(strategy.guard.seeds.told), type(strategy.guard.nodes.quarantine_after)) == (int, int)
     app = client_app(lambda i, model, config, context: {"w": model["w"] + np.float32(1)})
     found, _ = drive(strategy, app, {"w": np.zeros(2, np.float32)}, 6)
     assert found["w"].tolist() == [0.5, 0.5]

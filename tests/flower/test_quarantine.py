@@ -194,9 +194,9 @@ def test_a_sample_is_drawn_from_the_seed_in_the_order_of_partitions():
     backwards = {node: Identity(5 - place) for place, node in enumerate(grid.get_node_ids())}
 
     def drawn(seed, server_round=1, fraction=0.5):
-        known = Nodes(seed=seed, by_partition=True)
+        known = Nodes(by_partition=True)
         known.identify(backwards)
-        return known.sample("train", server_round, grid, fraction, 1, 6, who="median()")[0]
+        return known.sample("train", server_round, grid, fraction, 1, 6, seed=seed, who="median()")[0]
 
     assert drawn(0) == drawn(0)
     assert len({tuple(drawn(seed, at)) for seed in range(4) for at in (1, 2)}) > 4

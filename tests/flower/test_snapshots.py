@@ -20,6 +20,7 @@ from flwr_robust.flower import InProcessGrid, Nodes, Opening, Progress, Reason, 
 from flwr_robust.flower.memory import freeze
 from flwr_robust.flower.round_records import Chapter
 from flwr_robust.flower.snapshots import check_fits, progress_of, remembered, snapshot_of
+from flwr_robust.round_seeds import FixedSeed
 from tests.flower_helpers import record, same_bits, values
 
 MODEL = {"w": np.float32([1, -2]), "n": np.int64(3)}
@@ -57,7 +58,7 @@ def progress():
 
 def opening(model=MODEL, rounds=5):
     grid, told = InProcessGrid(ClientApp(), 1), (print, print, bool)
-    return Opening(Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), grid, 1.0, *told)
+    return Opening(Nodes(), "Mean", "mean()", {"rounds": rounds}, record(model), grid, 1.0, *told, FixedSeed(0))
 
 
 def test_progress_comes_back():

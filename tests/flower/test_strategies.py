@@ -23,6 +23,7 @@ from flwr_robust.core.rule import aggregators as registry
 from flwr_robust.flower import DeSGD, Guarded, InProcessGrid, Krum, Mean, Median, RobustStrategy
 from flwr_robust.flower import strategies as named
 from flwr_robust.protocol.classes import answer_names
+from flwr_robust.round_seeds import FixedSeed
 from tests.flower_helpers import client_app, content, drive, values
 from tests.house import ROOT
 
@@ -58,7 +59,7 @@ def test_a_signature_is_the_rules_fields_with_their_defaults(name):
     parameters = dict(inspect.signature(getattr(named, name)).parameters)
     options = parameters.pop("options")
     assert options.kind is inspect.Parameter.VAR_KEYWORD
-    fields = dataclasses.fields(getattr(aggregators, name))
+    fields = [field for field in dataclasses.fields(getattr(aggregators, name)) if field.name != "seed"]
     assert list(parameters) == [field.name for field in fields]
     for field in fields:
         parameter = parameters[field.name]
@@ -91,17 +92,19 @@ def test_every_parameter_is_documented_and_reaches_the_rule(name):
     strategy = getattr(named, name)
     text = inspect.getdoc(strategy)
     for field in dataclasses.fields(getattr(aggregators, name)):
-        assert re.search(rf"^{field.name} : ", text, re.MULTILINE), field.name
+        assert bool(re.search(rf"^{field.name} : ", text, re.MULTILINE)) == (field.name != "seed"), field.name
     assert "It needs " in text
     assert ">>> " in text
     own = {k: v for k, v in needed(name).items() if k != "trusted_fn"}
     assert strategy(**needed(name)).rule == getattr(aggregators, name)(**own)
 
 
-def test_a_seed_of_the_rule_is_not_the_samples():
-    strategy = named.DnC(f=1, seed=5)
-    assert (strategy.rule.seed, strategy.guard.nodes.seed) == (5, 0)
-    assert Median(seed=5).guard.nodes.seed == 5
+def test_a_strategy_has_one_seed_for_its_samples_and_its_rule():
+    for strategy in (named.DnC(f=1, seed=5), Median(seed=5)):
+        assert (str(strategy.rule).count("seed"), strategy.guard.seeds) == (0, FixedSeed(5))
+    assert named.DnC(f=1).settings().keys() == named.DnC(f=1, seed=5).settings().keys()
+    assert named.DnC(f=1).guard.settings()["seed"] == "secret"
+    assert RobustStrategy("dnc(f=1, seed=5)").rule.seed == 5  # a rule may have its own
 
 
 # -- type checkers -----------------------------------------------------------------------------------
@@ -147,7 +150,7 @@ WRONG = {
     "TrimmedMean(f=2, sever_learning_rate=1.0)": "call-arg",
     'TrimmedMean(f=2, message="weights")': "arg-type",
     "Median(f=2, fraction_train='x')": "arg-type",
-    'MixTailor(f=1, seed="one")': "arg-type",
+    "MixTailor(f=1, seed=1.5)": "arg-type",
     'CenteredClipping(tau="mean")': "arg-type",
     'GeometricMedian(start="one")': "arg-type",
     "DeSGD('krum(f=2)')": "call-arg",
@@ -246,7 +249,7 @@ def test_what_a_rule_does_not_take_is_not_said_to_be_allowed():
         (lambda: RobustStrategy(aggregators.Krum(f=2)), "RobustStrategy('krum(f=2)')"),
         (lambda: Guarded(FedAvg(), least=3), "Guarded(FedAvg(...), least=3)"),
         (lambda: Guarded(FedAvg(), clamp=2.0), "Guarded(FedAvg(...))"),
-        (lambda: DeSGD("median", classes=3, seed=0), "DeSGD('median', classes=3)"),
+        (lambda: DeSGD("median", classes=3, seed=None), "DeSGD('median', classes=3)"),
         (
             lambda: named.MixTailor(f=1, pool=["median"] * 20),
             f"MixTailor(f=1, pool=[{', '.join(['median'.__repr__()] * 8)}, ...])",
@@ -380,15 +383,14 @@ def test_a_subclass_holds_the_loop_itself(name):
         pass
 
     def run(kind):
-        strategy = kind(*given, **options)
+        strategy = kind(*given, **options, seed=0)
         found, _ = drive(strategy, app_for(name), MODEL, 7, rounds=2, train_config=ConfigRecord({"rate": 1.0}))
         return strategy, found
 
     (held, found), (_, usual) = run(Mine), run(base)
     assert held.asked == [(7, 0)] * 2
     assert [seen.round for seen in held.history] == [1, 2]
-    if name != "MixTailor":  # which draws from the operating system's entropy
-        assert found["w"].tolist() == usual["w"].tolist()
+    assert found["w"].tolist() == usual["w"].tolist()
 
 
 # -- who holds the loop ------------------------------------------------------------------------------

@@ -510,7 +510,7 @@ def test_the_table_of_strategies_is_complete():
         ),
         ("Krum", {"f": 2, "variant": "byzfl"}, "krum(f=2, variant='byzfl')"),
         ("LFighter", {"head": "w"}, "lfighter(head='w')"),
-        ("MixTailor", {"f": 2, "pool": ["krum"], "seed": 3}, "mixtailor(f=2, pool=('krum',), seed=3)"),
+        ("MixTailor", {"f": 2, "pool": ["krum"], "seed": 3}, "mixtailor(f=2, pool=('krum',))"),
         ("Mean", {"weighted": True, "clamp": 3.0}, "mean(weighted=True, clamp=3.0)"),
         ("Median", {"f": 2}, "median(f=2)"),
         ("MultiKrum", {"f": 2, "m": 4, "variant": "byzfl"}, "multi_krum(f=2, m=4, variant='byzfl')"),

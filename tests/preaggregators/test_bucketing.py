@@ -33,11 +33,11 @@ def test_bucketing_makes_buckets(n, s, seed):
 
 def test_bucketing_draws_again_each_round():
     x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-    first, state = aggregate(x, "bucketing(s=3) | median", state=None)
-    second, after = aggregate(x, "bucketing(s=3) | median", state=state)
+    first, state = aggregate(x, "bucketing(s=3) | median", state=None, seed=0)
+    second, after = aggregate(x, "bucketing(s=3) | median", state=state, seed=0)
     assert first.stats["bucketing.buckets"] != second.stats["bucketing.buckets"]
     assert {key: int(v) for key, v in after.items()} == {"0.draws": 2}
-    again, _ = aggregate(x, "bucketing(s=3) | median", state=state)
+    again, _ = aggregate(x, "bucketing(s=3) | median", state=state, seed=0)
     assert torch.equal(second.value, again.value)
     other = aggregate(x, "bucketing(s=3, seed=1) | median")
     assert other.stats["bucketing.buckets"] != first.stats["bucketing.buckets"]

@@ -28,8 +28,8 @@ def test_resampling_uses_every_row_as_often(n, s, seed):
 
 def test_resampling_draws_again_each_round_and_keeps_the_number_of_rows():
     x = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
-    first, state = aggregate(x, "resampling(s=2) | median", state=None)
-    second, _ = aggregate(x, "resampling(s=2) | median", state=state)
+    first, state = aggregate(x, "resampling(s=2) | median", state=None, seed=0)
+    second, _ = aggregate(x, "resampling(s=2) | median", state=state, seed=0)
     assert first.stats["resampling.rows"] != second.stats["resampling.rows"]
     assert parse("resampling(s=2) | krum(f=4)").check(11) is None
     assert "got n=10" in parse("resampling(s=2) | krum(f=4)").check(10)

@@ -92,6 +92,8 @@ class View:
         The defence in use.
     rule_state : State, optional
         Its state; `init()` when not given.
+    seed : int
+        Seed of what the attackers let the defence draw; never the server's own.
     model : callable returning Tensor (d,), optional
         Makes the model that was sent, with the sign that makes a row a step from it.
     precision : tuple of float
@@ -101,8 +103,8 @@ class View:
     ----------
     granted : Knowledge
         As given.
-    round : int
-        The round.
+    round, seed : int
+        The round, and the seed; as given.
     n : int
         Number of clients asked.
     attackers : tuple of int
@@ -135,10 +137,12 @@ class View:
         known: int | None = None,
         rule: Rule | None = None,
         rule_state: State | None = None,
+        seed: int = 0,
         model: Callable[[], Tensor] | None = None,
         precision: tuple[float, float] = (0.0, 0.0),
     ) -> None:
         self.granted = granted
+        self.seed = seed
         self.round = server_round
         self.replies = own.n + (0 if honest is None else honest.n)
         self.n = self.replies if n is None else n

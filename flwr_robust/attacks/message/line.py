@@ -129,7 +129,7 @@ class Damage:
         attacking = torch.zeros(view.replies, dtype=torch.bool)
         attacking[list(view.attackers)] = True
         self._arrange = (attacking, places, start, step)
-        self._asked = max(view.n, view.replies)
+        self._asked, self._seed = max(view.n, view.replies), view.seed
         self._counts = _counts(view, attacking)
         copy = base.embedded()
         apart, length = copy.mixed(places).squared_distances.max(), copy.mixed(step).squared_norms.max()
@@ -159,7 +159,7 @@ class Damage:
         least = math.inf
         for rule, state, base, mean in self._runs:
             rows = base.mixed(matrix)
-            rows.counts, rows.asked, rows.dtype = self._counts, self._asked, torch.float64
+            rows.counts, rows.asked, rows.dtype, rows.seed = self._counts, self._asked, torch.float64, self._seed
             try:
                 value = rule(rows, state)[0].value
             except InfeasibleError:
