@@ -53,10 +53,18 @@ def rounds(run, first, last):
         run.checkpoint(Snapshot(number, run.config, model))
 
 
-def make(folder, *, key=None, config=CONFIG, rule=CONFIG["defence"], statements=None, ended=True):
+def make(folder, *, key=None, signing_key=None, config=CONFIG, rule=CONFIG["defence"], statements=None, ended=True):
     """Write the run and return the folder."""
     with AuditedRun(
-        folder, config, rule=rule, strategy="TrimmedMean", statements=statements, keep=None, key=key, sync=False
+        folder,
+        config,
+        rule=rule,
+        strategy="TrimmedMean",
+        statements=statements,
+        keep=None,
+        key=key,
+        signing_key=signing_key,
+        sync=False,
     ) as run:
         rounds(run, 1, 3)
         run.record(

@@ -228,6 +228,27 @@ class CheckpointStore:
         """Return the hash of the SHA256SUMS in a checkpoint's folder."""
         return hashlib.sha256(read_plain(path / _SUMS, _MOST_SUMS)).hexdigest()
 
+    @classmethod
+    def read(cls, path: Path) -> Snapshot:
+        """Read the checkpoint in a folder, whose name is its round's.
+
+        Raises
+        ------
+        CheckpointError
+            If it is damaged, or another round's.
+        """
+        if (damage := cls.damage_of(path)) is not None:
+            raise CheckpointError(damage)
+        try:
+            snapshot = _unpack(path)
+            if (
+                f"round-{snapshot.round:08}" != path.name.partition(".")[0]
+            ):  # else another round's hash would confirm it
+                raise ValueError(f"it says that it is of round {snapshot.round}")
+        except _FORGED as error:
+            raise CheckpointError(f"it does not hold what it must ({error})") from None
+        return snapshot
+
     @staticmethod
     def head(path: Path) -> str | None:
         """Return the log's head that the checkpoint in a folder names; None if it cannot be read."""
@@ -269,18 +290,14 @@ class CheckpointStore:
             there = ", ".join(map(str, rounds)) or "none"
             asked = "" if wanted is None else f" of round {wanted}"
             raise CheckpointError(f"checkpoint: there is none{asked} in {self.folder}; rounds there: {there}")
-        damage = self.damage(wanted)
-        if damage is None:
-            try:
-                snapshot = _unpack(self.path(wanted))
-                if snapshot.round != wanted:  # otherwise another round's hash would confirm it
-                    raise ValueError(f"it says that it is of round {snapshot.round}")
-            except _FORGED as error:
-                damage = f"it does not hold what it must ({error})"
-        if damage is not None:
+        try:
+            snapshot = self.read(self.path(wanted))
+        except CheckpointError as error:
             offered = self.latest_intact(before=wanted)
             advice = "no earlier one is intact" if offered is None else f"that of round {offered} is intact, so use it"
-            raise CheckpointError(f"checkpoint: that of round {wanted} is damaged: {damage}; {advice}", offered)
+            raise CheckpointError(
+                f"checkpoint: that of round {wanted} is damaged: {error}; {advice}", offered
+            ) from None
         if config is not None and (odd := differences(snapshot.config, config, may_differ)):
             raise CheckpointError(
                 f"checkpoint: that of round {wanted} was made with another configuration: {'; '.join(odd)}; use the "

@@ -193,18 +193,24 @@ def checkpointed_heads(folder: Path | str) -> dict[str, str]:
 def run_links(folder: Path | str) -> list[Path]:
     """Return the symbolic links among the files of a run's folder; a run makes none."""
     log = log_file(folder)
-    places = (log, head_file(log), checkpoint_folder(folder), Path(folder) / "updates")
+    places = (log, head_file(log), checkpoint_folder(folder), Path(folder) / "updates", Path(folder) / "orders")
     return [link for place in places for link in links_in(place)]
 
 
-def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes | None = None) -> Verdict:
+def verify_run(
+    folder: Path | str,
+    *,
+    expect: Collection[str] = (),
+    key: bytes | None = None,
+    public_key: str | None = None,
+) -> Verdict:
     """Verify a run's log, and compare the contents of its folder with it.
 
     Parameters
     ----------
     folder : Path
         The run's folder.
-    expect, key
+    expect, key, public_key
         As for `verify`; the log must also hold the heads named in checkpoints.
 
     Returns
@@ -221,7 +227,7 @@ def verify_run(folder: Path | str, *, expect: Collection[str] = (), key: bytes |
     if links := run_links(folder):
         findings = [Finding(0, Fault.LINK, f"{link} {Fault.LINK.value}, which was not followed") for link in links]
         return Verdict(0, "", tuple(findings), ("nothing else was examined: a run's folder holds no symbolic links",))
-    verdict = verify(log, expect=expect, known=checkpointed_heads(folder), key=key)
+    verdict = verify(log, expect=expect, known=checkpointed_heads(folder), key=key, public_key=public_key)
     for _ in range(_ATTEMPTS):
         try:
             records = read_log(log) if log.is_file() else []

@@ -143,6 +143,8 @@ class RunStarted(Event, kind="run_started"):
         The run's id: 128 random bits, in hexadecimal.
     commit : str
         The commit of this package's source; empty if unknown.
+    public_key : str
+        The Ed25519 key with which the log's heads are signed, in hexadecimal; empty if they are not signed.
     registered_nodes : bool, optional
         True if Flower names, for every node connected at the start, the account that registered it. None if it does not
         tell, as for SuperLinks without accounts.
@@ -159,6 +161,7 @@ class RunStarted(Event, kind="run_started"):
     keeps_updates: bool = False
     run: str = ""
     commit: str = ""
+    public_key: str = ""
     registered_nodes: bool | None = None
     seed_commitment: str = ""
 

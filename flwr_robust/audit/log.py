@@ -12,9 +12,10 @@ The chain of hashes alone cannot show that lines are missing at the end, or were
 log, the head file, names the head and the number of lines. While lines are appended, it also names their hashes: it is
 replaced before and after every append. The head may also be noted elsewhere, and every checkpoint holds one.
 
-Anyone who can write both files can compute another valid chain. Two things protect against such a person: heads noted
-out of their reach, and a key that they do not have. A key on a machine that they control does not protect. A key also
-cannot show that both files were replaced by earlier versions.
+Anyone who can write both files can compute another valid chain. Three things protect against such a person: heads noted
+out of their reach, a secret key for the macs, and a private key that signs every head in the head file. Macs are
+checked with the same secret key, signatures with the public key. A key on a machine that they control does not protect.
+Keys also cannot show that both files were replaced by earlier versions; noted heads do.
 
 A writer that is killed may leave an incomplete last line, without newline. This does not count as tampering, and the
 line is kept. When the log is opened again, a `LogReopened` line after it states its length and hash.
@@ -27,7 +28,7 @@ import hmac
 import io
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum
@@ -35,12 +36,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple, Self
 
-from flwr_robust.audit.events import SCHEMA, Event, LogReopened, kinds
+from flwr_robust.audit.events import SCHEMA, Event, LogReopened, RunStarted, kinds
+from flwr_robust.audit.signing import PrivateKey, Signer, is_signature
 from flwr_robust.errors import AuditError, LogInUseError, TamperedError
 from flwr_robust.files import lock, open_plain, open_to_append, read_plain, sync_folder, write_atomically
 
 __all__ = [
     "LEAST_KEY",
+    "SELF_SIGNED",
     "UNCHECKED",
     "AuditLog",
     "Fault",
@@ -48,6 +51,8 @@ __all__ = [
     "Record",
     "Verdict",
     "head_file",
+    "head_of",
+    "read_heads",
     "read_log",
     "verify",
 ]
@@ -59,6 +64,8 @@ _LONGEST = 1 << 24  # bytes of a line, and of the head file
 _MOST_FINDINGS = 1000  # after so many, the rest of a log is not examined
 LEAST_KEY = 16
 """The smallest length of a key, in bytes."""
+SELF_SIGNED = "its heads are signed, and were checked with the key that the log itself names"
+"""The remark on a log with signed heads that was read without a public key from elsewhere."""
 UNCHECKED = "its lines bear macs, which only the key can check"
 """The remark on a log that was written with a key and read without it."""
 
@@ -70,6 +77,7 @@ class Fault(Enum):
     FOREIGN = "does not belong there"
     MISSING = "lines are missing"
     UNSIGNED = "does not bear the key's mac"
+    SIGNER = "names another public key"
     HEAD = "the head file does not fit"
     CHECKPOINT = "is not the one on record"
     GONE = "is gone"
@@ -161,7 +169,7 @@ class _Anchor(NamedTuple):
     announced: tuple[str, ...] = ()
 
     def signed(self) -> bytes:
-        """Return the bytes that the mac signs."""
+        """Return the bytes that mac and signature sign."""
         return " ".join([str(self.lines), self.head, *self.announced]).encode()
 
 
@@ -183,6 +191,9 @@ class AuditLog:
         The file of the log. It is created if it does not exist, and otherwise verified and continued.
     key : bytes, optional
         A key of at least 16 bytes, which signs every line with a mac. A log uses one key from its start, or none.
+    signing_key : Ed25519PrivateKey or Path, optional
+        Signs every head; see `Signer`. A log uses one key from its start, or none; its first line must name the public
+        key.
     sync : bool
         Whether to wait for the disk.
 
@@ -192,6 +203,8 @@ class AuditLog:
         Hash of the last line. Note it elsewhere to prove later that no line is missing.
     lines : int
         How many events the log holds.
+    public_key : str
+        The public key of the signatures, in hexadecimal; empty if heads are not signed.
 
     Raises
     ------
@@ -201,8 +214,17 @@ class AuditLog:
         If the log is not intact.
     """
 
-    def __init__(self, path: Path | str, *, key: bytes | None = None, sync: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        key: bytes | None = None,
+        signing_key: PrivateKey | None = None,
+        sync: bool = True,
+    ) -> None:
         self.path = Path(path)
+        self._signer = None if signing_key is None else Signer(signing_key)
+        self.public_key = "" if self._signer is None else self._signer.public
         self._key, self._sync = key, sync
         if key is not None and len(key) < LEAST_KEY:
             raise AuditError(f"audit log: the key must have at least {LEAST_KEY} bytes; got {len(key)}")
@@ -229,11 +251,14 @@ class AuditLog:
             self.lines, self.head = 0, _GENESIS
             self._seal()  # from now on, a log without head file has lost it
             return
-        anchor = self._anchor()
         with open_plain(self.path) as file:
-            first = next(_lines(file, size), None)
-            if self._key is None and first and first.whole and "mac" in (_envelope(first.text) or ()):
+            first = _first(file, size)
+            if self._key is None and "mac" in first:
                 raise AuditError(f"audit log: {self.path} was written with a key; pass the same one")
+            if first and (named := _public_key(first)) != self.public_key:
+                how = f"names the public key {named}: pass its private key" if named else "is not signed: pass none"
+                raise AuditError(f"audit log: the signing key is not the one of this log: {self.path} {how}")
+            anchor = self._anchor()
             verdict, torn = _examine(_lines(file, size), anchor, self._key)
             if torn.readable and verdict.intact:
                 mended, whole = _examine(_lines(file, size, mended=True), anchor, self._key)
@@ -253,7 +278,7 @@ class AuditLog:
             self._write([LogReopened(unsealed=unsealed)])
 
     def _anchor(self) -> _Anchor:
-        anchor = _read_anchor(self.path, self._key)
+        anchor = _read_anchor(self.path, self._key, self.public_key)
         if isinstance(anchor, str):
             raise TamperedError(f"audit log: {anchor}")
         return anchor
@@ -319,6 +344,8 @@ class AuditLog:
             told["announced"] = anchor.announced
         if self._key is not None:
             told["mac"] = _mac(self._key, anchor.signed())
+        if self._signer is not None:
+            told |= {"public_key": self.public_key, "signature": self._signer.sign(anchor.signed())}
         text = json.dumps(told).encode() + b"\n"
         write_atomically(head_file(self.path), lambda file: file.write(text), sync=self._sync)
         if self._sync:  # otherwise the lines could reach the disk before their announcement
@@ -342,7 +369,12 @@ class AuditLog:
 
 
 def verify(
-    path: Path | str, *, expect: Collection[str] = (), known: Collection[str] = (), key: bytes | None = None
+    path: Path | str,
+    *,
+    expect: Collection[str] = (),
+    known: Collection[str] = (),
+    key: bytes | None = None,
+    public_key: str | None = None,
 ) -> Verdict:
     """Find every edit, insertion, deletion, reordering and truncation of a log.
 
@@ -358,19 +390,25 @@ def verify(
         head file.
     key : bytes, optional
         The key with which the log was written.
+    public_key : str, optional
+        The public key that must have signed the head, in hexadecimal. When not given, it is the one that the first line
+        names, if it names one.
 
     Raises
     ------
     AuditError
-        If there is neither log nor head file.
+        If there is neither log nor head file, or the log cannot be read.
     """
     path = Path(path)
     if not path.is_file() and not head_file(path).is_file():
         raise AuditError(_ABSENT.format(path))
+    size = _size(path)
+    with io.BytesIO() if size is None else open_plain(path) as file:
+        named = _public_key(_first(file, size or 0))
     for _ in range(_READS):  # a writer may append to the log meanwhile
-        anchor = _read_anchor(path, key)
+        anchor = _read_anchor(path, key, public_key or named)
         size = _size(path)
-        if anchor == _read_anchor(path, key):
+        if anchor == _read_anchor(path, key, public_key or named):
             break
     if size == 0 and not head_file(path).exists():  # the state just after a writer has opened it
         found, _ = _examine(iter(()), _Anchor(0, _GENESIS), key, expect, known)
@@ -378,7 +416,56 @@ def verify(
             found, remarks=(*found.remarks, "the log is empty: its writer was stopped before the first line")
         )
     with io.BytesIO() if size is None else open_plain(path) as file:
-        return _examine(_lines(file, size or 0), anchor, key, expect, known)[0]
+        verdict, _ = _examine(_lines(file, size or 0), anchor, key, expect, known)
+    if named and public_key is None:
+        return replace(verdict, remarks=(*verdict.remarks, SELF_SIGNED))
+    if named and named != public_key:
+        other = Finding(1, Fault.SIGNER, f"the line {Fault.SIGNER.value} than the given one: {named}")
+        return replace(verdict, findings=(other, *verdict.findings))
+    return verdict
+
+
+def head_of(path: Path | str) -> dict[str, Any]:
+    """Return the content of a log's head file, to note it elsewhere; `read_heads` reads it.
+
+    Raises
+    ------
+    AuditError
+        If it cannot be read.
+    """
+    anchor = _read_anchor(Path(path), None, "")
+    if isinstance(anchor, str):
+        raise AuditError(f"audit log: {anchor}")
+    told: dict[str, Any] = json.loads(read_plain(head_file(Path(path)), _LONGEST))
+    return told
+
+
+def read_heads(path: Path | str, public_key: str | None = None) -> list[str]:
+    """Return the heads in a file that has one JSON object per line, as `head_of` returns them.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    public_key : str, optional
+        The public key that must have signed every head, in hexadecimal.
+
+    Raises
+    ------
+    AuditError
+        If the file cannot be read, or a head in it is not signed with that key.
+    """
+    try:
+        lines = read_plain(Path(path), _LONGEST).splitlines()
+    except OSError as error:
+        raise AuditError(f"heads: {path} cannot be read: {error.strerror}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        anchor = _anchor_in(line, f"heads: line {number} of {path}", None, public_key or "")
+        if isinstance(anchor, str):
+            raise AuditError(anchor)
+        found.append(anchor.head)
+    return found
 
 
 def read_log(path: Path | str) -> list[Record]:
@@ -481,22 +568,43 @@ def _is_hash(value: object) -> bool:
     return type(value) is str and len(value) == len(_GENESIS) and value.isascii()
 
 
-def _read_anchor(path: Path, key: bytes | None) -> _Anchor | str:
+def _first(file: BinaryIO, size: int) -> dict[str, Any]:
+    """Return the first line's JSON object; empty if there is no such line."""
+    first = next(_lines(file, size), None)
+    return (_envelope(first.text) if first and first.whole else None) or {}
+
+
+def _public_key(first: Mapping[str, Any]) -> str:
+    """Return the public key that a log's first line names; empty if it names none."""
+    return str(first.get("public_key", "")) if first.get("kind") == RunStarted.kind else ""
+
+
+def _read_anchor(path: Path, key: bytes | None, public_key: str) -> _Anchor | str:
     """Return the content of the head file, or a sentence that says why there is none."""
     where = head_file(path)
     try:
-        anchor = json.loads(read_plain(where, _LONGEST))
-        found = _Anchor(anchor["lines"], anchor["head"], tuple(anchor.get("announced", ())))
-        fits = type(found.lines) is int and found.lines >= 0 and all(map(_is_hash, [found.head, *found.announced]))
+        return _anchor_in(read_plain(where, _LONGEST), f"the head file {where}", key, public_key)
     except FileNotFoundError:
         return f"there is no head file {where}: nothing says whether lines are missing at the end"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except OSError:
+        return f"the head file {where} cannot be read"
+
+
+def _anchor_in(data: bytes, where: str, key: bytes | None, public_key: str) -> _Anchor | str:
+    """Return the head in a JSON object, or a sentence that says why it is none or not signed."""
+    try:
+        anchor = json.loads(data)
+        found = _Anchor(anchor["lines"], anchor["head"], tuple(anchor.get("announced", ())))
+        fits = type(found.lines) is int and found.lines >= 0 and all(map(_is_hash, [found.head, *found.announced]))
+    except (ValueError, KeyError, TypeError, RecursionError):
         fits = False
     if not fits:
-        return f"the head file {where} cannot be read"
+        return f"{where} cannot be read"
     mac = str(anchor.get("mac")).encode(errors="replace")
     if key is not None and not hmac.compare_digest(mac, _mac(key, found.signed()).encode()):
-        return f"the head file {where} does not bear the key's mac"
+        return f"{where} does not bear the key's mac"
+    if public_key and not is_signature(anchor.get("signature"), found.signed(), public_key):
+        return f"{where} does not bear a signature by the public key {public_key}"
     return found
 
 

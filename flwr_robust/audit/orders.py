@@ -21,6 +21,7 @@ from typing import TypeAlias
 from flwr_robust.audit.contents import KeptUpdates, delete_updates, log_file
 from flwr_robust.audit.events import Banned, IncidentReported, Released, Replayed, RoundConfigured, UpdatesDeleted
 from flwr_robust.audit.log import AuditLog, read_log
+from flwr_robust.audit.signing import PrivateKey
 from flwr_robust.errors import AuditError, LogInUseError
 from flwr_robust.files import make_folder, read_plain, write_atomically
 
@@ -33,7 +34,14 @@ _KINDS = {each.kind: each for each in (Banned, Released, UpdatesDeleted, Inciden
 _LONGEST = 1 << 16  # bytes of a file
 
 
-def give_order(run: Path | str, order: Order, *, key: bytes | None = None, sync: bool = True) -> Path | None:
+def give_order(
+    run: Path | str,
+    order: Order,
+    *,
+    key: bytes | None = None,
+    signing_key: PrivateKey | None = None,
+    sync: bool = True,
+) -> Path | None:
     """Record an order in the log of a run and carry it out, or leave it for the process that has the log open.
 
     Parameters
@@ -44,6 +52,8 @@ def give_order(run: Path | str, order: Order, *, key: bytes | None = None, sync:
         What to record and carry out. Its round is set by the process that records it.
     key : bytes, optional
         The key of the audit log.
+    signing_key : Ed25519PrivateKey or Path, optional
+        Signs the log's heads, if the run began so; see `AuditLog`.
     sync : bool
         Whether to wait for the disk.
 
@@ -62,7 +72,7 @@ def give_order(run: Path | str, order: Order, *, key: bytes | None = None, sync:
     if not log_file(run).is_file():
         raise AuditError(f"{order.kind}: {run} holds no run: there is no {log_file(run).name}; name its folder")
     try:
-        log = AuditLog(log_file(run), key=key, sync=sync)
+        log = AuditLog(log_file(run), key=key, signing_key=signing_key, sync=sync)
     except LogInUseError:
         path = _folder(run) / f"{time.time_ns()}-{os.getpid()}.json"
         make_folder(path.parent, Path(run))

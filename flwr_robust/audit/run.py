@@ -49,6 +49,7 @@ from flwr_robust.audit.events import (
 )
 from flwr_robust.audit.log import AuditLog, Record, read_log, verify
 from flwr_robust.audit.secret_seeds import continued, keep_secret
+from flwr_robust.audit.signing import PrivateKey
 from flwr_robust.audit.software import commit, software
 from flwr_robust.errors import (
     AuditError,
@@ -98,6 +99,8 @@ class AuditedRun:
         Whether `keep_update` may be called; the log records this.
     key : bytes, optional
         The key of the audit log; see `AuditLog`.
+    signing_key : Ed25519PrivateKey or Path, optional
+        Signs the log's heads; see `AuditLog`.
     sync : bool
         Whether to wait for the disk; see `AuditLog`.
     accept : callable (Snapshot)
@@ -151,6 +154,7 @@ class AuditedRun:
         keep: int | None = 3,
         keep_updates: bool = False,
         key: bytes | None = None,
+        signing_key: PrivateKey | None = None,
         sync: bool = True,
         accept: Callable[[Snapshot], None] = lambda snapshot: None,
     ) -> None:
@@ -163,7 +167,7 @@ class AuditedRun:
         self.seeds, self._sync = seeds, sync
         self.folder.mkdir(parents=True, exist_ok=True)
         _check_links(folder)
-        self.log = AuditLog(log_file(folder), key=key, sync=sync)
+        self.log = AuditLog(log_file(folder), key=key, signing_key=signing_key, sync=sync)
         try:
             if self.log.lines and resume is False:
                 raise AuditError(f"audit: {folder} holds a run already; resume it, or name another folder")
@@ -194,6 +198,7 @@ class AuditedRun:
                 keeps_updates=self.keep_updates,
                 run=secrets.token_hex(16),
                 commit=commit(),
+                public_key=self.log.public_key,
             )
         )
 
@@ -342,7 +347,13 @@ class AuditedRun:
 
 
 def rollback(
-    folder: Path | str, to_round: int, *, reason: str = "", key: bytes | None = None, sync: bool = True
+    folder: Path | str,
+    to_round: int,
+    *,
+    reason: str = "",
+    key: bytes | None = None,
+    signing_key: PrivateKey | None = None,
+    sync: bool = True,
 ) -> Snapshot:
     """Make an earlier round's model current again, move later checkpoints aside, and record this in the log.
 
@@ -356,6 +367,8 @@ def rollback(
         The reason, which is recorded.
     key : bytes, optional
         The key of the audit log.
+    signing_key : Ed25519PrivateKey or Path, optional
+        Signs the log's heads; see `AuditLog`.
     sync : bool
         Whether to wait for the disk.
 
@@ -376,7 +389,7 @@ def rollback(
     if not log_file(folder).is_file():
         raise AuditError(f"rollback: {folder} holds no run: there is no {log_file(folder).name}; name its folder")
     _check_links(folder)
-    with AuditLog(log_file(folder), key=key, sync=sync) as log:
+    with AuditLog(log_file(folder), key=key, signing_key=signing_key, sync=sync) as log:
         store = CheckpointStore(checkpoint_folder(folder), sync=sync)
         standing = _finish(log.path, store)
         _check_hash(log.path, store, standing, to_round)

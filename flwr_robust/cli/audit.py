@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 __all__ = [
     "KeyFile",
     "Run",
+    "SigningKey",
     "audit",
     "card_command",
     "clients_command",
+    "hash_command",
+    "head_command",
     "key_of",
+    "keygen_command",
     "read_run",
     "rollback_command",
     "show_command",
@@ -52,6 +57,14 @@ Log = Annotated[Path, typer.Argument(help="The audit log, or the run's folder th
 Run = Annotated[Path, typer.Argument(help="The run's folder.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--key-file", help="File of the key that the log was written with, if it was.")
+]
+
+
+SigningKey = Annotated[
+    Path | None, typer.Option("--signing-key", help="File of the private key that signs the log's heads, if one does.")
+]
+PublicKey = Annotated[
+    Path | None, typer.Option("--public-key", help="File of the public key that must have signed the log's heads.")
 ]
 
 
@@ -106,9 +119,13 @@ def verify_command(
     log: Log,
     expect: Annotated[
         list[str] | None,
-        typer.Option(help="A head that was noted earlier, elsewhere; the log must hold its line. May be repeated."),
+        typer.Option(
+            help="A head that was noted earlier, elsewhere, or a file of such heads; the log must hold their lines. "
+            "May be repeated."
+        ),
     ] = None,
     key_file: KeyFile = None,
+    public_key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
     """Find every edit, insertion, deletion, reordering and truncation, and say where.
@@ -120,8 +137,9 @@ def verify_command(
     last line (the head). So accidental changes are found, and changes by a person who can write only the log.
 
     This does not protect against a person who can write all these files and make another valid log. To detect that,
-    note heads in a place that this person cannot reach (this command prints the head), and pass them with --expect. Or
-    write the log with a key that this person does not have, and pass it with --key-file.
+    note heads in a place that this person cannot reach (``audit head``, Audit(heads=)), and pass them with --expect. Or
+    sign the heads with a private key that this person does not have (``audit keygen``, Audit(signing_key=)), and pass
+    the public key with --public-key. Or write the log with a secret key, and pass the same key with --key-file.
 
     Exit status: 0 intact, 1 tampered with, 2 wrong input.
 
@@ -130,18 +148,16 @@ def verify_command(
     with told():
         from flwr_robust.audit.contents import checkpointed_heads, log_file, verify_run
         from flwr_robust.audit.log import verify
+        from flwr_robust.audit.signing import read_public_key
 
-        for head in expect or []:
-            if not _HEAD.fullmatch(head):
-                raise ConfigurationError(f"audit verify: --expect must be a head, 64 hexadecimal digits; got {head}")
-        path = _log(log)
-        key = key_of(key_file)
+        path, key, signer = _log(log), key_of(key_file), None if public_key is None else read_public_key(public_key)
+        expected = [head for each in expect or [] for head in _heads(each, signer)]
         heads = checkpointed_heads(path.parent)
         # A log with another name is a copy, so the folder around it is not checked.
         if path == log_file(path.parent):
-            verdict = verify_run(path.parent, expect=expect or [], key=key)
+            verdict = verify_run(path.parent, expect=expected, key=key, public_key=signer)
         else:
-            verdict = verify(path, expect=expect or [], known=heads, key=key)
+            verdict = verify(path, expect=expected, known=heads, key=key, public_key=signer)
     if as_json:
         findings = [dataclasses.asdict(finding) | {"fault": finding.fault.name} for finding in verdict.findings]
         chain = {"intact": verdict.intact, "lines": verdict.lines, "head": verdict.head}
@@ -149,6 +165,106 @@ def verify_command(
     else:
         _show_verdict(verdict, heads)
     raise typer.Exit(0 if verdict.intact else 1)
+
+
+def _heads(text: str, public_key: str | None) -> list[str]:
+    """Return the heads that one --expect names."""
+    from flwr_robust.audit.log import read_heads
+
+    if _HEAD.fullmatch(text):
+        return [text]
+    if not Path(text).exists():
+        raise ConfigurationError(
+            f"audit verify: --expect must be a head, 64 hexadecimal digits, or a file of heads; got {text}"
+        )
+    return read_heads(text, public_key)
+
+
+@audit.command("head")
+def head_command(
+    log: Log,
+    out: Annotated[
+        Path | None, typer.Option(help="A file to which the head is added, for example on another machine.")
+    ] = None,
+    key_file: KeyFile = None,
+    public_key: PublicKey = None,
+) -> None:
+    """Print a log's head as one line of JSON, to note it where the log's writer cannot reach it.
+
+    LOG is the audit log, or the run's folder that holds it. The log is verified first. The line holds the number of
+    lines and the hash of the last one, and its signature if heads are signed. ``audit verify --expect FILE`` later
+    shows whether the log still holds it.
+
+    Exit status: 0 the head was printed, 1 the log was tampered with, 2 wrong input.
+    """
+    with told():
+        from flwr_robust.audit.log import head_of, verify
+        from flwr_robust.audit.signing import read_public_key
+
+        path, signer = _log(log), None if public_key is None else read_public_key(public_key)
+        warn_of(verify(path, key=key_of(key_file), public_key=signer))
+        line = json.dumps(head_of(path))
+        if out is not None:
+            try:
+                with out.open("a") as file:
+                    file.write(f"{line}\n")
+            except OSError as error:
+                raise AuditError(f"audit head: {out} cannot be written: {error.strerror}") from None
+    console().print(line, soft_wrap=True)
+
+
+@audit.command("keygen")
+def keygen_command(
+    file: Annotated[Path, typer.Argument(help="The file of the private key; the public key goes to FILE.pub.")],
+) -> None:
+    """Make a pair of Ed25519 keys that sign a log's heads.
+
+    Pass FILE as Audit(signing_key=FILE), and keep it out of the reach of those who may change the run's folder. Give
+    FILE.pub to auditors: ``audit verify --public-key FILE.pub`` needs nothing else.
+    """
+    with told():
+        from flwr_robust.audit.signing import make_keys
+
+        private, public = make_keys(file)
+    console().print(as_text(f"private key: {private}"), soft_wrap=True)
+    console().print(as_text(f"public key:  {public}"), soft_wrap=True)
+
+
+def hash_command(
+    model: Annotated[Path, typer.Argument(help="A model: .npz, .pt, or a checkpoint's folder.")],
+    run: Annotated[Path | None, typer.Option("--run", help="The run in whose log the model is looked for.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the hash of a model file, and with --run the rounds of the run after which it is the model.
+
+    The hash is the one in audit logs. It depends on the arrays' names, order, types, shapes and bytes. The log is not
+    verified here; use ``audit verify``.
+
+    Exit status: 0 the hash was printed and, with --run, found; 1 the run's log does not have it; 2 wrong input.
+
+    JSON: sha256, run (its id), places (line, round, undone, final).
+    """
+    with told():
+        from flwr_robust.audit.digest import model_sha256
+        from flwr_robust.audit.events import RunStarted
+        from flwr_robust.audit.log import read_log
+        from flwr_robust.audit.models import places_of, read_model
+
+        sha256 = model_sha256(read_model(model))
+        records = [] if run is None else read_log(_log(run))
+        found = list(places_of(records, sha256))
+        ids = [record.event.run for record in records if isinstance(record.event, RunStarted)]
+    if as_json:
+        print_json({"sha256": sha256, "run": "".join(ids[:1]), "places": [dataclasses.asdict(each) for each in found]})
+    else:
+        console().print(sha256)
+        for each in found:
+            what = "the initial model" if each.round == 0 else f"the model after round {each.round}"
+            end = ", with which the run ended" if each.final else ""
+            console().print(as_text(f"line {each.line}: {what}{end}{' (undone)' if each.undone else ''}"))
+        if run is not None and not found:
+            console().print(as_text(f"no round of {run} has this model"), style="red")
+    raise typer.Exit(1 if run is not None and not found else 0)
 
 
 def _show_verdict(verdict: Verdict, heads: Mapping[str, str]) -> None:
@@ -380,6 +496,7 @@ def rollback_command(
     to_round: Annotated[int, typer.Option("--to-round", min=0, help="A round that has a checkpoint.")],
     reason: Annotated[str, typer.Option(help="The reason, which is recorded in the log.")] = "",
     key_file: KeyFile = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Make an earlier round's model current again, for example to remove a backdoor of a later round.
 
@@ -391,7 +508,7 @@ def rollback_command(
         from flwr_robust.audit.contents import checkpoint_folder
         from flwr_robust.audit.run import rollback
 
-        snapshot = rollback(run, to_round, reason=reason, key=key_of(key_file))
+        snapshot = rollback(run, to_round, reason=reason, key=key_of(key_file), signing_key=signing_key)
     path, last = CheckpointStore(checkpoint_folder(run)).path(snapshot.round), len(snapshot.model) - 1
     arrays = "array 0 of it" if last == 0 else f"arrays 0 to {last} of it"
     order = "in the order of the names under model in checkpoint.json beside it"

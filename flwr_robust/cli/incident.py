@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flwr_robust.cli.audit import KeyFile, Run, key_of, read_run, warn_of
+from flwr_robust.cli.audit import KeyFile, Run, SigningKey, key_of, read_run, warn_of
 from flwr_robust.cli.shared import Json, Plugins, as_text, console, print_json, say, told
 from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError
 
@@ -48,11 +48,11 @@ def _node(run: Path, client: int) -> int:
         return client
 
 
-def _ordered(run: Path, order: Order, key_file: Path | None, wait: float, done: str) -> None:
+def _ordered(run: Path, order: Order, key_file: Path | None, signing_key: Path | None, wait: float, done: str) -> None:
     """Give an order and say what became of it."""
     from flwr_robust.audit.orders import give_order
 
-    path = give_order(run, order, key=key_of(key_file))
+    path = give_order(run, order, key=key_of(key_file), signing_key=signing_key)
     end = time.monotonic() + wait
     while path is not None and path.exists() and time.monotonic() < end:
         time.sleep(_STEP)
@@ -67,7 +67,14 @@ def _ordered(run: Path, order: Order, key_file: Path | None, wait: float, done: 
     console().print(as_text(done), soft_wrap=True)
 
 
-def ban_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10.0, key_file: KeyFile = None) -> None:
+def ban_command(
+    run: Run,
+    node: Client,
+    reason: Reason = "",
+    wait: Wait = 10.0,
+    key_file: KeyFile = None,
+    signing_key: SigningKey = None,
+) -> None:
     """Ban a client: it is not asked any more, and its replies are refused, until you release it.
 
     RUN is the run's folder. If the run is in progress, it carries out the order before it next asks nodes or judges
@@ -77,10 +84,17 @@ def ban_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10.0, 
         from flwr_robust.audit.events import Banned
 
         node = _node(run, node)
-        _ordered(run, Banned(0, node, reason), key_file, wait, f"node {node} is banned")
+        _ordered(run, Banned(0, node, reason), key_file, signing_key, wait, f"node {node} is banned")
 
 
-def release_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10.0, key_file: KeyFile = None) -> None:
+def release_command(
+    run: Run,
+    node: Client,
+    reason: Reason = "",
+    wait: Wait = 10.0,
+    key_file: KeyFile = None,
+    signing_key: SigningKey = None,
+) -> None:
     """Release a client: lift its ban, take it out of quarantine, and forget its refusals.
 
     RUN is the run's folder. It works for a run that is in progress, and before a run is resumed, as ``ban`` does.
@@ -89,10 +103,17 @@ def release_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10
         from flwr_robust.audit.events import Released
 
         node = _node(run, node)
-        _ordered(run, Released(0, node, None, reason), key_file, wait, f"node {node} is released")
+        _ordered(run, Released(0, node, None, reason), key_file, signing_key, wait, f"node {node} is released")
 
 
-def erase_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10.0, key_file: KeyFile = None) -> None:
+def erase_command(
+    run: Run,
+    node: Client,
+    reason: Reason = "",
+    wait: Wait = 10.0,
+    key_file: KeyFile = None,
+    signing_key: SigningKey = None,
+) -> None:
     """Delete the raw updates that were kept of a client; the log says so, and stays verifiable.
 
     RUN is the run's folder. What the log says of the client stays: its id, its numbers and hashes. Checkpoints may
@@ -102,7 +123,14 @@ def erase_command(run: Run, node: Client, reason: Reason = "", wait: Wait = 10.0
         from flwr_robust.audit.events import UpdatesDeleted
 
         node = _node(run, node)
-        _ordered(run, UpdatesDeleted(0, (), (node,), reason), key_file, wait, f"the updates of node {node} are deleted")
+        _ordered(
+            run,
+            UpdatesDeleted(0, (), (node,), reason),
+            key_file,
+            signing_key,
+            wait,
+            f"the updates of node {node} are deleted",
+        )
 
 
 def incident_command(
@@ -111,6 +139,7 @@ def incident_command(
     quick: Annotated[bool, typer.Option("--quick", help="Read no kept updates: give the bound from the log.")] = False,
     as_json: Json = False,
     key_file: KeyFile = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Say what a client has done: its rounds, its weight, how far it moved the model, and what followed.
 
@@ -149,7 +178,7 @@ def incident_command(
     else:
         _show_incident(found, displacement, exact)
     if verdict.intact:
-        _note(run, IncidentReported(0, node, found.rounds, found.weight, displacement, exact), key_file)
+        _note(run, IncidentReported(0, node, found.rounds, found.weight, displacement, exact), key_file, signing_key)
     warn_of(verdict)
 
 
@@ -198,12 +227,12 @@ def _ranges(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def _note(run: Path, event: Order, key_file: Path | None) -> None:
+def _note(run: Path, event: Order, key_file: Path | None, signing_key: Path | None) -> None:
     """Record that a question was asked; if the folder cannot be written, say that it is not on record."""
     from flwr_robust.audit.orders import give_order
 
     try:
-        path = give_order(run, event, key=key_of(key_file))
+        path = give_order(run, event, key=key_of(key_file), signing_key=signing_key)
     except (OSError, AuditError) as error:
         say(f"note: this is not on record: {error}", "yellow")
         return
@@ -247,6 +276,7 @@ def replay_command(
     plugin: Plugins = None,
     as_json: Json = False,
     key_file: KeyFile = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Aggregate the kept updates of a run again, and compare every model with the log, to the bit.
 
@@ -295,7 +325,7 @@ def replay_command(
     if verdict.intact:
         distance = None if found.total is None else found.total.distance
         told_of = (found.of("equal"), found.of("different"), found.of("missing"))
-        _note(run, Replayed(0, *told_of, node, distance), key_file)
+        _note(run, Replayed(0, *told_of, node, distance), key_file, signing_key)
     warn_of(verdict)
     raise typer.Exit(1 if found.of("different") else 0)
 

@@ -41,6 +41,7 @@ if studies.in_clone():
 app.add_typer(redteam.red_team, name="red-team", rich_help_panel=_ATTACK)
 app.add_typer(audit.audit, name="audit", rich_help_panel=_PROVE)
 app.command("card", rich_help_panel=_PROVE)(audit.card_command)
+app.command("hash", rich_help_panel=_PROVE)(audit.hash_command)
 app.command("rollback", rich_help_panel=_PROVE)(audit.rollback_command)
 app.command("incident", rich_help_panel=_INCIDENT)(incident.incident_command)
 app.command("replay", rich_help_panel=_INCIDENT)(incident.replay_command)

@@ -9,12 +9,14 @@ with ``client_states``.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -46,8 +48,9 @@ from flwr_robust.audit import (
 )
 from flwr_robust.audit.events import check_statements
 from flwr_robust.audit.history import banned, counting, released_since
-from flwr_robust.audit.log import LEAST_KEY
+from flwr_robust.audit.log import LEAST_KEY, head_of
 from flwr_robust.audit.orders import carry_out, pending
+from flwr_robust.audit.signing import PrivateKey, Signer
 from flwr_robust.audit.signs import Signs
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import (
@@ -56,10 +59,12 @@ from flwr_robust.errors import (
     check_flag,
     check_integer,
 )
+from flwr_robust.files import open_to_append
 from flwr_robust.flower._compat import registered_nodes
 from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
 from flwr_robust.flower.expected import learnt
+from flwr_robust.flower.failures import failure
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
 from flwr_robust.flower.rests import Rest
@@ -112,12 +117,19 @@ class Audit(Observer):
         unless the nodes outlive the server.
     most_state_bytes : int, optional
         The largest size of a client's state, all its records together. When not given, it is that of four models and
-        1 MiB more. A larger
-        state is not kept; the log says so.
+        1 MiB more. A larger state is not kept; the log says so.
     hash_updates, keep_updates : bool
         Whether to record the hash of every update, and whether to keep the updates themselves.
     key : bytes, optional
-        Signs the log; at least 16 bytes.
+        Signs every line of the log with a mac; at least 16 bytes. Whoever checks it needs the same key.
+    signing_key : Ed25519PrivateKey or Path, optional
+        Signs the log's heads; a key, or its PEM file, as ``flwr-robust audit keygen`` writes it. Whoever checks them
+        needs the public key only.
+    heads : callable (mapping) or Path, optional
+        Receives the log's head after every checkpoint and at the end, to prove later that no line was changed: a
+        function that hands it to a witness out of the server's reach, such as a time-stamping service (RFC 3161), or a
+        file outside the run's folder to which a line of JSON is added. The mapping holds ``lines`` and ``head``, with
+        a signing key also ``public_key`` and ``signature``. A failure is logged, and the run goes on.
     sync : bool
         Whether to wait for the disk after each write, so that even a power failure loses nothing.
 
@@ -148,6 +160,8 @@ class Audit(Observer):
         hash_updates: bool = False,
         keep_updates: bool = False,
         key: bytes | None = None,
+        signing_key: PrivateKey | None = None,
+        heads: HeadHook | Path | str | None = None,
         sync: bool = True,
     ) -> None:
         _check_arguments(folder, every, keep, resume, config, statements, key)
@@ -160,6 +174,9 @@ class Audit(Observer):
             raise ConfigurationError(f"audit: may_differ must be a collection of keys; got {may_differ!r:.100}")
         if not isinstance(measured, Sequence) or not all(isinstance(each, Measured) for each in measured):
             raise ConfigurationError(f"audit: measured must be a list of Measured events; got {measured!r:.100}")
+        if signing_key is not None:
+            Signer(signing_key)  # raises if it is none
+        self._heads = _hook(heads, Path(folder))
         self.folder = Path(folder)
         self._config, self._measured = dict(config or {}), tuple(measured)
         self._wants_states, self._most_state_bytes = client_states, most_state_bytes
@@ -172,6 +189,7 @@ class Audit(Observer):
             "statements": statements,
             "keep_updates": keep_updates,
             "key": key,
+            "signing_key": signing_key,
             "sync": sync,
         }
         self._run: AuditedRun | None = None
@@ -260,6 +278,7 @@ class Audit(Observer):
         self._flush()
         if due:
             run.checkpoint(snapshot_of(progress, run.config, self._states), force=True)
+            self._show_head(run)
 
     def run_ended(self, server_round: int, outcome: str, sentence: str) -> None:
         """Record the end of the run, and close the log."""
@@ -271,9 +290,19 @@ class Audit(Observer):
             self.attended()
             self._flush()
             self._run.end(server_round, outcome, sentence, self._hashed[1])
+            self._show_head(self._run)
         finally:
             self._run.close()
             self._run, self._waiting = None, []
+
+    def _show_head(self, run: AuditedRun) -> None:
+        """Hand the log's head to the witness; a failure must not end the run, because a later head covers it."""
+        if self._heads is None:
+            return
+        try:
+            self._heads(head_of(run.log.path))
+        except Exception as error:
+            log.warning("audit: the log's head could not be shown to its witness: %s", failure(self._heads, error))
 
     def _opened(self) -> AuditedRun:
         if self._run is None:
@@ -441,6 +470,32 @@ def _check_arguments(
     if key is not None and not (isinstance(key, bytes) and len(key) >= LEAST_KEY):
         what = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
         raise ConfigurationError(f"audit: key must be at least {LEAST_KEY} bytes; got {what}")
+
+
+HeadHook: TypeAlias = Callable[[Mapping[str, Any]], object]
+
+
+def _hook(heads: HeadHook | Path | str | None, folder: Path) -> HeadHook | None:
+    """Return the function that receives heads; for a file, one that adds a line to it."""
+    if heads is None or callable(heads):
+        return heads
+    if not isinstance(heads, str | Path):
+        raise ConfigurationError(f"audit: heads must be a function or the path of a file; got {heads!r:.100}")
+    path = Path(heads)
+    if not path.parent.is_dir() or path.is_dir() or folder.resolve() in path.resolve().parents:
+        raise ConfigurationError(
+            f"audit: heads must name a file in a folder that exists, and outside the run's folder; got {path}"
+        )
+
+    def add(head: Mapping[str, Any]) -> None:
+        descriptor = open_to_append(path)
+        try:
+            os.write(descriptor, json.dumps(head).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    return add
 
 
 def observing(observers: Sequence[Observer], audit: Audit | Path | str | None) -> tuple[Observer, ...]:

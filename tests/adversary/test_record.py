@@ -6,23 +6,33 @@ import hashlib
 import json
 import re
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from typer.testing import CliRunner
 
 from flwr_robust.audit import (
     AuditedRun,
     CheckpointsDeleted,
     Fault,
     RunStarted,
+    model_sha256,
     read_log,
+    rollback,
     verify,
     verify_run,
 )
 from flwr_robust.audit.checkpoint import CheckpointStore
-from flwr_robust.audit.log import head_file
+from flwr_robust.audit.log import SELF_SIGNED, head_file, read_heads
 from flwr_robust.audit.run import log_file
-from flwr_robust.errors import CheckpointError
-from tests.audit_runs import CONFIG, make, rounds
+from flwr_robust.audit.signing import Signer, make_keys, read_public_key
+from flwr_robust.cli import app
+from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError
+from flwr_robust.flower import Audit, Median
+from tests.audit_runs import CONFIG, LIAR, make, rounds
+from tests.flower_helpers import client_app, drive
 
 
 def old_findings(folder):
@@ -131,3 +141,250 @@ def test_times_that_decrease_are_remarked_on(tmp_path, time):
     assert verify(log).intact
     assert any(remark.startswith("2 lines have a time before") for remark in verify(log).remarks)
     assert any("the first in line 5" in remark for remark in verify(log).remarks)
+
+
+# -- another chain ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def keys(tmp_path):
+    """The files of a private and of a public key."""
+    return make_keys(tmp_path / "key")
+
+
+def change(number, fields):
+    """A small lie about the run."""
+    if fields["kind"] == "reply_refused":
+        fields["reason"] = "ERROR"
+
+
+def by(private):
+    """What the attacker adds when signing with a key of their own."""
+    signer = Signer(private)
+
+    def signed(log):
+        told = json.loads(head_file(log).read_text())
+        told["public_key"] = signer.public
+        told["signature"] = signer.sign(f"{told['lines']} {told['head']}".encode())
+        head_file(log).write_text(json.dumps(told))
+
+    return signer, signed
+
+
+@pytest.mark.parametrize("forged", ["unsigned", "own key", "own key, named", "no key named", "old signature"])
+def test_a_chain_that_was_rewritten_whole_is_found_with_the_public_key_alone(tmp_path, keys, forged):
+    private, public = keys
+    run = make(tmp_path / "run", signing_key=private)
+    log, public = log_file(run), read_public_key(public)
+    verdict = verify_run(run, public_key=public)
+    assert (verdict.findings, verdict.remarks) == ((), ())
+    before = json.loads(head_file(log).read_text())
+    other, sign = by(make_keys(tmp_path / "other")[0])
+
+    def lie(number, fields):
+        change(number, fields)
+        if forged in ("own key, named", "no key named") and number == 0:
+            fields["public_key"] = other.public if forged == "own key, named" else ""
+
+    rewritten(log, lie)
+    if forged.startswith("own key"):
+        sign(log)
+    elif forged == "old signature":
+        head_file(log).write_text(json.dumps({**json.loads(head_file(log).read_text()), **_signature_of(before)}))
+    shutil.rmtree(run / "checkpoints")  # they know the old heads
+    assert not verify(log, public_key=public).intact
+    assert old_chain_is_whole(log)
+    # Without a key from elsewhere, a chain that names a key of the attacker's or none is as good as any.
+    assert verify(log).intact is (forged in ("own key, named", "no key named"))
+
+
+def _signature_of(told):
+    return {"public_key": told["public_key"], "signature": told["signature"]}
+
+
+def old_chain_is_whole(log):
+    """What was looked at before: the chain of hashes, and the head file's number and hash."""
+    previous = "0" * 64
+    for line in log.read_bytes().splitlines():
+        if json.loads(line)["previous"] != previous:
+            return False
+        previous = hashlib.sha256(line).hexdigest()
+    return json.loads(head_file(log).read_text())["head"] == previous
+
+
+def test_a_signed_log_says_with_which_key_it_was_checked(tmp_path, keys):
+    private, public = keys
+    run = make(tmp_path / "run", signing_key=private)
+    assert verify(log_file(run)).remarks == (SELF_SIGNED,)
+    assert verify(log_file(make(tmp_path / "plain"))).remarks == ()
+    assert not verify(log_file(tmp_path / "plain"), public_key=read_public_key(public)).intact
+    assert read_log(log_file(run))[0].event.public_key == read_public_key(public)
+    other = read_public_key(make_keys(tmp_path / "other")[1])
+    assert [each.fault for each in verify(log_file(run), public_key=other).findings] == [Fault.SIGNER, Fault.HEAD]
+
+
+def test_a_signed_run_goes_on_with_its_key_only(tmp_path, keys):
+    run = make(tmp_path / "run", signing_key=keys[0], ended=False)
+    for wrong in (None, make_keys(tmp_path / "other")[0]):
+        with pytest.raises(AuditError, match=r"names the public key [0-9a-f]{64}: pass its private key"):
+            AuditedRun(run, CONFIG, resume=True, sync=False, signing_key=wrong)
+        with pytest.raises(AuditError, match="pass its private key"):
+            rollback(run, 1, sync=False, signing_key=wrong)
+    rollback(run, 1, sync=False, signing_key=keys[0])
+    with AuditedRun(run, CONFIG, resume=True, sync=False, signing_key=Path(keys[0])) as going_on:
+        rounds(going_on, 2, 3)
+    assert verify_run(run, public_key=read_public_key(keys[1])).findings == ()
+    plain = make(tmp_path / "plain", ended=False)
+    with pytest.raises(AuditError, match="is not signed: pass none"):
+        AuditedRun(plain, CONFIG, resume=True, sync=False, signing_key=keys[0])
+
+
+def test_announced_lines_are_signed_too(tmp_path, keys):
+    run = make(tmp_path / "run", signing_key=keys[0])
+    told = json.loads(head_file(log_file(run)).read_text())
+    told["announced"] = ["f" * 64]  # by someone else
+    head_file(log_file(run)).write_text(json.dumps(told))
+    assert not verify(log_file(run)).intact
+
+
+@pytest.mark.parametrize("text", ["", "no key", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"])
+def test_what_is_no_key_is_refused(tmp_path, text):
+    (tmp_path / "key").write_text(text)
+    with pytest.raises(ConfigurationError, match="must hold an Ed25519 private key in PEM without a password"):
+        Audit(tmp_path / "run", signing_key=tmp_path / "key")
+    with pytest.raises(ConfigurationError, match="must hold an Ed25519 public key"):
+        read_public_key(tmp_path / "key")
+    with pytest.raises(ConfigurationError, match="cannot be read: No such file"):
+        Signer(tmp_path / "none")
+
+
+def test_keys_are_made_once_and_for_their_owner(tmp_path, keys):
+    private, public = keys
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert Signer(private).public == read_public_key(public)
+    (tmp_path / "hex").write_text(f"{Signer(private).public}\n")
+    assert read_public_key(tmp_path / "hex") == Signer(private).public
+    with pytest.raises(AuditError, match="cannot be written: File exists"):
+        make_keys(private)
+
+
+# -- heads elsewhere --------------------------------------------------------------------------------
+
+ONE = {"w": np.zeros(2, np.float32)}
+APP = client_app(lambda partition, model, config, context: {"w": model["w"] + np.float32(1)})
+
+
+def trained(folder, **options):
+    strategy = Median(audit=Audit(folder, sync=False, **options), fraction_evaluate=0.0, min_train_nodes=3)
+    return drive(strategy, APP, ONE, 3, rounds=2)[0]
+
+
+def test_heads_that_were_handed_out_find_a_log_that_is_an_earlier_one(tmp_path, keys):
+    noted = tmp_path / "witness.jsonl"
+    trained(tmp_path / "run", heads=noted, signing_key=keys[0])
+    log, public = log_file(tmp_path / "run"), read_public_key(keys[1])
+    heads = read_heads(noted, public)
+    assert len(heads) == 4  # the initial model, two rounds, and the end
+    assert heads[-1] == verify(log).head
+    assert verify(log, expect=heads, public_key=public).intact
+    # An earlier log with an earlier head, signed well: only what was noted shows it.
+    lines = log.read_bytes().splitlines(keepends=True)
+    early = json.loads(noted.read_text().splitlines()[1])
+    log.write_bytes(b"".join(lines[: early["lines"]]))
+    head_file(log).write_text(json.dumps(early))
+    assert verify(log, public_key=public).intact
+    assert [each.fault for each in verify(log, public_key=public, expect=heads).findings] == [Fault.MISSING] * 2
+    with pytest.raises(AuditError, match=r"line 1 of .* does not bear a signature by the public key"):
+        read_heads(noted, read_public_key(make_keys(tmp_path / "other")[1]))
+
+
+def test_a_witness_is_told_and_may_fail(tmp_path, caplog):
+    seen = []
+
+    def witness(head):
+        seen.append(dict(head))
+        if len(seen) == 2:
+            raise OSError("no connection")
+
+    trained(tmp_path / "run", heads=witness)
+    assert [set(each) for each in seen] == [{"lines", "head"}] * 4
+    assert verify(log_file(tmp_path / "run"), expect=[each["head"] for each in seen]).intact
+    assert sum("could not be shown to its witness" in message for message in caplog.messages) == 1
+
+
+@pytest.mark.parametrize("heads", [3, "none/heads", "run/heads"])
+def test_a_place_for_heads_is_checked_before_the_run(tmp_path, heads):
+    with pytest.raises(ConfigurationError, match="audit: heads must"):
+        Audit(tmp_path / "run", heads=heads if heads == 3 else tmp_path / heads)
+
+
+# -- commands ---------------------------------------------------------------------------------------
+
+
+def call(*arguments):
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def test_commands_for_keys_and_heads(tmp_path):
+    assert call("audit", "keygen", tmp_path / "key").exit_code == 0
+    assert call("audit", "keygen", tmp_path / "key").exit_code == 2
+    run, public = make(tmp_path / "run", signing_key=tmp_path / "key"), tmp_path / "key.pub"
+    noted = tmp_path / "heads"
+    done = call("audit", "head", run, "--out", noted, "--public-key", public)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout)["head"] == verify(log_file(run)).head == read_heads(noted)[0]
+    assert "with the key that the log itself names" in call("audit", "verify", run).stdout
+    done = call("audit", "verify", run, "--public-key", public, "--expect", noted, "--expect", read_heads(noted)[0])
+    assert (done.exit_code, "note" in done.stdout) == (0, False)
+    assert call("audit", "verify", run, "--expect", tmp_path / "no").exit_code == 2
+    assert call("rollback", run, "--to-round", 2).exit_code == 2
+    assert call("rollback", run, "--to-round", 2, "--signing-key", tmp_path / "key").exit_code == 0
+    assert call("ban", run, "--client", LIAR).exit_code == 2
+    assert call("ban", run, "--client", LIAR, "--signing-key", tmp_path / "key").exit_code == 0
+    assert call("audit", "verify", run, "--public-key", public, "--expect", noted).exit_code == 0
+    rewritten(log_file(run), change)
+    assert call("audit", "verify", run, "--public-key", public).exit_code == 1
+    assert call("audit", "head", run).exit_code == 1
+
+
+def test_a_model_file_is_found_in_the_log(tmp_path):
+    found = trained(tmp_path / "run", keep=None)
+    np.savez(tmp_path / "model.npz", **found)
+    torch.save({name: torch.from_numpy(values) for name, values in found.items()}, tmp_path / "model.pt")
+    last = tmp_path / "run/checkpoints/round-00000002"
+    for model in ("model.npz", "model.pt", last, last / "arrays.npz"):
+        done = call("hash", tmp_path / model, "--run", tmp_path / "run")
+        assert done.exit_code == 0
+        assert done.stdout.splitlines()[0] == model_sha256(found)
+        assert "the model after round 2\n" in done.stdout
+        assert "the model after round 2, with which the run ended" in done.stdout
+    rollback(tmp_path / "run", 1, sync=False)
+    told = json.loads(call("hash", tmp_path / "model.pt", "--run", tmp_path / "run", "--json").stdout)
+    assert [(each["round"], each["undone"], each["final"]) for each in told["places"]] == [
+        (2, True, False),
+        (2, False, True),
+    ]
+    assert re.fullmatch("[0-9a-f]{32}", told["run"])
+    np.savez(tmp_path / "initial.npz", **ONE)
+    assert "the initial model" in call("hash", tmp_path / "initial.npz", "--run", tmp_path / "run").stdout
+    np.savez(tmp_path / "other.npz", w=np.ones(5))
+    assert call("hash", tmp_path / "other.npz").exit_code == 0
+    assert call("hash", tmp_path / "other.npz", "--run", tmp_path / "run").exit_code == 1
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("unpickled",)
+
+    torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    torch.save(torch.ones(2), tmp_path / "tensor.pt")
+    np.savez_compressed(tmp_path / "small.npz", w=np.ones(2))
+    (tmp_path / "text.npz").write_text("text")
+    for name in ("evil.pt", "tensor.pt", "small.npz", "text.npz", "none.npz", "none.pt"):
+        done = call("hash", tmp_path / name)
+        assert done.exit_code == 2
+        assert "unpickled" not in done.stdout
+        assert "name an .npz file of named arrays" in done.stderr

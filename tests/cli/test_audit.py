@@ -289,7 +289,7 @@ def test_lines_with_one_fault_are_named_together(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--expect", "abc"], "--expect must be a head, 64 hexadecimal digits; got abc"),
+        (["--expect", "abc"], "--expect must be a head, 64 hexadecimal digits, or a file of heads; got abc"),
         (["--key-file", "KEY"], "must hold at least 16 bytes; got 5"),
     ],
 )
