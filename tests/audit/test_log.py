@@ -124,6 +124,7 @@ def example(kind):
         "str": 'text "quoted"\n\x1b[31m \u2028 \ud800',
         "float": 0.1,
         "bool": True,
+        "Scalar": 0.1,
     }
     values = {}
     for field in dataclasses.fields(kind):
