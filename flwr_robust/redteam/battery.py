@@ -107,6 +107,7 @@ BATTERY = (
     ),
     *(Attack("corrupted inputs", data=text) for text in ("pixel_invert()", "pixel_noise(sigma=0.5)")),
     Attack("against the mean", message="mean_reversal()"),
+    *(Attack("multiples of one row", message=text) for text in ("multiples()", "multiples(c=1e-10)")),
     *(
         Attack("hidden among the honest", message=text)
         for text in (

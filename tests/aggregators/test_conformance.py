@@ -1,7 +1,7 @@
 """One suite for every rule: whatever stands in a module's CASES must have every property below.
 
 A property that a case lists in `lacks` must fail, strictly, so that an exemption which is no longer needed shows up.
-A case that lacks "resilience" is not asked for "huge", which is the same with larger numbers.
+A case that lacks "resilience" is not asked for "huge", "multiples" and "scales", which are the same with other numbers.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ def declared(case: Case) -> int:
     return max(1, min(rule.tolerated(case.n, case.n), (case.n - 1) // 2))
 
 
-def honest_and_faulty(case: Case, size: float):
-    """Close rows near a point of norm 1.5, and f rows of the given size in several arrangements."""
+def honest_and_faulty(case: Case, arrangement: str, size: float):
+    """Close rows near a point of norm 1.5, and f rows: all of one size, multiples of one, or of many sizes."""
     f, d = declared(case), columns(case)
-    for seed, signs in enumerate(("same", "alternating", "random")):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         direction = rng.standard_normal(d)
         centre = 1.5 * direction / np.linalg.norm(direction)
@@ -112,20 +112,27 @@ def honest_and_faulty(case: Case, size: float):
         faulty = rng.permutation(case.n)[:f]
         honest = np.setdiff1d(np.arange(case.n), faulty)
         x[faulty] = size
-        if signs == "alternating":
+        if arrangement == "multiples":  # they add up to n times the first: the mean of all rows lies on it
+            x[faulty] *= rng.standard_normal(d)
+            x[faulty[-1]] *= case.n - f + 1
+        elif arrangement == "scales":  # along the honest rows and against them, each of its own size
+            x[faulty] = 10.0 ** (size * rng.uniform(1, 12, (f, 1))) * centre
+            x[faulty[1::2]] *= -1
+        elif arrangement == "alternating":
             x[faulty[::2]] *= -1
-        if signs == "random":
+        elif arrangement == "random":
             x[faulty] *= rng.choice([-1.0, 1.0], (f, d))
         yield torch.from_numpy(x).float(), honest
 
 
-def assert_stays_near_the_honest(case: Case, size: float) -> None:
-    for x, honest in honest_and_faulty(case, size):
-        value = run(case, x, counts=np.full(case.n, 20.0)).value.double().numpy()
-        good = x[honest].double().numpy()
-        spread = np.linalg.norm(good - good.mean(0), axis=1).max()
-        away = np.linalg.norm(value - good.mean(0))
-        assert away <= 3 * spread, f"{away / spread:.3g} honest spreads from the honest mean"
+def assert_stays_near_the_honest(case: Case, size: float, *arrangements: str) -> None:
+    for arrangement in arrangements:
+        for x, honest in honest_and_faulty(case, arrangement, size):
+            value = run(case, x, counts=np.full(case.n, 20.0)).value.double().numpy()
+            good = x[honest].double().numpy()
+            spread = np.linalg.norm(good - good.mean(0), axis=1).max()
+            away = np.linalg.norm(value - good.mean(0))
+            assert away <= 3 * spread, f"{arrangement}: {away / spread:.3g} honest spreads from the honest mean"
 
 
 # -- the properties ------------------------------------------------------------------------------
@@ -212,12 +219,25 @@ def determinism(case: Case) -> None:
     assert torch.equal(counts, kept_counts)
 
 
+SIGNS = ("same", "alternating", "random")
+
+
 def resilience(case: Case) -> None:
-    assert_stays_near_the_honest(case, 1e8)
+    assert_stays_near_the_honest(case, 1e8, *SIGNS)
 
 
 def huge(case: Case) -> None:
-    assert_stays_near_the_honest(case, 1e30)
+    assert_stays_near_the_honest(case, 1e30, *SIGNS)
+
+
+def multiples(case: Case) -> None:
+    for size in (1e2, 1e8, 1e30):
+        assert_stays_near_the_honest(case, size, "multiples")
+
+
+def scales(case: Case) -> None:
+    for power in (1, -1):  # longer and shorter than honest rows by factors of 10 to 10^12
+        assert_stays_near_the_honest(case, power, "scales")
 
 
 def with_f_lowered(case: Case, k: int):
@@ -441,6 +461,7 @@ PROPERTIES = {
         mirrored,
         mix,
         mixed_types,
+        multiples,
         not_finite,
         offset,
         one_column,
@@ -451,6 +472,7 @@ PROPERTIES = {
         resilience,
         round_trip,
         scale,
+        scales,
         shape,
         state,
         ties,
@@ -463,7 +485,7 @@ PROPERTIES = {
 def suite():
     for case in CASES:
         for name in PROPERTIES:
-            if name == "huge" and "resilience" in case.lacks:
+            if name in ("huge", "multiples", "scales") and "resilience" in case.lacks:
                 continue
             reason = case.lacks.get(name)
             marks = [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)] if reason else []

@@ -46,6 +46,7 @@ EXAMPLES = {
     "min_sum(bound='min', known=3)": Knowledge.PARTIAL,
     "model_based(size=1.0)": Knowledge.OMNISCIENT,
     "model_based(size=1.0, movement='past')": Knowledge.NOTHING,
+    "multiples()": Knowledge.OWN,
     "nan()": Knowledge.NOTHING,
     "optimised(base='ipm(epsilon=1.0)', budget=8)": Knowledge.DEFENCE,
     "pool(pool=('krum(f=1)', 'median()'), similarity=0.1)": Knowledge.OMNISCIENT,

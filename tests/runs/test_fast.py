@@ -141,6 +141,7 @@ ON_MESSAGES = {
     "min_max": ["min_max()", "min_max(deviation='std')"],
     "min_sum": ["min_sum(deviation='sign')"],
     "model_based": ["model_based(size=0.5)", "model_based(size=0.5, movement='past')"],
+    "multiples": ["multiples(c=5.0)"],
     "nan": ["nan()"],
     "optimised": ["optimised(base='ipm(epsilon=1.0)', budget=5)"],
     "pool": ["pool(pool=['krum(f=2)', 'median()'], similarity=0.01, budget=4)"],

@@ -13,6 +13,7 @@ from flwr_robust.attacks.message.mimic import Mimic
 from flwr_robust.attacks.message.min_max import MinMax
 from flwr_robust.attacks.message.min_sum import MinSum
 from flwr_robust.attacks.message.model_based import ModelBased
+from flwr_robust.attacks.message.multiples import Multiples
 from flwr_robust.attacks.message.nan import NotANumber
 from flwr_robust.attacks.message.optimised import Optimised
 from flwr_robust.attacks.message.pool import Pool
@@ -36,6 +37,7 @@ __all__ = [
     "MinMax",
     "MinSum",
     "ModelBased",
+    "Multiples",
     "NotANumber",
     "Optimised",
     "Pool",
