@@ -16,7 +16,10 @@ honest in the coordinates looked at and do anything elsewhere, so the guarantee 
 the highest index first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in
 every iteration, the rows that were kept most often are averaged. The stats then contain ``fallback``.
 
-Condition: n >= 2f + 1 and n > floor(c f).
+A single direction sees one size. Two liars that send S and (n - 1) S put the mean on a liar's row, and of two far rows
+the farther one hides the other. Clip first where rows may be that long: ``arc(f=2) | dnc(f=2)``.
+
+Condition: n >= 2f + 1, n > floor(c f), and c f >= 1 unless f = 0.
 """
 
 from __future__ import annotations
@@ -81,6 +84,14 @@ class DnC(Rule):
         smallest = 2 * self.f + 1
         return (self._dropped + 1, "n > c f") if self._dropped >= smallest else (smallest, "n >= 2f + 1")
 
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say why n rows do not fit, or that c f comes to no row."""
+        if self.f > 0 and self._dropped == 0:
+            return (
+                f"dnc needs c f >= 1 to leave out a row; got n={n}, f={self.f}, c={self.c}: raise c to {1 / self.f:g}"
+            )
+        return super().check(n, asked=asked)
+
     @property
     def isometric(self) -> bool:
         """Return False: the rule draws coordinates."""
@@ -125,9 +136,12 @@ def _least_outstanding(gram: Tensor, m: int) -> Tensor:
     return lowest(digits if bool(gram.any()) else torch.zeros_like(digits), m)
 
 
+_MULTIPLES = "the mean lies on faulty rows, so that honest ones stand out"
+_SCALES = "the longest row hides shorter ones from the one direction that is looked at"
+
 CASES = (
-    Case("dnc(f=3)"),
-    Case("dnc(f=2, c=1.5, iterations=1)"),
-    Case("dnc(f=3, sub_dimension=16)"),
+    Case("dnc(f=3)", lacks={"multiples": _MULTIPLES, "scales": _SCALES}),
+    Case("dnc(f=2, c=1.5, iterations=1)", lacks={"multiples": _MULTIPLES}),
+    Case("dnc(f=3, sub_dimension=16)", lacks={"multiples": _MULTIPLES, "scales": _SCALES}),
     Case("dnc(f=1)", n=3),
 )

@@ -97,14 +97,16 @@ class FLAME(Rule):
 
 
 _ORIGIN = "cosines and norms are taken from the origin"
+_SCALES = "a short row in their direction shortens the mean"
 
 CASES = (
-    Case("flame()", lacks={"translation": _ORIGIN}),
+    Case("flame()", lacks={"translation": _ORIGIN, "scales": _SCALES}),
     Case(
         "flame(noise=0.001, seed=3)",
         n=9,
         lacks={
             "translation": _ORIGIN,
+            "scales": _SCALES,
             "mix": "the noise is no combination of rows",
             "unanimity": "the noise is added to whatever the rows agree on",
         },

@@ -4,12 +4,13 @@
 
 Convention: exactly f per side. The values left are summed. "Sum of all minus the extremes" is equal in exact
 arithmetic, but one row at 1e8 destroys all its digits. With ``fraction`` f = floor(fraction * clients asked), so that
-silent clients do not reduce f. Flower's FedTrimmedAvg takes the fraction of the replies. With ``weighted`` the values
-left are averaged by the weights of `mean(weighted=True)`. The weights do not decide which values are dropped. Of equal
-values at the edge those of the lowest rows count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label
-poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
+silent clients do not reduce f. A fraction above 0 that comes to nobody does not fit. Flower's FedTrimmedAvg takes the
+fraction of the replies. With ``weighted`` the values left are averaged by the weights of `mean(weighted=True)`. The
+weights do not decide which values are dropped. Of equal values at the edge those of the lowest rows count as the
+smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D),
+sqrt(R)}: Peng et al., JMLR 26 (2025).
 
-Condition: n >= 2f + 1.
+Condition: n >= 2f + 1; with a fraction, fraction * n >= 1.
 """
 
 from __future__ import annotations
@@ -85,6 +86,15 @@ class TrimmedMean(Rule):
             return self.f
         assert self.fraction is not None
         return math.floor(self.fraction * asked + 1e-9)
+
+    def check(self, n: int, *, asked: int | None = None) -> str | None:
+        """Say why n rows do not fit, or that the fraction of so few clients is nobody."""
+        if self.fraction and self.declared(n if asked is None else asked) == 0:
+            return (
+                f"trimmed_mean needs fraction * n >= 1 to drop anybody; got n={n if asked is None else asked}, "
+                f"fraction={self.fraction}: ask at least {math.ceil(1 / self.fraction - 1e-9)} clients, or give f"
+            )
+        return super().check(n, asked=asked)
 
     def lever(self) -> str:
         """Return the field that sets the smallest n."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from flwr.app import MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flwr_robust import Outcome, Rows, Shard, aggregate, aggregate_sharded, parse
+from flwr_robust import ConfigurationError, InfeasibleError, Outcome, Rows, Shard, aggregate, aggregate_sharded, parse
+from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
+from flwr_robust.flower import TrimmedMean, trimmed_metrics
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.seeds import torch_generator
 from tests.adversary.problems import rough_rows
 from tests.oracles import basic
 
@@ -118,7 +123,7 @@ def test_shards_search_the_same_point():
 
 
 @few
-@given(rough_rows(least=3), st.sampled_from(["", "nnm(f=1) | ", "bucketing(s=2) | ", "clip(c=1.0) | "]))
+@given(rough_rows(least=3), st.sampled_from(["", "nnm(f=1) | ", "bucketing(s=2, seed=1) | ", "clip(c=1.0) | "]))
 def test_behind_any_stage_the_point_is_no_worse_than_any_row(x, stage):
     rule = parse(f"{stage}geometric_median()")
     points = Rows.from_tensor(torch.from_numpy(x))
@@ -132,6 +137,23 @@ def test_behind_any_stage_the_point_is_no_worse_than_any_row(x, stage):
     least = min(basic.summed_distance(rows, row, alpha) for row in rows)
     rounding = 1e-12 * np.abs(x).max() * np.sqrt(x.shape[1])  # a mixed row is no more exact than its terms
     assert basic.summed_distance(rows, result.value.numpy(), alpha) <= least * (1 + 1e-9) + rounding
+
+
+def test_multiples_of_one_row_put_the_mean_on_a_row():
+    rng = np.random.default_rng(7)
+    honest, own = 1 + 0.1 * rng.standard_normal((8, 30)), 1 + 0.1 * rng.standard_normal((2, 30))
+    lost = 0
+    rows, theirs = (Rows.from_tensor(torch.from_numpy(x)) for x in (honest, own))
+    for seed in range(10):
+        order = np.random.default_rng(seed).permutation(8)
+        view = View(Knowledge.OWN, own=theirs, honest=rows)
+        crafted, _ = message_attacks.parse("multiples(c=1e10)").craft(view, {}, torch_generator(seed))
+        x = np.vstack([honest[order], crafted.slice(0, 30).numpy() * (1 + seed / 7)])
+        assert np.linalg.norm(x.mean(0) - x[8]) < 1e-9 * np.linalg.norm(x[8])
+        lost += np.linalg.norm(old_geometric_median(x)[0]) > 1e6
+        for text in ("geometric_median(f=2)", "krum(f=2)", "median(f=2)", "faba(f=2)", "arc(f=2) | dnc(f=2)"):
+            assert np.linalg.norm(aggregate(torch.from_numpy(x), text).value.numpy() - honest.mean(0)) < 3
+    assert lost > 0
 
 
 # -- angles --------------------------------------------------------------------------------------------------
@@ -266,3 +288,31 @@ def test_lfighter_weighs_angles_not_lengths(size):
     assert result.stats["kept"] == [3, 4, 5, 6, 7, 8, 9]
     again = aggregate(torch.from_numpy(x), "lfighter", layout=[("head", (3, 6))])
     np.testing.assert_allclose(result.stats["scores"], again.stats["scores"], rtol=1e-9)
+
+
+# -- protections rounded down to nothing ---------------------------------------------------------------------
+
+
+def test_a_fraction_that_comes_to_nobody_does_not_fit():
+    # Before: floor(0.2 * 3) = 0 of three clients were dropped, and nothing was said.
+    x = column(1, 2, 1e9)
+    assert float(x.sort(dim=0).values.mean()) > 1e8
+    with pytest.raises(InfeasibleError, match=r"got n=3, fraction=0.2: ask at least 5 clients, or give f"):
+        aggregate(x, "trimmed_mean(fraction=0.2)")
+    with pytest.raises(InfeasibleError, match=r"got n=3, f=1, c=0.5: raise c to 1"):
+        aggregate(x, "dnc(f=1, c=0.5)")
+    assert float(aggregate(x, "trimmed_mean(fraction=0.4)").value) == 2
+    assert float(aggregate(x, "trimmed_mean(fraction=0.0)").value) > 1e8  # asked for
+
+
+def test_a_strategy_asks_as_many_as_its_fraction_needs():
+    strategy = TrimmedMean(fraction=0.2, fraction_train=0.3)
+    assert strategy.min_train_nodes == 5
+    assert strategy.rule.declared(5) == 1
+    with pytest.raises(ConfigurationError, match=r"got n=3, fraction=0.2: ask at least 5 clients"):
+        RunConfig(clients=10, fraction_train=0.3, defence="trimmed_mean(fraction=0.2)")
+
+
+def test_metrics_of_too_few_replies_are_left_out_and_not_untrimmed():
+    replies = [RecordDict({"m": MetricRecord({"num-examples": 1, "loss": x})}) for x in (0.1, 1e9)]
+    assert dict(trimmed_metrics(1)(replies, "num-examples")) == {}
