@@ -117,6 +117,12 @@ class Bulyan(Rule):
         return self._selector.isometric and self._aggregator is not None and self._aggregator.isometric
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return those of the two rules, by their keys in the joined state."""
+        second = self._aggregator.remembered if self._aggregator else ()
+        return (*(f"0.{key}" for key in self._selector.remembered), *(f"1.{key}" for key in second))
+
+    @property
     def located(self) -> tuple[str, ...]:
         """Return those of the two rules, by their keys in the joined state."""
         second = self._aggregator.located if self._aggregator else ()

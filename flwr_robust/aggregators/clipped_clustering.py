@@ -44,6 +44,11 @@ class ClippedClustering(Rule):
         """Require n >= 3."""
         return 3, "n >= 3"
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the norms of all earlier rows."""
+        return ("norms",)
+
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Clip, cluster and average; the norms join the state."""
         norms = rows.squared_norms.sqrt()

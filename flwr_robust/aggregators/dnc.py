@@ -93,6 +93,11 @@ class DnC(Rule):
         return super().check(n, asked=asked)
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws."""
+        return ("draws",)
+
+    @property
     def isometric(self) -> bool:
         """Return False: the rule draws coordinates."""
         return False

@@ -73,6 +73,11 @@ class FLAME(Rule):
     seed: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws."""
+        return ("draws",)
+
+    @property
     def isometric(self) -> bool:
         """Return False with noise, which does not rotate with the rows."""
         return self.noise == 0

@@ -154,6 +154,12 @@ class MixTailor(Rule):
         return all(member.isometric for member in self.members)
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the number of draws, and those of the members, by their keys in the joined state."""
+        own = (f"{index}.{key}" for index, member in enumerate(self.members) for key in member.remembered)
+        return ("draws", *own)
+
+    @property
     def located(self) -> tuple[str, ...]:
         """Return those of the members, by their keys in the joined state."""
         return tuple(f"{index}.{key}" for index, member in enumerate(self.members) for key in member.located)

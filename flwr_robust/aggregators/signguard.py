@@ -68,6 +68,11 @@ class SignGuard(Rule):
     seed: Annotated[int | None, Integer(minimum=0)] = None
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws."""
+        return ("draws",)
+
+    @property
     def isometric(self) -> bool:
         """Return False: the rule looks at signs."""
         return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, overload
 
@@ -212,6 +212,7 @@ def aggregate(
     """
     chosen = as_rule(rule)
     memory = None if state is _UNSET else state
+    _check_state(chosen, memory)
     if isinstance(x, Rows):
         result, following = chosen(x, memory)
         return result if state is _UNSET else (result, following)
@@ -286,6 +287,16 @@ def _pieces(x: Any) -> tuple[list[list[Tensor]], bool]:
                 f"to one"
             )
     return rows, layered
+
+
+def _check_state(rule: Rule, state: Any) -> None:
+    """Raise if a state holds keys that a rule does not remember; the rule itself refuses what is no state."""
+    known = rule.remembered
+    if isinstance(state, Mapping) and (unknown := [key for key in state if key not in known]):
+        raise ConfigurationError(
+            f"aggregate: state must be None or what the last call returned; {rule} remembers "
+            f"{', '.join(known) or 'nothing'}; got {', '.join(map(repr, unknown[:5])):.100}"
+        )
 
 
 def _refuse_numbers(x: Sequence[Any]) -> None:

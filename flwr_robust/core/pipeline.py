@@ -66,6 +66,12 @@ class Pipeline(Rule):
         return self.rule.isometric
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return those of all parts, by their keys in the joined state."""
+        parts = (*self.stages, self.rule)
+        return tuple(f"{index}.{key}" for index, each in enumerate(parts) for key in each.remembered)
+
+    @property
     def located(self) -> tuple[str, ...]:
         """Return those of the final rule, by their keys in the joined state."""
         return tuple(f"{len(self.stages)}.{key}" for key in self.rule.located)

@@ -175,6 +175,11 @@ class Rule(Component, ABC):
         return True
 
     @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the keys that the state may hold."""
+        return self.located
+
+    @property
     def located(self) -> tuple[str, ...]:
         """Return the keys of the state whose tensors (d,) are points in the space of the rows."""
         return ()
@@ -329,6 +334,11 @@ class PreAggregator(Component, ABC):
     def reduced(self, k: int) -> PreAggregator:
         """Return the step for the rows left when k faulty ones have been left out."""
         return _lowered(self, k)
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the keys that the state may hold."""
+        return ()
 
     def init(self) -> State:
         """Return the state before the first call."""

@@ -1,7 +1,7 @@
 """App faults: tell a fault of the whole app from faults of single nodes.
 
 If the first replies of a run are all refused for one reason, the app is at fault, and no node is to blame. The sentence
-says how to mend it. An attacker cannot use this to escape blame: one admitted reply, one abstention or one other reason
+says what to change. An attacker cannot use this to escape blame: one admitted reply, one abstention or one other reason
 ends it, and so does silence of half of the nodes asked.
 """
 

@@ -52,6 +52,11 @@ class Bucketing(PreAggregator):
         """Return ceil(n / s)."""
         return -(-n // self.s)
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws."""
+        return ("draws",)
+
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Draw the buckets."""
         generator, following = next_draw(rows, state, self.seed, "bucketing")

@@ -48,6 +48,11 @@ class Resampling(PreAggregator):
     s: Annotated[int, Integer(minimum=1)]
     seed: Annotated[int | None, Integer(minimum=0)] = None
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws."""
+        return ("draws",)
+
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Draw the permutations."""
         generator, following = next_draw(rows, state, self.seed, "resampling")

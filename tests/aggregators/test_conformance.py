@@ -531,6 +531,18 @@ def test_isometric_rules_turn_with_their_rows_and_others_do_not(case: Case) -> N
         assert not all(same)
 
 
+# -- what is remembered -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.rule)
+def test_a_state_holds_what_its_rule_says_that_it_remembers(case: Case) -> None:
+    rule, state = parse(case.rule), None
+    for seed in range(3):
+        state = rule(wrap(case, sample(case, seed)), state)[1]
+        assert set(state) <= set(rule.remembered)
+    assert set(rule.located) <= set(rule.remembered)
+
+
 # -- the cases themselves ------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from flwr_robust import Aggregate, ConfigurationError, Layer, Rows, aggregate
+from flwr_robust import Aggregate, ConfigurationError, Layer, Rows, aggregate, parse
 
 X = np.random.default_rng(5).standard_normal((9, 12))
 RULES = ["mean", "krum(f=2)", "trimmed_mean(f=2)", "geometric_median()", "nnm(f=2) | median"]
@@ -134,8 +135,8 @@ def test_arrays_of_any_memory(spoil):
         (None, "got NoneType: pass an array"),
         ("text", "got str: pass an array"),
         ({"a": 1}, "got dict"),
-        ([[1.0, 2.0]], "got float in layer 0 of row 0: pass an array"),
-        ([1.0], "got float in row 0"),
+        ([[1.0, 2.0]], "got lists of plain numbers, first 1.0"),
+        ([1.0], "got lists of plain numbers, first 1.0"),
         ([[]], "got no layer in row 0"),
         ([np.ones(2), torch.ones(2)], "all of them torch's tensors; got Tensor in row 1"),
         ([np.ones(2), [np.ones(2)]], "got list in row 1"),
@@ -236,3 +237,20 @@ def test_lists_of_plain_numbers_are_told_the_way(x):
         ConfigurationError, match=r"lists of plain numbers, first .*: pass numpy\.array\(x, 'float32'\)"
     ):
         aggregate(x, "mean")
+
+
+@pytest.mark.parametrize(
+    ("rule", "state", "known"),
+    [
+        ("median", {"centre": torch.zeros(2)}, "nothing"),
+        ("centered_clipping(tau=1.0)", {"center": torch.zeros(2)}, "centre"),
+        ("centered_clipping(tau=1.0)", {"x": 1}, "centre"),
+        ("signguard", {"draws": torch.tensor(1), "seed": torch.tensor(1)}, "draws"),
+        ("bucketing(s=2) | centered_clipping(tau=1.0)", {"centre": torch.zeros(2)}, "0.draws, 1.centre"),
+        ("mixtailor(f=1, pool=['median', 'krum'])", {"0.centre": torch.zeros(2)}, "draws"),
+    ],
+)
+def test_a_state_of_another_rule_is_refused(rule, state, known):
+    words = re.escape(f"{parse(rule)} remembers {known}; got {list(state)[-1]!r}")
+    with pytest.raises(ConfigurationError, match=rf"^aggregate: state must be None or what the last call .*; {words}$"):
+        aggregate(torch.arange(18.0).view(9, 2), rule, state=state)

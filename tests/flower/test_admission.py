@@ -308,7 +308,7 @@ def test_a_reply_belongs_to_the_node_asked_by_the_message_that_it_answers():
 
 
 def test_only_what_is_certainly_a_nodes_own_doing_is_held_against_it():
-    harmless = {Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE}
+    harmless = {Reason.ERROR, Reason.NOT_ASKED, Reason.DUPLICATE, Reason.BANNED}
     assert {reason for reason in Reason if not reason.blames} == harmless
 
 
