@@ -34,6 +34,7 @@ _VALUES: Mapping[str, Any] = {  # values of required fields in examples
     "k": 2,
     "pool": ["krum(f=1)", "median()"],
     "s": 2,
+    "shares": (0.6, 10.2, 37.5, 51.7),
     "sigma": 1.0,
     "size": 1.0,
     "source": 1,

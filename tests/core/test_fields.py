@@ -37,7 +37,10 @@ COMPONENTS = {name: cls for registry in REGISTRIES for name, cls in registry.mem
 
 # Fields that are checked against each other: what goes with a field's valid values.
 BESIDE: dict[tuple[str, str], dict[str, Any]] = {
+    ("geometric_median", "start"): {"iterations": 3},
     ("backdoor", "size"): {"parts": 1},
+    ("clip", "earlier"): {"c": "median"},
+    ("clip", "quantile"): {"c": "quantile"},
     ("targeted_flip", "source"): {"target": 7},
     ("targeted_flip", "target"): {"source": 7},
     ("trimmed_mean", "fraction"): {"f": None},

@@ -142,8 +142,10 @@ def clipped(x, c):
     return np.array([row * min(1.0, c / np.linalg.norm(row)) if row.any() else row for row in x])
 
 
-def clip(x, c):
+def clip(x, c, quantile=0.5, earlier=0):
     norms = np.array([distance(row, 0 * row) for row in x])
+    if isinstance(c, str):
+        c = np.quantile(norms, quantile)
     return np.diag([1.0 if norm <= c else c / norm for norm in norms])
 
 
