@@ -159,6 +159,7 @@ def _audit(config: RunConfig, repeats: bool) -> Audit | None:
         config.audit,
         every=config.checkpoint_every,
         resume=config.resume,
+        keep_updates=config.keep_updates or False,
         client_states=kind.momentum or bool(config.personal),
         most_state_bytes=most_bytes(model * (config.data_set.classes if kind.class_wise else 1)),
         measured=_label_distance(config),

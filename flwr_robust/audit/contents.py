@@ -8,6 +8,7 @@ aggregated round.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +36,9 @@ __all__ = [
     "check_contents",
     "checkpoint_folder",
     "checkpointed_heads",
+    "delete_rounds",
     "delete_updates",
+    "kept_rounds",
     "log_file",
     "run_links",
     "update_file",
@@ -344,6 +347,20 @@ class KeptUpdates:
                     found.standing[server_round] = {node: nodes[node] for node in nodes if node not in gone}
                     found.deleted.setdefault(server_round, set()).update(gone)
         return found
+
+
+def kept_rounds(folder: Path | str) -> list[int]:
+    """Return the rounds of which raw updates are there, in ascending order."""
+    found = [path.name.removeprefix("round-") for path in update_file(folder, 0, 0).parents[1].glob("round-*")]
+    return sorted(int(number) for number in found if number.isdecimal())
+
+
+def delete_rounds(folder: Path | str, rounds: Iterable[int]) -> None:
+    """Delete all raw updates of rounds; the log should say so before."""
+    for server_round in rounds:
+        for place in (update_file(folder, server_round, 0).parent, updates_aside(folder, server_round)):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
 
 
 def delete_updates(folder: Path | str, rounds: Mapping[int, Collection[int]]) -> None:

@@ -15,7 +15,9 @@ import dataclasses
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +31,9 @@ from flwr_robust.audit.contents import (
     KeptUpdates,
     Standing,
     checkpoint_folder,
+    delete_rounds,
     delete_updates,
+    kept_rounds,
     log_file,
     run_links,
     update_file,
@@ -45,6 +49,7 @@ from flwr_robust.audit.events import (
     RunEnded,
     RunStarted,
     UpdateKept,
+    UpdatesDeleted,
     check_statements,
 )
 from flwr_robust.audit.log import AuditLog, Record, read_log, verify
@@ -61,7 +66,7 @@ from flwr_robust.errors import (
 from flwr_robust.files import file_sha256, make_folder, move_aside, write_atomically
 from flwr_robust.round_seeds import FixedSeed, RoundSeeds, SecretSeed
 
-__all__ = ["AuditedRun", "checkpoint_folder", "log_file", "rollback"]
+__all__ = ["AuditedRun", "check_retention", "checkpoint_folder", "log_file", "rollback"]
 
 _KNOWN = FixedSeed(0)
 
@@ -95,8 +100,9 @@ class AuditedRun:
         Rounds between checkpoints.
     keep : int, optional
         How many checkpoints to keep; None keeps all.
-    keep_updates : bool
-        Whether `keep_update` may be called; the log records this.
+    keep_updates : bool, int or timedelta
+        Whether `keep_update` may be called; the log records this. A number keeps the updates of as many rounds, and an
+        age those that are not older; `delete_old_updates` deletes the others.
     key : bytes, optional
         The key of the audit log; see `AuditLog`.
     signing_key : Ed25519PrivateKey or Path, optional
@@ -152,7 +158,7 @@ class AuditedRun:
         may_differ: Collection[str] = ("rounds",),
         every: int = 1,
         keep: int | None = 3,
-        keep_updates: bool = False,
+        keep_updates: bool | int | timedelta = False,
         key: bytes | None = None,
         signing_key: PrivateKey | None = None,
         sync: bool = True,
@@ -160,6 +166,7 @@ class AuditedRun:
     ) -> None:
         check_integer("audit", "every", every, 1)
         check_statements(statements or ())
+        check_retention(keep_updates)
         self.folder, self.config, self.every = Path(folder), dict(config), every
         self.keep_updates = keep_updates
         self.store = CheckpointStore(checkpoint_folder(folder), keep=keep, sync=sync)
@@ -195,7 +202,7 @@ class AuditedRun:
                 event,
                 software=software(),
                 statements=dict(statements or {}),
-                keeps_updates=self.keep_updates,
+                keeps_updates=bool(self.keep_updates),
                 run=secrets.token_hex(16),
                 commit=commit(),
                 public_key=self.log.public_key,
@@ -273,8 +280,9 @@ class AuditedRun:
             return False
         self.store.save(dataclasses.replace(snapshot, head=self.log.head))
         events: list[Event] = [_written(self.store, snapshot.round)]
-        if old := self.store.surplus():
-            events.append(CheckpointsDeleted(tuple(old), f"the latest {len(self.store.rounds()) - len(old)} are kept"))
+        needed = self._needed()
+        if old := [each for each in self.store.surplus() if each not in needed]:
+            events.append(CheckpointsDeleted(tuple(old), f"{len(self.store.rounds()) - len(old)} are kept"))
         self.log.append(*events)
         if old:  # recorded first, then deleted: what is gone is on record, also after a kill in between
             self.store.delete(old)
@@ -302,6 +310,32 @@ class AuditedRun:
         write_atomically(path, lambda file: np.savez(file, allow_pickle=False, names=np.array([*arrays]), **numbered))
         place = str(path.relative_to(self.folder))
         self.log.append(UpdateKept(server_round, node, place, file_sha256(path), path.stat().st_size))
+
+    def _needed(self) -> list[int]:
+        """Return the rounds of the checkpoints from which kept updates can be replayed, now or when others are gone."""
+        kept = kept_rounds(self.folder) if self.keep_updates else []
+        found = [each for each in self.store.rounds() if kept and each >= kept[0] - 1]
+        return found[:1] if self.keep_updates is True else found
+
+    def delete_old_updates(self, server_round: int) -> None:
+        """Delete the raw updates that are no longer kept after a round, and record it before."""
+        keep = self.keep_updates
+        if isinstance(keep, bool):
+            return
+        if isinstance(keep, timedelta):
+            since = time.time() - keep.total_seconds()
+            old = [
+                each
+                for each in kept_rounds(self.folder)
+                if update_file(self.folder, each, 0).parent.stat().st_mtime < since
+            ]
+            why = f"updates are kept for {keep}"
+        else:
+            old = [each for each in kept_rounds(self.folder) if each <= server_round - keep]
+            why = f"the updates of the latest {keep} rounds are kept"
+        if old:
+            self.log.append(UpdatesDeleted(server_round, tuple(old), (), why))
+            delete_rounds(self.folder, old)
 
     def end(self, server_round: int, outcome: str, sentence: str = "", model: str = "") -> str:
         """Record the end of the run, and close the log.
@@ -344,6 +378,22 @@ class AuditedRun:
     ) -> None:
         """Close the run's log."""
         self.close()
+
+
+def check_retention(keep_updates: object) -> None:
+    """Raise `ConfigurationError` unless this says how long to keep updates."""
+    if isinstance(keep_updates, bool):
+        return
+    if isinstance(keep_updates, timedelta):
+        if keep_updates <= timedelta(0):
+            raise ConfigurationError(f"audit: keep_updates must be an age > 0; got keep_updates={keep_updates}")
+        return
+    if not isinstance(keep_updates, int):
+        raise ConfigurationError(
+            f"audit: keep_updates must be True, False, a number of rounds >= 1 or a timedelta; got "
+            f"keep_updates={keep_updates!r:.100}"
+        )
+    check_integer("audit", "keep_updates", keep_updates, 1)
 
 
 def rollback(

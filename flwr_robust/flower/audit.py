@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -50,6 +51,7 @@ from flwr_robust.audit.events import check_statements
 from flwr_robust.audit.history import banned, counting, released_since
 from flwr_robust.audit.log import LEAST_KEY, head_of
 from flwr_robust.audit.orders import carry_out, pending
+from flwr_robust.audit.run import check_retention
 from flwr_robust.audit.signing import PrivateKey, Signer
 from flwr_robust.audit.signs import Signs
 from flwr_robust.core.rule import Outcome
@@ -118,8 +120,11 @@ class Audit(Observer):
     most_state_bytes : int, optional
         The largest size of a client's state, all its records together. When not given, it is that of four models and
         1 MiB more. A larger state is not kept; the log says so.
-    hash_updates, keep_updates : bool
-        Whether to record the hash of every update, and whether to keep the updates themselves.
+    hash_updates : bool
+        Whether to record the hash of every update.
+    keep_updates : bool, int or timedelta
+        Whether to keep the updates themselves, which a replay needs: those of all rounds, of the latest rounds by
+        number, or those not older than an age. Older ones are deleted, on record.
     key : bytes, optional
         Signs every line of the log with a mac; at least 16 bytes. Whoever checks it needs the same key.
     signing_key : Ed25519PrivateKey or Path, optional
@@ -158,14 +163,15 @@ class Audit(Observer):
         client_states: bool = False,
         most_state_bytes: int | None = None,
         hash_updates: bool = False,
-        keep_updates: bool = False,
+        keep_updates: bool | int | timedelta = False,
         key: bytes | None = None,
         signing_key: PrivateKey | None = None,
         heads: HeadHook | Path | str | None = None,
         sync: bool = True,
     ) -> None:
         _check_arguments(folder, every, keep, resume, config, statements, key)
-        flags = {"client_states": client_states, "hash_updates": hash_updates, "keep_updates": keep_updates}
+        flags = {"client_states": client_states, "hash_updates": hash_updates}
+        check_retention(keep_updates)
         for name, value in {**flags, "sync": sync}.items():
             check_flag("audit", name, value)
         if most_state_bytes is not None:
@@ -419,6 +425,7 @@ class Audit(Observer):
         known = (record.admitted, record.partitions, record.weights)
         self._put(Aggregated(record.round, record.outcome.name, record.sentence, before, after, *known, **measured))
         self._flush()
+        self._opened().delete_old_updates(record.round)
 
     def suspected(self, server_round: int, node: int, sign: str, detail: str) -> None:
         """Keep a suspicion, to record it with the others of the round."""

@@ -450,6 +450,15 @@ class RunConfig:
         needs="audit",
         engines=("apps",),
     )
+    keep_updates: int = _key(
+        0,
+        "Rounds of which the clients' raw updates are kept in ``audit``, for `flwr-robust replay` and `incident`; 0: "
+        "none. Training data can be reconstructed from updates.",
+        minimum=0,
+        place=True,
+        needs="audit",
+        engines=("apps",),
+    )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, object], *, warn: bool = True) -> RunConfig:

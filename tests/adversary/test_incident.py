@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -19,9 +21,10 @@ from flwr_robust.audit import (
     read_log,
     verify_run,
 )
-from flwr_robust.audit.contents import update_file
+from flwr_robust.audit.contents import kept_rounds, update_file
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli.main import app
+from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower import Audit, Guarded, Median, Observer, TrimmedMean
 from tests.flower_helpers import FIRST, client_app, content, drive, same_bits
 
@@ -175,3 +178,32 @@ def test_an_erasure_that_was_killed_half_way_is_finished_by_the_next_resumption(
     assert not update_file(tmp_path, 1, FIRST).exists()
     assert update_file(tmp_path, 3, FIRST).exists()
     assert verify_run(tmp_path).intact
+
+
+def test_updates_are_kept_for_as_many_rounds_and_for_as_long_as_asked(tmp_path):
+    play(tmp_path / "rounds", 5, keep_updates=2)
+    assert kept_rounds(tmp_path / "rounds") == [4, 5]
+
+    def wait(number, partition):
+        if number == 3 and partition == 0:
+            for each in (1, 2):
+                os.utime(update_file(tmp_path / "age", each, 0).parent, (0, 0))
+
+    play(tmp_path / "age", 4, wait, keep_updates=timedelta(hours=1))
+    assert kept_rounds(tmp_path / "age") == [3, 4]
+    for folder, reason in (("rounds", "the updates of the latest 2 rounds are kept"), ("age", "kept for 1:00:00")):
+        events = [record.event for record in read_log(log_file(tmp_path / folder))]
+        deleted = [event for event in events if isinstance(event, UpdatesDeleted)]
+        assert sorted(each for event in deleted for each in event.rounds) == (
+            [1, 2, 3] if folder == "rounds" else [1, 2]
+        )
+        assert reason in deleted[0].reason
+        verdict = verify_run(tmp_path / folder)
+        assert verdict.intact
+        assert any("updates were deleted on record" in remark for remark in verdict.remarks)
+
+
+@pytest.mark.parametrize("keep_updates", [0, -1, 1.5, "30d", None, timedelta(0)])
+def test_a_retention_is_a_number_or_an_age(tmp_path, keep_updates):
+    with pytest.raises(ConfigurationError, match="audit: keep_updates must be"):
+        Audit(tmp_path, keep_updates=keep_updates)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_robust.audit import AuditLog, CheckpointStore, UpdatesDeleted, model_sha256, rollback
-from flwr_robust.audit.contents import update_file
+from flwr_robust.audit import AuditLog, CheckpointStore, UpdatesDeleted, model_sha256, rollback, verify_run
+from flwr_robust.audit.contents import kept_rounds, update_file
 from flwr_robust.audit.orders import give_order
 from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError, FlwrRobustError
@@ -47,7 +47,7 @@ def clients(message="parameters", scale=50.0):
 
 
 def run(folder, rule, rounds=4, *, message="parameters", every=1, keep=None, scale=50.0, audit=None, **options):
-    audit = Audit(folder, keep_updates=True, every=every, keep=keep, sync=False, **(audit or {}))
+    audit = Audit(folder, every=every, keep=keep, sync=False, **{"keep_updates": True, **(audit or {})})
     strategy = RobustStrategy(rule, message=message, audit=audit, fraction_evaluate=0.0, **options)
     return drive(strategy, clients(message, scale), MODEL, 10, rounds)[0]
 
@@ -80,11 +80,17 @@ def test_messages_with_velocities_and_buffers_are_replayed_to_the_bit(tmp_path, 
     assert replay(tmp_path).of("equal") == (1, 2, 3, 4)
 
 
-def test_rounds_without_a_checkpoint_before_them_cannot_be_replayed(tmp_path):
-    run(tmp_path, "median()", 5, every=2, keep=2)
-    assert replay(tmp_path).of("equal") == (5,)
-    with pytest.raises(AuditError, match="round 4 needs the checkpoint of an earlier one; there are checkpoints of"):
-        replay(tmp_path, 4)
+def test_the_checkpoint_before_the_kept_updates_is_kept_too(tmp_path):
+    run(tmp_path / "all", "centered_clipping(tau=1.0)", 6, every=2, keep=1)
+    assert CheckpointStore(tmp_path / "all" / "checkpoints").rounds() == [0, 6]
+    assert replay(tmp_path / "all").of("equal") == (1, 2, 3, 4, 5, 6)
+    run(tmp_path / "some", "centered_clipping(tau=1.0)", 8, every=2, keep=1, audit={"keep_updates": 3})
+    assert kept_rounds(tmp_path / "some") == [6, 7, 8]
+    assert CheckpointStore(tmp_path / "some" / "checkpoints").rounds() == [6, 8]
+    assert replay(tmp_path / "some").of("equal") == (7, 8)
+    with pytest.raises(AuditError, match="round 6 needs the checkpoint of an earlier one; there are checkpoints of"):
+        replay(tmp_path / "some", 6)
+    assert verify_run(tmp_path / "some").intact
 
 
 def test_a_replay_from_a_later_checkpoint_takes_the_states_in_it(tmp_path):

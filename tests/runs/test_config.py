@@ -437,7 +437,7 @@ def test_what_goes_with_an_attack_needs_one(name):
 
 @pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.needs == "audit"])
 def test_what_goes_with_a_log_needs_one(name, tmp_path):
-    keys = {KEYS[name].attribute: {"resume": True, "checkpoint-every": 3}[name]}
+    keys = {KEYS[name].attribute: {"resume": True, "checkpoint-every": 3, "keep-updates": 2}[name]}
     with pytest.raises(
         ConfigurationError, match=f"{name}=.* changes nothing with audit='': leave {name} out, or set audit"
     ):
@@ -451,6 +451,7 @@ def test_the_fast_engine_says_which_keys_it_does_not_read(name, another_task, tm
     places = {"data": str(tmp_path), "device": "cpu", "output": str(tmp_path / "a"), "save-model": str(tmp_path / "a")}
     logged = {"audit": str(tmp_path)}
     for_audit = {"audit": (str(tmp_path), {}), "checkpoint-every": (3, logged), "resume": (True, logged)}
+    for_audit["keep-updates"] = (2, logged)
     of_grant = {"knowledge": ("own", FLIP), "known": (2, {**FLIP, "knowledge": "partial"})}
     cases = {**OTHER, **OF_THE_APPS, **{k: (v, {}) for k, v in places.items()}, **for_audit, **of_grant}
     cases.update(threads=(2, {}), message=("gradient", {}), task=(another_task, {}))
