@@ -288,7 +288,7 @@ def replay_command(
     Exit status: 0 all replayed rounds are equal, 1 some differ or the log was tampered with, 2 wrong input.
 
     JSON: intact, checkpoints, rounds (round, result, sentence, length, without, distance, cosine, outcome_without,
-    own), total (the same for all rounds together, or null), model (its hash, or null).
+    own), total (the same for all rounds), model (its hash).
     """
     with told(plugin):
         import numpy as np
