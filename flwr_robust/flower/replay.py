@@ -22,7 +22,7 @@ import numpy as np
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
-from flwr_robust.audit import model_sha256
+from flwr_robust.audit import model_sha256, seeds_of
 from flwr_robust.audit.arrays import read_arrays
 from flwr_robust.audit.checkpoint import CheckpointStore
 from flwr_robust.audit.contents import KeptUpdates, Standing, checkpoint_folder, log_file, update_file
@@ -192,6 +192,7 @@ class _Replaying:
         self._folder, self._rounds, self._without = folder, rounds, without
         self._kept = KeptUpdates.of(records).standing
         self._strategy, self._other = _strategy(start), _strategy(start)
+        self._strategy.guard.seeds = self._other.guard.seeds = seeds_of(folder)
         self._change: _Change = {}
         self._other_change: _Change = {}
         self._own_change: _Change = {}
@@ -321,7 +322,6 @@ def _strategy(start: RunStarted) -> RobustStrategy:
     if lacking := [name for name in names if name.replace("_", "-") not in config]:
         raise AuditError(f"replay: the configuration on record lacks {', '.join(lacking)}")
     options: dict[str, Any] = {name: config[name.replace("_", "-")] for name in names}
-    options["seed"] = config.get("seed", 0)
     if "min-replies" in config:
         options["min_replies"] = config["min-replies"]
     if isinstance(statistics := config.get("statistics"), str):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_robust.audit import AuditLog, CheckpointStore, UpdatesDeleted, model_sha256, rollback, verify_run
+from flwr_robust.audit import AuditLog, CheckpointStore, UpdatesDeleted, model_sha256, rollback, secret_file, verify_run
 from flwr_robust.audit.contents import kept_rounds, update_file
 from flwr_robust.audit.orders import give_order
 from flwr_robust.audit.run import log_file
@@ -72,6 +72,14 @@ def test_a_run_is_replayed_to_the_bit(tmp_path, rule):
     assert found.of("equal") == (1, 2, 3, 4)
     assert found.checkpoints == (0,)
     assert all(each.length > 0 for each in found.rounds)
+
+
+@pytest.mark.parametrize("rule", ["dnc(f=2, sub_dimension=20)", "bucketing(s=2) | krum(f=1)", "mixtailor(f=1)"])
+def test_a_run_with_secret_seeds_is_replayed_from_what_its_log_reveals(tmp_path, rule):
+    run(tmp_path, rule)
+    assert replay(tmp_path).of("equal") == (1, 2, 3, 4)
+    secret_file(tmp_path).unlink()  # an auditor does not have it
+    assert replay(tmp_path).of("equal") == (1, 2, 3, 4)
 
 
 @pytest.mark.parametrize("message", ["delta", "gradient", "momentum"])
