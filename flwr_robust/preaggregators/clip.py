@@ -59,6 +59,11 @@ class Clip(PreAggregator):
                 f"clip: earlier needs c='median' or 'quantile'; got c={self.c!r}, earlier={self.earlier}: leave it out"
             )
 
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the keys of the norms of earlier rounds, and of how many each round had."""
+        return ("norms", "sizes") if self.earlier else ()
+
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""
         norms = rows.squared_norms.sqrt()
