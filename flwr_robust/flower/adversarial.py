@@ -20,7 +20,8 @@ import dataclasses
 import itertools
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,6 +290,20 @@ class AdversarialGrid(Grid):
         if name == "_grid":  # before __init__, when unpickled or copied
             raise AttributeError(name)
         return getattr(self._grid, name)
+
+    @contextmanager
+    def around(self, wrap: Callable[[Grid], Grid]) -> Iterator[None]:
+        """Wrap the inner grid for a ``with`` block, so that the attack sees a round when the wrapper closes it."""
+        inner = self._grid
+        if isinstance(inner, AdversarialGrid):
+            with inner.around(wrap):
+                yield
+            return
+        self._grid = wrap(inner)
+        try:
+            yield
+        finally:
+            self._grid = inner
 
     def set_run(self, run: Any) -> None:
         """Set the run of the inner grid."""

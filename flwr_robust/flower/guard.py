@@ -12,16 +12,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Outcome, State
-from flwr_robust.errors import check_choice, check_number
+from flwr_robust.errors import ConfigurationError, check_choice, check_number
 from flwr_robust.flower.admission import Admitted, Reason, Refusal, Terms, admit, rebuilt
 from flwr_robust.flower.app_faults import app_fault
+from flwr_robust.flower.deadlines import check_deadline
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.metrics import MetricsFunction, robust_metrics
 from flwr_robust.flower.observer import Observer, check_observers
@@ -51,6 +53,8 @@ class Guard:
         As for `Nodes`.
     wait : float, optional
         How many seconds to wait for nodes at most; see `wait_for_nodes`.
+    deadline, quorum : float, optional
+        When a round closes; see `flwr_robust.flower.deadlines`.
     on_infeasible : str
         ``keep`` or ``stop``: whether the run continues after an infeasible round, that is, one without an aggregate.
     clamp : float, optional
@@ -88,6 +92,8 @@ class Guard:
         rest_after: int | None = None,
         probation: int = 0,
         wait: float | None = None,
+        deadline: float | None = None,
+        quorum: float | None = None,
         on_infeasible: str = "keep",
         clamp: float | None = 2.0,
         observers: Sequence[Observer] = (),
@@ -102,6 +108,9 @@ class Guard:
         if wait is not None:
             check_number("strategy", "wait", wait, minimum=0)
         self.wait = wait
+        check_deadline("strategy", deadline, quorum)
+        self.deadline, self.quorum = deadline, quorum
+        self._looping = False
         check_choice("strategy", "on_infeasible", on_infeasible, ("keep", "stop"))
         if clamp is not None:
             check_number("strategy", "clamp", clamp, minimum=1)
@@ -151,9 +160,20 @@ class Guard:
             "by-partition": self.nodes.by_partition,
             "rest-after": self.nodes.rest_after,
             "probation": self.nodes.probation,
+            "deadline": self.deadline,
+            "quorum": self.quorum,
             "on-infeasible": self.on_infeasible,
             "clamp": self.clamp,
         }
+
+    @contextmanager
+    def looping(self) -> Iterator[None]:
+        """Mark that the strategy's own loop runs the rounds, and closes them at the deadline."""
+        self._looping = True
+        try:
+            yield
+        finally:
+            self._looping = False
 
     def release(self, node: int, reason: str = "") -> bool:
         """Take a node out of quarantine, forget its refusals and lift its ban; say whether there were any."""
@@ -202,7 +222,18 @@ class Guard:
             The round.
         arrays : ArrayRecord
             The model to send.
+
+        Raises
+        ------
+        ConfigurationError
+            If there is a deadline, but another strategy or an own ``start`` runs the loop over the rounds.
         """
+        if self.deadline is not None and not self._looping:
+            raise ConfigurationError(
+                f"strategy: deadline={self.deadline:g} needs this strategy's own start(), which closes the rounds; "
+                f"another strategy around it runs them: remove deadline= here, and wrap the outermost one in "
+                f"Guarded(..., deadline=...)"
+            )
         self._open = opened
         if opened.quarantined:
             log.info("configure_%s: %s nodes are banned or in quarantine", opened.kind, len(opened.quarantined))

@@ -64,8 +64,8 @@ class Guarded(Face, Strategy):
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
         it is 2f + 3 for Flower's Krum and MultiKrum, and 4f + 3 for Bulyan. For others it is more than half of the
         nodes asked, so that drop-outs do not leave hostile replies alone.
-    by_partition, rest_after, probation
-        As for `RobustStrategy`.
+    by_partition, rest_after, probation, deadline, quorum
+        As for `RobustStrategy`; the quorum's default is ``least``.
     clamp : float, optional
         A number of examples above this multiple of the median is lowered to it. None accepts all numbers.
     metrics_aggr_fn : callable, optional
@@ -116,6 +116,8 @@ class Guarded(Face, Strategy):
         by_partition: bool | None = None,
         rest_after: int | None = None,
         probation: int = 0,
+        deadline: float | None = None,
+        quorum: float | None = None,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
@@ -153,6 +155,8 @@ class Guarded(Face, Strategy):
             by_partition=by_partition,
             rest_after=plain(rest_after),
             probation=plain(probation),
+            deadline=plain(deadline),
+            quorum=plain(quorum),
             on_infeasible=on_infeasible,
             clamp=plain(clamp),
             observers=observing(observers, audit),
@@ -221,6 +225,10 @@ class Guarded(Face, Strategy):
             if name not in self._named and not storable(value)
         }
 
+    def usual_quorum(self, kind: str, asked: int) -> int:
+        """Return what the strategy needs in training, and more than half of the nodes asked in evaluation."""
+        return self._needed(asked) if kind == MessageType.TRAIN else asked // 2 + 1
+
     # -- asking -----------------------------------------------------------------------------------
 
     def _ask(
@@ -273,6 +281,7 @@ class Guarded(Face, Strategy):
                 f"Guarded: {name} needs {needed} replies, but asks {asked} nodes: ask more, lower its number of "
                 f"malicious nodes, or set least="
             )
+        self.check_quorum(asked, needed)
         if asked == needed:
             log.warning(
                 "configure_train: %s needs a reply from each of the %s nodes asked: one that fails to answer makes a "

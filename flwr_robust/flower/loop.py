@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
+from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import simulated
 from flwr_robust.flower.admission import short
+from flwr_robust.flower.deadlines import closing, quorum_of
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.quarantine import Identity
 from flwr_robust.flower.round_records import Chapter, Opening, Progress, RoundRecord, Scalar
@@ -128,8 +130,9 @@ class Loop:
                 "evaluate_fn": None if self._evaluate_fn is None else self._evaluated(self._evaluate_fn, done),
             }
             try:
-                with replaced(self._looped, self._methods(done)):
-                    found = self._start(**{**self._arguments, **self._configs, **left})
+                timed = closing(self._arguments["grid"], guard.deadline, self._guarding.quorum_of)
+                with replaced(self._looped, self._methods(done)), timed as grid, guard.looping():
+                    found = self._start(**{**self._arguments, **self._configs, **left, "grid": grid})
                 self._finish(last=True)
             except _Stopped:
                 found = self._result
@@ -393,6 +396,26 @@ class Guarding:
             "evaluate_config": evaluate_config,
         }
         return Loop(self, *self.looped(), evaluate_fn, arguments).run()
+
+    @abstractmethod
+    def usual_quorum(self, kind: str, asked: int) -> int:
+        """Return with how many replies a round may close at its deadline, unless the operator says it."""
+
+    def quorum_of(self, kind: str, asked: int) -> int:
+        """Return with how many replies a round may close at its deadline, if so many nodes are asked."""
+        quorum = self.guard.quorum
+        return self.usual_quorum(kind, asked) if quorum is None else quorum_of(quorum, asked)
+
+    def check_quorum(self, asked: int, needed: int) -> None:
+        """Raise unless a quorum of the nodes asked is at least what a round of training needs, and can be reached."""
+        if self.guard.deadline is None:
+            return
+        quorum = self.quorum_of(MessageType.TRAIN, asked)
+        if not needed <= quorum <= asked:
+            raise ConfigurationError(
+                f"strategy: quorum must be from the {needed} replies that a round needs to the {asked} nodes asked; "
+                f"got quorum={self.guard.quorum}, which is {quorum}"
+            )
 
     @property
     def label(self) -> str:

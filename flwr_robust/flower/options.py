@@ -60,6 +60,8 @@ class GuardOptions(FedAvgOptions, total=False):
     rest_after: int | None
     probation: int
     wait: float | None
+    deadline: float | None
+    quorum: float | None
     on_infeasible: Literal["keep", "stop"]
     observers: Sequence[Observer]
     audit: Audit | Path | str | None

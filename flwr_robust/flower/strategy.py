@@ -116,6 +116,13 @@ class RobustStrategy(Face, FedAvg):
     wait : float, optional
         How many seconds to wait for nodes at most, >= 0; then an error ends the run. When not given, the strategy waits
         without limit in a deployment. In a simulation it waits only while nodes still appear.
+    deadline : float, optional
+        Seconds after which a round closes if a quorum of nodes has answered without an error, > 0. Later replies are
+        not read. When not given, a round closes when all have answered, or at the timeout of ``start``. With a deadline
+        the result depends on which replies are in time; in an `InProcessGrid` all are.
+    quorum : float, optional
+        With a deadline: a share of the nodes asked, in (0, 1], or a whole number of replies above 1. When not given,
+        these are all replies but the declared f, or more than half if the rule declares none.
     on_infeasible : str
         What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged
         model; ``stop`` ends the run after that round.
@@ -180,6 +187,8 @@ class RobustStrategy(Face, FedAvg):
         rest_after: int | None = None,
         probation: int = 0,
         wait: float | None = None,
+        deadline: float | None = None,
+        quorum: float | None = None,
         on_infeasible: str = "keep",
         observers: Sequence[Observer] = (),
         audit: Audit | Path | str | None = None,
@@ -238,6 +247,8 @@ class RobustStrategy(Face, FedAvg):
             rest_after=plain(rest_after),
             probation=plain(probation),
             wait=plain(wait),
+            deadline=plain(deadline),
+            quorum=plain(quorum),
             on_infeasible=on_infeasible,
             observers=observing(observers, audit),
         )
@@ -273,6 +284,12 @@ class RobustStrategy(Face, FedAvg):
     def _seed_of(self, server_round: int) -> int:
         """Return the seed of what is drawn in a round."""
         return self.guard.seeds.of(server_round)
+
+    def usual_quorum(self, kind: str, asked: int) -> int:
+        """Return all replies but the declared f, more than half where none is declared, and at least what is needed."""
+        f = self.rule.declared(asked)
+        patient = asked // 2 + 1 if f is None else max(asked - f, 1)
+        return max(patient, least_replies(self.rule, asked, self.min_replies)) if kind == MessageType.TRAIN else patient
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -344,6 +361,7 @@ class RobustStrategy(Face, FedAvg):
             raise ConfigurationError(
                 f"strategy: min_replies must be at most the {asked} nodes asked; got min_replies={self.min_replies}"
             )
+        self.check_quorum(asked, needed)
         if needed == asked:
             log.warning(
                 "configure_train: %s needs a reply from each of the %s nodes asked: one that fails to answer makes a "
