@@ -33,7 +33,14 @@ __all__ = ["app", "main"]
 
 log = logging.getLogger("flwr")
 
-_GUARDS = ("quarantine-after", "rest-after", "probation", "on-infeasible")  # which the guard records itself
+_GUARDS = (
+    "quarantine-after",
+    "rest-after",
+    "probation",
+    "deadline",
+    "quorum",
+    "on-infeasible",
+)  # which the guard records itself
 _PATIENCE = 20.0  # seconds without a new node before the server stops waiting for more
 
 app = ServerApp()
@@ -129,6 +136,9 @@ def _strategy(config: RunConfig, repeats: bool) -> RobustStrategy:
         "min_available_nodes": config.clients,
         "rest_after": config.rest_after or None,
         "probation": config.probation,
+        "deadline": config.deadline or None,
+        "quorum": config.quorum or None,
+        "wait": config.wait or None,
         "min_replies": config.min_replies or None,
         "quarantine_after": config.quarantine_after or None,
         "on_infeasible": config.on_infeasible,

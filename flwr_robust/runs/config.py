@@ -407,6 +407,30 @@ class RunConfig:
         minimum=0,
         engines=("apps",),
     )
+    deadline: float = _key(
+        0.0,
+        "Seconds after which a round closes if a quorum of clients has answered. Later replies are not read.",
+        above=0,
+        zero="none",
+        engines=("apps",),
+    )
+    quorum: float = _key(
+        0.0,
+        "Which replies close a round at its deadline: a share of the clients asked, up to 1, or a whole number above 1. "
+        "With 0 it is all but the declared f, or more than half if the rule declares none.",
+        above=0,
+        zero="the rule's own",
+        needs="deadline",
+        engines=("apps",),
+    )
+    wait: float = _key(
+        0.0,
+        "Seconds to wait in a round for as many clients as the run asks, at most; then the run ends. With 0 it waits "
+        "without limit in a deployment; in a simulation no more clients can come.",
+        above=0,
+        zero="no limit",
+        engines=("apps",),
+    )
     on_infeasible: str = _key(
         "keep",
         "What follows an infeasible round, that is, one without an aggregate. ``keep`` continues with the unchanged "

@@ -48,8 +48,9 @@ def unbatched(config: RunConfig) -> str | None:
     """Return None, or a sentence that says why `simulate` cannot run a configuration."""
     if config.audit:
         return "an audit log tells of messages"
-    if config.quarantine_after or config.rest_after or config.probation or config.on_infeasible != "keep":
-        return "who is left out, and a stop after an infeasible round, are the guard's of Flower's strategies"
+    guards = (config.quarantine_after, config.rest_after, config.probation, config.deadline, config.wait)
+    if any(guards) or config.on_infeasible != "keep":
+        return "who is asked, how long, and a stop after an infeasible round, are for the guard of Flower's strategies"
     return Grouped.check(model_outline(config.model, config.data_set.shape, config.data_set.classes))
 
 

@@ -354,9 +354,12 @@ OF_THE_APPS = {
     "quarantine-after": (1, {"attack": "nan()", "attackers": 1}),
     "rest-after": (1, {"attack": "crash()", "attackers": 1}),
     "probation": (2, {}),
+    "deadline": (5.0, {}),
+    "quorum": (1.0, {"deadline": 5.0}),
+    "wait": (5.0, {}),
     "on-infeasible": ("stop", {"attack": "crash()", "attackers": 5, "attack_start": 2}),
 }
-OF_DEPLOYMENTS = ("probation",)  # in process all nodes are there from the beginning
+OF_DEPLOYMENTS = ("probation", "deadline", "quorum", "wait")  # in process all nodes are there, and answer at once
 
 
 def outcome(config):
