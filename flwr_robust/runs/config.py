@@ -416,8 +416,8 @@ class RunConfig:
     )
     quorum: float = _key(
         0.0,
-        "Which replies close a round at its deadline: a share of the clients asked, up to 1, or a whole number above 1. "
-        "With 0 it is all but the declared f, or more than half if the rule declares none.",
+        "Which replies close a round at its deadline: a share of the clients asked, up to 1, or a whole number above "
+        "1. With 0 it is all but the declared f, or more than half if the rule declares none.",
         above=0,
         zero="the rule's own",
         needs="deadline",
