@@ -144,8 +144,8 @@ class _Exchange:
         self._record = RoundRecord(1, nodes, nodes, tuple(range(_CLIENTS)), (), Outcome.OK, "", weights)
         self._audit = Audit(folder)
         guard = strategy.guard
-        told = (guard.suspect, guard.ban, guard.release)
-        self._audit.run_started(Opening(guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0, *told))
+        hooks = (guard.suspect, guard.ban, guard.release, guard.seeds)
+        self._audit.run_started(Opening(guard.nodes, "Mean", "mean()", {}, self._sent.record, grid, 60.0, *hooks))
         self._round = Round(1, "train", tuple(self._messages), available=_CLIENTS)
         self._audit.round_configured(self._round, self._sent.record)
         self._last, self._next = self._sent.record, ArrayRecord()

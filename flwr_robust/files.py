@@ -14,6 +14,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,7 +92,7 @@ def open_to_append(path: Path) -> int:
     return _open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Open a regular file to read it; symbolic links are not followed.
 
     Raises

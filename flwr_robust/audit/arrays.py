@@ -11,8 +11,9 @@ import io
 import math
 import os
 import zipfile
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
                 raise ValueError("a member's name is not that of one array")
             data = bytearray(member.file_size)
             with archive.open(member) as held:
-                if held.readinto(data) != len(data):
+                if cast("BufferedReader", held).readinto(data) != len(data):
                     raise ValueError("a member is incomplete")
             found[name] = _array(data)
     return found

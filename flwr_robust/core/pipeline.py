@@ -68,7 +68,7 @@ class Pipeline(Rule):
     @property
     def remembered(self) -> tuple[str, ...]:
         """Return those of all parts, by their keys in the joined state."""
-        parts = (*self.stages, self.rule)
+        parts: list[PreAggregator | Rule] = [*self.stages, self.rule]
         return tuple(f"{index}.{key}" for index, each in enumerate(parts) for key in each.remembered)
 
     @property

@@ -314,12 +314,12 @@ class _Written:
             shown = getattr(result, name)
             fresh = [*islice(reversed(shown), self._since(name, len(shown)))]
             metrics[name] = {number: shown[number] for number in reversed(fresh)}
-        records = [self._tail(name, getattr(guard, name)) for name in ("history", "evaluations")]
+        history, evaluations = (self._tail(name, getattr(guard, name)) for name in ("history", "evaluations"))
         attacks: Sequence[Any] = ()
         if isinstance(grid, Chronicling):
             attacks = grid.chronicle(self._counts.get("attacks", 0))
             self._counts["attacks"] = self._counts.get("attacks", 0) + len(attacks)
-        return Chapter(*records, metrics, attacks)
+        return Chapter(history, evaluations, metrics, attacks)
 
     def _since(self, name: str, count: int) -> int:
         """Return how many entries are new, and note that there are ``count`` now."""
