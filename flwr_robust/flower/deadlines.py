@@ -147,10 +147,10 @@ class DeadlineGrid(Grid):
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push the messages of a round, and pull their replies until the round closes; other messages as ever."""
         sent = list(messages)
-        kinds = {message.metadata.message_type.partition(".")[0] for message in sent}
-        if len(kinds) != 1 or not kinds <= {MessageType.TRAIN, MessageType.EVALUATE}:
+        kind = sent[0].metadata.message_type.partition(".")[0] if sent else ""
+        if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
             return self._inner.send_and_receive(sent, timeout=timeout)
-        needed = self._quorum(*kinds, len(sent))
+        needed = self._quorum(kind, len(sent))
         waiting = {identifier for identifier in self._inner.push_messages(sent) if identifier}
         replies: list[Message] = []
         started, pause, usable = self._clock(), _FIRST_PAUSE, 0

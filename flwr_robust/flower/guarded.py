@@ -44,6 +44,7 @@ from flwr_robust.flower.options import plain
 from flwr_robust.flower.replies import admitted_rows
 from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
+from flwr_robust.flower.waiting import wait_for_nodes
 from flwr_robust.flower.wire import decode, encode, is_finite
 from flwr_robust.round_seeds import round_seeds
 
@@ -64,7 +65,7 @@ class Guarded(Face, Strategy):
         The smallest number of replies that the strategy receives; with fewer the model stays unchanged. When not given,
         it is 2f + 3 for Flower's Krum and MultiKrum, and 4f + 3 for Bulyan. For others it is more than half of the
         nodes asked, so that drop-outs do not leave hostile replies alone.
-    by_partition, rest_after, probation, deadline, quorum
+    by_partition, rest_after, probation, wait, deadline, quorum
         As for `RobustStrategy`; the quorum's default is ``least``.
     clamp : float, optional
         A number of examples above this multiple of the median is lowered to it. None accepts all numbers.
@@ -116,6 +117,7 @@ class Guarded(Face, Strategy):
         by_partition: bool | None = None,
         rest_after: int | None = None,
         probation: int = 0,
+        wait: float | None = None,
         deadline: float | None = None,
         quorum: float | None = None,
         on_infeasible: str = "keep",
@@ -155,6 +157,7 @@ class Guarded(Face, Strategy):
             by_partition=by_partition,
             rest_after=plain(rest_after),
             probation=plain(probation),
+            wait=plain(wait),
             deadline=plain(deadline),
             quorum=plain(quorum),
             on_infeasible=on_infeasible,
@@ -260,6 +263,7 @@ class Guarded(Face, Strategy):
         if self._ends_before(server_round):
             return []
         self.guard.nodes.begin(grid)
+        self._wait(grid)
         sent = SentModel(arrays, self.statistics)
         messages = self._own["configure_train"](server_round, arrays, config, grid)
         opened = self._ask(MessageType.TRAIN, server_round, messages, grid, sent)
@@ -268,6 +272,13 @@ class Guarded(Face, Strategy):
         if not self.history:
             self._check_slack(len(opened.messages))
         return self.guard.open(opened, arrays)
+
+    def _wait(self, grid: Grid) -> None:
+        """Wait for as many nodes as the strategy will wait for, which would say neither for whom nor end."""
+        counts = [getattr(self.strategy, name, 0) for name in ("min_available_nodes", "min_train_nodes")]
+        needed = max(each for each in counts if isinstance(each, int))
+        if getattr(self.strategy, "fraction_train", 0.0):
+            wait_for_nodes(grid, needed, f"{type(self.strategy).__name__} needs {needed} nodes", self.guard.wait)
 
     def _needed(self, asked: int) -> int:
         """Return how many replies the strategy must receive in a round that asks so many nodes."""

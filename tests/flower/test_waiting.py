@@ -7,9 +7,10 @@ import logging
 import pytest
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower import InProcessGrid, Krum
+from flwr_robust.flower import Guarded, InProcessGrid, Krum
 from flwr_robust.flower.waiting import wait_for_nodes
 from tests.flower_helpers import Deployed, drive
 from tests.guard_helpers import ONE, SILENT, misbehaving
@@ -80,6 +81,10 @@ def test_in_process_nobody_waits_in_vain():
         drive(Krum(f=3, min_available_nodes=11, **SILENT), app, ONE, 10)
     with pytest.raises(ConfigurationError, match=r"needs 9 nodes; 5 are connected after wait=0 seconds"):
         drive(Krum(f=3, wait=0, **SILENT), app, ONE, 5, grid=Deployed(app, 5))
+    with pytest.raises(ConfigurationError, match=r"FedAvg needs 6 nodes; 5 are connected, and a simulation"):
+        drive(Guarded(FedAvg(min_available_nodes=6, **SILENT)), app, ONE, 5)
+    with pytest.raises(ConfigurationError, match=r"FedAvg needs 6 nodes; 5 are connected after wait=0 seconds"):
+        drive(Guarded(FedAvg(min_train_nodes=6, **SILENT), wait=0), app, ONE, 5, grid=Deployed(app, 5))
     with pytest.raises(ConfigurationError, match="wait must be a finite number and >= 0; got wait=-1"):
         Krum(f=3, wait=-1)
     assert wait_for_nodes(InProcessGrid(ClientApp(), 3), 3, SENTENCE) == [2, 3, 4]
