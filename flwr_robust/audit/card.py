@@ -79,6 +79,7 @@ def make_card(
     key: bytes | None = None,
     red_team: Path | str | None = None,
     verdict: Verdict | None = None,
+    public_key: str | None = None,
 ) -> dict[str, Any]:
     """Collect the facts of a run's card.
 
@@ -95,6 +96,8 @@ def make_card(
         The file that ``flwr-robust red-team`` wrote for this strategy; see `RedTeamFile`.
     verdict : Verdict, optional
         The result of `verify_run` for the folder, with this key; when not given, it is computed.
+    public_key : str, optional
+        The public key that must have signed the log's heads, in hexadecimal; see `verify`.
 
     Returns
     -------
@@ -110,7 +113,8 @@ def make_card(
     """
     check_statements(statements or ())
     log, tried = log_file(folder), None if red_team is None else RedTeamFile.read(red_team)
-    verdict, everything = verify_run(folder, key=key) if verdict is None else verdict, read_log(log)
+    verdict = verify_run(folder, key=key, public_key=public_key) if verdict is None else verdict
+    everything = read_log(log)
     starts = _of(everything, RunStarted)
     if not starts:
         raise AuditError(f"card: {log} does not say that a run started")
@@ -124,7 +128,7 @@ def make_card(
         "run": _run(everything, records, start),
         "claim": _claim(records, start, rule, stated),
         "deployment": {
-            **_deployment(everything, start, rule, stated, _evidence(verdict, key)),
+            **_deployment(everything, start, rule, stated, _evidence(verdict, start, key, public_key)),
             **_suspicions(records),
             **_tested(everything, start, tried),
         },
@@ -322,7 +326,7 @@ def _client_states(everything: Sequence[Record]) -> str:
     return f"of {held[-1].clients} clients, in the latest checkpoint" if held else "not in the latest checkpoint"
 
 
-def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
+def _evidence(verdict: Verdict, start: RunStarted, key: bytes | None, public_key: str | None) -> dict[str, Any]:
     """Return the facts about the log and the files that it names."""
     contents = [finding for finding in verdict.findings if finding.fault in _CONTENTS]
     macs = "none"
@@ -330,6 +334,9 @@ def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
         macs = "not checked: the log was written with a key, and read without"
     elif key is not None:
         macs = "checked with the key"
+    signatures = "none"
+    if start.public_key:
+        signatures = f"checked with {'the key that the log names' if public_key is None else 'the given public key'}"
     return {
         "log_lines": verdict.lines,
         "log_head": verdict.head,
@@ -337,6 +344,7 @@ def _evidence(verdict: Verdict, key: bytes | None) -> dict[str, Any]:
         "files_intact": not contents,
         "findings": [str(finding) for finding in verdict.findings],
         "macs": macs,
+        "signatures": signatures,
     }
 
 
@@ -442,6 +450,7 @@ def write_card(
     key: bytes | None = None,
     red_team: Path | str | None = None,
     verdict: Verdict | None = None,
+    public_key: str | None = None,
 ) -> list[Path]:
     """Write ``card.json`` and ``card.md``, and ``card.html`` if asked, into a run's folder.
 
@@ -451,7 +460,7 @@ def write_card(
         The run's folder.
     html : bool
         Whether to write ``card.html`` as well.
-    statements, key, red_team, verdict
+    statements, key, red_team, verdict, public_key
         As for `make_card`.
 
     Returns
@@ -459,7 +468,7 @@ def write_card(
     list of Path
         The written files.
     """
-    card = make_card(folder, statements, key, red_team, verdict)
+    card = make_card(folder, statements, key, red_team, verdict, public_key)
     texts = {"json": json.dumps(card, indent=1) + "\n", "md": render_card(card, "md")}
     if html:
         texts["html"] = render_card(card, "html")

@@ -196,7 +196,8 @@ def checkpointed_heads(folder: Path | str) -> dict[str, str]:
 def run_links(folder: Path | str) -> list[Path]:
     """Return the symbolic links among the files of a run's folder; a run makes none."""
     log = log_file(folder)
-    places = (log, head_file(log), checkpoint_folder(folder), Path(folder) / "updates", Path(folder) / "orders")
+    others = (Path(folder) / name for name in ("updates", "orders", "seeds.secret"))
+    places = (log, head_file(log), checkpoint_folder(folder), *others)
     return [link for place in places for link in links_in(place)]
 
 
@@ -395,7 +396,8 @@ def _updates(folder: Path, records: Sequence[Record], remarks: list[str]) -> Ite
         )
         remarks.append(f"{deleted} updates were deleted on record" + (f", but {left} are there" if left else ""))
     if kept and not (folder / "updates").is_dir():
-        remarks.append(f"the folder of the {len(kept)} updates that were kept is gone")
+        sentence = f"the folder of the {len(kept)} updates that were kept {Fault.GONE.value}, and no line says that it"
+        yield Finding(kept[0].line, Fault.GONE, f"{sentence} was deleted")
         return
     hashes: dict[Path, str] = {}
     for record in kept:

@@ -528,6 +528,7 @@ def card_command(
         typer.Option("--red-team", help="The JSON that `flwr-robust red-team` wrote for this strategy."),
     ] = None,
     key_file: KeyFile = None,
+    public_key: PublicKey = None,
 ) -> None:
     """Write the robustness card of a run: card.json and card.md in its folder, RUN.
 
@@ -540,11 +541,21 @@ def card_command(
         from flwr_robust.audit.card import write_card
         from flwr_robust.audit.contents import verify_run
         from flwr_robust.audit.events import check_statements
+        from flwr_robust.audit.signing import read_public_key
 
         statements, key = dict(_pair(text) for text in state or []), key_of(key_file)
+        signer = None if public_key is None else read_public_key(public_key)
         check_statements(statements)  # checked before any file is read
-        verdict = verify_run(run, key=key)
-        paths = write_card(run, html=html, statements=statements, key=key, red_team=red_team, verdict=verdict)
+        verdict = verify_run(run, key=key, public_key=signer)
+        paths = write_card(
+            run,
+            html=html,
+            statements=statements,
+            key=key,
+            red_team=red_team,
+            verdict=verdict,
+            public_key=signer,
+        )
     for path in paths:
         console().print(as_text(path), soft_wrap=True)
     warn_of(verdict)

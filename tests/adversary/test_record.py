@@ -24,6 +24,7 @@ from flwr_robust.audit import (
     verify,
     verify_run,
 )
+from flwr_robust.audit.card import make_card
 from flwr_robust.audit.checkpoint import CheckpointStore
 from flwr_robust.audit.log import SELF_SIGNED, head_file, read_heads
 from flwr_robust.audit.run import log_file
@@ -388,3 +389,16 @@ def test_what_is_no_model_is_refused(tmp_path):
         assert done.exit_code == 2
         assert "unpickled" not in done.stdout
         assert "name an .npz file of named arrays" in done.stderr
+
+
+def test_the_card_says_how_signatures_were_checked(tmp_path, keys):
+    run = make(tmp_path / "run", signing_key=keys[0])
+
+    def signatures(folder, **options):
+        return make_card(folder, **options)["deployment"]["evidence"]["value"]["signatures"]
+
+    assert signatures(run) == "checked with the key that the log names"
+    assert signatures(run, public_key=read_public_key(keys[1])) == "checked with the given public key"
+    assert signatures(make(tmp_path / "plain")) == "none"
+    assert call("card", run, "--public-key", keys[1]).exit_code == 0
+    assert call("card", tmp_path / "plain", "--public-key", keys[1]).exit_code == 1
