@@ -1,4 +1,4 @@
-"""Signatures of a log's heads (RFC 8032, Ed25519): whoever checks them needs the public key only.
+"""Signatures of a log's heads (RFC 8032, Ed25519): to check them, the public key is enough.
 
 A head is the hash of the log's last line. Its signature covers the whole log, because every line holds the hash of the
 line before. The signed bytes are ``flwr-robust head``, a zero byte, the number of lines, the head, and the hashes of

@@ -126,15 +126,15 @@ class Audit(Observer):
         Whether to keep the updates themselves, which a replay needs: those of all rounds, of the latest rounds by
         number, or those not older than an age. Older ones are deleted, on record.
     key : bytes, optional
-        Signs every line of the log with a mac; at least 16 bytes. Whoever checks it needs the same key.
+        Signs every line of the log with a mac; at least 16 bytes. To check macs, the same key is needed.
     signing_key : Ed25519PrivateKey or Path, optional
-        Signs the log's heads; a key, or its PEM file, as ``flwr-robust audit keygen`` writes it. Whoever checks them
-        needs the public key only.
+        Signs the log's heads; a key, or its PEM file, as ``flwr-robust audit keygen`` writes it. To check signatures,
+        the public key is enough.
     heads : callable (mapping) or Path, optional
-        Receives the log's head after every checkpoint and at the end, to prove later that no line was changed: a
-        function that hands it to a witness out of the server's reach, such as a time-stamping service (RFC 3161), or a
-        file outside the run's folder to which a line of JSON is added. The mapping holds ``lines`` and ``head``, with
-        a signing key also ``public_key`` and ``signature``. A failure is logged, and the run goes on.
+        Receives the log's head after every checkpoint and at the end, to prove later that no line was changed. A
+        function may hand it to a witness, such as a time-stamping service (RFC 3161). A file must be outside the run's
+        folder; a line of JSON is added to it. The mapping holds ``lines`` and ``head``, with a signing key also
+        ``public_key`` and ``signature``. A failure is logged, and the run goes on.
     sync : bool
         Whether to wait for the disk after each write, so that even a power failure loses nothing.
 

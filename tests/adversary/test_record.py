@@ -82,7 +82,7 @@ def test_what_the_run_itself_deletes_is_on_record_before_it_is_gone(tmp_path, mo
         with pytest.raises(Killed):
             kept(tmp_path, 3)
     (event,) = [each.event for each in read_log(log_file(tmp_path)) if isinstance(each.event, CheckpointsDeleted)]
-    assert event == CheckpointsDeleted((1,), "the latest 2 are kept")
+    assert event == CheckpointsDeleted((1,), "2 are kept")
     verdict = verify_run(tmp_path)
     assert verdict.intact
     assert verdict.remarks == ("round-00000001 is deleted on record, but there: its process was killed or is at work",)
