@@ -11,10 +11,10 @@ learning" (NDSS 2021), Algorithm 2. With the top eigenvector u of the n x n matr
 score_i = lambda u_i^2 exactly, so v is never formed and nothing is iterated.
 
 Convention: coordinates are drawn without repetition. If b is at least d, all are taken, without randomness and in one
-iteration. They are drawn from (seed, number of calls so far); the count is the state. Whoever knows the seed can be
-honest in the coordinates looked at and do anything elsewhere, so the guarantee needs a secret one. Equal scores drop
-the highest index first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept in
-every iteration, the rows that were kept most often are averaged. The stats then contain ``fallback``.
+iteration. They are drawn from (seed, number of calls so far); the count is the state. An attacker who knows the seed
+can be honest in the coordinates looked at and do anything elsewhere, so the guarantee needs a secret one. Equal scores
+drop the highest index first; entries of u that agree to 9 digits, or lie below 1e-12, count as equal. If no row is kept
+in every iteration, the rows that were kept most often are averaged. The stats then contain ``fallback``.
 
 A single direction sees one size. Two liars that send S and (n - 1) S put the mean on a liar's row, and of two far rows
 the farther one hides the other. Clip first where rows may be that long: ``arc(f=2) | dnc(f=2)``.

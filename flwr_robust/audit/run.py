@@ -1,7 +1,7 @@
 """An audited run: one folder with an audit log and checkpoints, for evidence, resumption and rollback.
 
     audit.jsonl, audit.jsonl.head    the log and its head file
-    seeds.secret                     the secret seeds of the rounds, for the server alone
+    seeds.secret                     the secret seeds of the rounds
     checkpoints/round-.../           the checkpoints
     updates/                         raw updates, if requested
 

@@ -2,8 +2,8 @@
 
     seeds.secret      the secrets by their commitments; readable by its owner alone
 
-Whoever has the file knows the draws of all rounds to come. So it stays on the server: leave it out when you pass the
-folder on. The log is enough to repeat the rounds of a run that has ended.
+The file tells the draws of all rounds to come. So it stays on the server: leave it out when you pass the folder on. The
+log is enough to repeat the rounds of a run that has ended.
 """
 
 from __future__ import annotations

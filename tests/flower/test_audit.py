@@ -28,9 +28,11 @@ from flwr_robust.audit import (
     Resumed,
     RoundConfigured,
     RunEnded,
+    RunStarted,
     model_sha256,
     read_log,
     rollback,
+    secret_file,
     verify,
     verify_run,
 )
@@ -182,6 +184,48 @@ def test_the_model_alone_would_not_do(name):
     _, whole, _ = run(name, 4)
     _, found, _ = run(name, 2, model=halfway)
     assert not same_bits(found, whole)
+
+
+def secretly(number, audit=None, seed=None):
+    """A run that draws whom to ask, who shares a bucket, and where to look."""
+    strategy = RobustStrategy("bucketing(s=2) | dnc(f=1, sub_dimension=3)", seed=seed, audit=audit, **DRAWN)
+    found, result = drive(strategy, APP, MODEL, 10, rounds=number, evaluate_fn=score)
+    return strategy, found, result
+
+
+DRAWN = {"fraction_train": 0.8, "min_available_nodes": 10, "quarantine_after": 3}
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3, 4])
+def test_two_and_two_are_four_with_secret_seeds(at, tmp_path):
+    secretly(at, quick(tmp_path))
+    resumed = secretly(4, quick(tmp_path, resume=True))
+    revealed = events(tmp_path, RunEnded)[-1].seed_revealed
+    assert_the_same(resumed, secretly(4, seed=revealed))  # what is revealed repeats the run, here without a stop
+    assert verify_run(tmp_path).intact
+    again = quick(tmp_path / "again")
+    assert_the_same(secretly(2, again, revealed), secretly(2, seed=revealed))
+    assert events(tmp_path / "again", RunStarted)[0].config["seed"] == revealed
+    with pytest.raises(ConfigurationError, match=r"num_rounds must be at most 4, .*; got num_rounds=5"):
+        secretly(5, seed=revealed)
+
+
+def test_two_secret_runs_are_not_alike(tmp_path):
+    asked = [[record.asked for record in secretly(4)[0].history] for _ in range(3)]
+    assert len(set(map(tuple, asked))) == 3
+    strategy = secretly(4)[0]  # a strategy that is started again has another secret
+    first = strategy.guard.seeds.of(1)
+    drive(strategy, APP, MODEL, 10, rounds=1)
+    assert strategy.guard.seeds.of(1) != first
+
+
+def test_a_secret_run_resumes_as_a_secret_run_alone(tmp_path):
+    secretly(2, quick(tmp_path))
+    with pytest.raises(CheckpointError, match='seed was "secret" and is 3; use the same'):
+        secretly(4, quick(tmp_path, resume=True), seed=3)
+    secret_file(tmp_path).unlink()
+    with pytest.raises(AuditError, match=r"seeds.secret is missing"):
+        secretly(4, quick(tmp_path, resume=True))
 
 
 @pytest.mark.parametrize("name", ["centered clipping", "Guarded(FedAdam)"])
