@@ -46,6 +46,17 @@ def test_a_log_with_a_key_needs_the_key(tmp_path):
     assert "intact" in call("audit", "verify", tmp_path / "run", "--key-file", tmp_path / "key")
 
 
+def test_a_log_with_a_signing_key_is_signed_again(tmp_path):
+    call("audit", "keygen", tmp_path / "private.pem")
+    (public,) = (path for path in tmp_path.iterdir() if path.name != "private.pem")
+    audit = Audit(tmp_path / "run", signing_key=tmp_path / "private.pem", sync=False)
+    answer = client_app(lambda partition, model, config, context: content({"w": model["w"] + 1}))
+    drive(Mean(audit=audit, fraction_evaluate=0.0), answer, {"w": np.zeros(2, np.float32)}, 3, 1)
+    call("ban", tmp_path / "run", "--node", FIRST, code=2)
+    call("ban", tmp_path / "run", "--node", FIRST, "--signing-key", tmp_path / "private.pem")
+    call("audit", "verify", tmp_path / "run", "--public-key", public)
+
+
 def test_a_command_waits_until_the_run_has_carried_out_the_order(tmp_path):
     make(tmp_path)
     ended = threading.Event()
