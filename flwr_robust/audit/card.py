@@ -16,9 +16,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+from flwr_robust.attacks.data.base import DataAttack
+from flwr_robust.attacks.fault.base import Fault as ClientFault
+from flwr_robust.attacks.registry import all_attacks
 from flwr_robust.audit.card_templates import TEMPLATES
-from flwr_robust.audit.contents import log_file, verify_run
+from flwr_robust.audit.contents import KeptUpdates, log_file, verify_run
 from flwr_robust.audit.events import (
+    SAMPLING_RISK,
     Aggregated,
     CheckpointWritten,
     ClientStatesKept,
@@ -36,10 +40,9 @@ from flwr_robust.audit.events import (
     RunEnded,
     RunStarted,
     Suspected,
-    UpdateKept,
     check_statements,
 )
-from flwr_robust.audit.history import counting
+from flwr_robust.audit.history import banned, counting
 from flwr_robust.audit.log import UNCHECKED, Fault, Record, Verdict, read_log
 from flwr_robust.audit.red_team_file import REVIEW, RedTeamFile
 from flwr_robust.audit.signs import DUPLICATE, REPLAY
@@ -57,6 +60,14 @@ SCHEMA_FILE = Path(__file__).with_name("card.schema.json")
 
 _BOUNDING = {"arc", "centered_clipping", "clip", "clip_mean", "norm_bound"}  # parts that shorten long updates
 _NOT_STATED = {"value": None, "source": "not stated"}
+_KNOWLEDGE = {  # what the run config's key `knowledge` grants, in the terms of NIST AI 100-2
+    "nothing": "black-box",
+    "own": "gray-box: the attackers' own data and the model",
+    "partial": "gray-box: the attackers' own data, the model and some honest updates",
+    "omniscient": "white-box but for the defence: the model and all honest updates",
+    "defence": "white-box: the model, all honest updates and the defence with its state",
+}
+_TRIED = (10, 100, 1000)  # numbers of clients; a rule may declare f as a share of them
 _LIMITS = (
     "Nothing is promised against more faulty clients than the declared f.",
     "An adaptive attack, made against this very rule, can do more harm than those tested.",
@@ -127,6 +138,8 @@ def make_card(
         "vocabulary": "NIST AI 100-2e2025",
         "run": _run(everything, records, start),
         "claim": _claim(records, start, rule, stated),
+        "threat": _threat(start, rule, stated),
+        "accountability": {key: _stated(stated, key) for key in ("owner", "legal_basis", "notice")},
         "deployment": {
             **_deployment(everything, start, rule, stated, _evidence(verdict, start, key, public_key)),
             **_suspicions(records),
@@ -194,8 +207,8 @@ def _claim(
     voting = min((len(event.asked) - abstained[event.round] for event in asked), default=0)
     f = None if rule is None or voting == 0 else rule.declared(voting)
     evaluated = _of(records, Evaluated)
+    measured = [event for event in _of(records, Measured) if event.quantity != SAMPLING_RISK]
     config = start.config
-    attack = config.get("attack")
     return {
         "rule": _fact(start.rule, "log") if start.rule else _NOT_STATED,
         "clients_asked": _fact(_spread(sizes), "log") if sizes else _NOT_STATED,
@@ -214,26 +227,76 @@ def _claim(
             _stated(stated, "sampling"),
             _configured(config, "fraction-train", "clients", "seed"),
         ),
+        "sampling_risk": _sampling_risk(records),
         "data_assumption": _first(_stated(stated, "data_assumption"), _configured(config, "partition", "task")),
         "heterogeneity": _fact(
             [
                 {"round": event.round, "quantity": event.quantity, "value": event.value, "method": event.method}
-                for event in _of(records, Measured)
+                for event in measured
             ],
             "log",
         )
-        if _of(records, Measured)
+        if measured
         else _NOT_STATED,
-        "attack_model": _first(
-            _stated(stated, "attack_model"),
-            _configured(config, "attack", "attackers") if attack not in (None, "none") else _NOT_STATED,
-        ),
         "metric": _fact(
             {"round": evaluated[-1].round, "measured_by": evaluated[-1].source, **evaluated[-1].metrics}, "log"
         )
         if evaluated
         else _NOT_STATED,
     }
+
+
+def _sampling_risk(records: Sequence[Record]) -> Fact:
+    """Return the last measured probability that a round asks more faulty clients than the rule is made for."""
+    found = [event for event in _of(records, Measured) if event.quantity == SAMPLING_RISK and event.value is not None]
+    return _fact({"value": found[-1].value, "method": found[-1].method}, "log") if found else _NOT_STATED
+
+
+def _threat(start: RunStarted, rule: Rule | None, stated: Mapping[str, str]) -> dict[str, Fact]:
+    """Return the threat in the terms of NIST AI 100-2e2025, sections 2.1.1 to 2.1.4.
+
+    An attack in the configuration tells the attackers' knowledge and capability, but not their goal. A run that trains
+    is at the training stage, where the taxonomy's mitigation is a Byzantine-resilient aggregation. A rule that declares
+    no f is not called so.
+    """
+    config = start.config
+    attack = config.get("attack")
+    attacked = isinstance(attack, str) and attack != "none"
+    known = _KNOWLEDGE.get(str(config.get("knowledge"))) if attacked else None
+    capability = _capability(str(attack)) if attacked else None
+    resilient = rule is not None and any(rule.declared(n) for n in _TRIED)
+    named = "Byzantine-resilient aggregation" if resilient else "aggregation that declares no f"
+    mitigation = {named: start.rule} if start.rule else {}
+    if "mitigation" in stated:
+        mitigation["stated by the operator"] = stated["mitigation"]
+    return {
+        "attack_model": _first(
+            _stated(stated, "attack_model"),
+            _configured(config, "attack", "attackers") if attacked else _NOT_STATED,
+        ),
+        "attacker_goal": _stated(stated, "attacker_goal"),
+        "attacker_knowledge": _first(
+            _stated(stated, "attacker_knowledge"), _fact(known, "configuration") if known else _NOT_STATED
+        ),
+        "attacker_capability": _first(
+            _stated(stated, "attacker_capability"), _fact(capability, "configuration") if capability else _NOT_STATED
+        ),
+        "stage_of_learning": _first(_stated(stated, "stage_of_learning"), _fact("training", "log")),
+        "mitigation": _stated(stated, "mitigation")
+        if not start.rule
+        else _fact(mitigation, "operator and log" if "mitigation" in stated else "log"),
+    }
+
+
+def _capability(attack: str) -> str | None:
+    """Return the capability that a configured attack needs; None if it is not one of this project."""
+    try:
+        found = all_attacks.parse(attack)
+    except FlwrRobustError:
+        return None
+    if isinstance(found, ClientFault):
+        return "none: clients fail or answer late"
+    return "training data control" if isinstance(found, DataAttack) else "model control, of the attackers' own updates"
 
 
 def _configured(config: Mapping[str, Any], *keys: str) -> Fact:
@@ -255,7 +318,9 @@ def _deployment(
 ) -> dict[str, Fact]:
     bounds = [str(part) for part in ([] if rule is None else _parts(rule)) if part.name in _BOUNDING]
     refused = Counter(event.reason for event in _of(everything, ReplyRefused))
-    kept = len(_of(everything, UpdateKept))
+    updates = KeptUpdates.of(everything)
+    kept = sum(len(nodes) for nodes in updates.standing.values())
+    deleted = sum(map(len, updates.deleted.values()))
     return {
         "authentication": _stated(stated, "authentication"),
         "node_authentication": _node_authentication(start, stated),
@@ -267,11 +332,12 @@ def _deployment(
         "secure_aggregation": _stated(stated, "secure_aggregation"),
         "refusals": _fact(dict(refused.most_common()), "log"),
         "quarantined": _fact(len({event.node for event in _of(everything, Quarantined)}), "log"),
+        "banned": _fact(len(banned(everything)), "log"),
         "evidence": _fact(
             {
                 **evidence,
                 "checkpoints_written": len(_of(everything, CheckpointWritten)),
-                "raw_updates": f"{kept} kept" if start.keeps_updates else "not kept",
+                "raw_updates": f"{kept} kept, {deleted} deleted" if start.keeps_updates else "not kept",
                 "client_states": _client_states(everything),
             },
             "log",

@@ -29,6 +29,14 @@ Terms follow {{ card.vocabulary }}. In brackets: where a fact comes from. What n
 ## Claim
 
 {{ facts(card.claim) }}
+## Threat
+
+In the terms of NIST AI 100-2: stage of learning, the attacker's goal, knowledge and capability, and the mitigation.
+
+{{ facts(card.threat) }}
+## Accountability
+
+{{ facts(card.accountability) }}
 ## Deployment
 
 {{ facts(card.deployment) }}
@@ -115,6 +123,12 @@ _PAGE = """\
 </table>
 <h2>Claim</h2>
 {{ facts(card.claim) }}
+<h2>Threat</h2>
+<p>In the terms of NIST AI 100-2: stage of learning, the attacker’s goal, knowledge and capability, and the
+mitigation.</p>
+{{ facts(card.threat) }}
+<h2>Accountability</h2>
+{{ facts(card.accountability) }}
 <h2>Deployment</h2>
 {{ facts(card.deployment) }}
 <h2>Limits of the rule</h2>

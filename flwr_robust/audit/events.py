@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self, TypeAlias
 from flwr_robust.errors import AuditError, UnknownNameError
 
 __all__ = [
+    "SAMPLING_RISK",
     "SCHEMA",
     "STATEMENTS",
     "Aggregated",
@@ -59,14 +60,25 @@ STATEMENTS = {
     "sampling": "how clients are chosen for a round",
     "data_assumption": "what is assumed of the clients' data",
     "attack_model": "which attacks the run is meant to bear",
+    "attacker_goal": "availability breakdown, integrity violation or privacy compromise",
+    "attacker_knowledge": "white-box, gray-box or black-box",
+    "attacker_capability": "such as training data control, model control or query access",
+    "stage_of_learning": "training or deployment",
+    "mitigation": "what is done against these attacks beside the rule",
     "authentication": "how clients prove who they are",
     "node_authentication": "whether the SuperLink lets in nodes with a registered key only",
     "tls": "how connections are encrypted",
     "update_bounds": "what bounds a single update",
     "sybil_resistance": "what stops one party from running many clients",
     "secure_aggregation": "whether the server sees single updates",
+    "owner": "who answers for the run",
+    "legal_basis": "on which legal basis the clients' data are used",
+    "notice": "what the persons concerned were told, and when",
 }
 """Facts that only the operator knows: the keys of `RunStarted.statements`, with their meaning."""
+
+SAMPLING_RISK = "sampling risk"
+"""The `Measured.quantity` for the probability that more than f of the clients asked in a round are faulty."""
 
 
 def check_statements(names: Iterable[str]) -> None:
@@ -359,7 +371,7 @@ class Measured(Event, kind="measured"):
     round : int
         Flower's round.
     quantity, value, method
-        The name of the quantity, its value, and how it was measured.
+        The name of the quantity, its value, and how it was measured. The card states ``SAMPLING_RISK`` by itself.
     """
 
     round: int

@@ -41,8 +41,9 @@ __all__ = [
 
 _HEAD = re.compile(r"[0-9a-f]{64}")
 _STATEMENTS = (
-    "sampling, data_assumption, attack_model, authentication, node_authentication, tls, update_bounds, "
-    "sybil_resistance, secure_aggregation"
+    "sampling, data_assumption, attack_model, attacker_goal, attacker_knowledge, attacker_capability, "
+    "stage_of_learning, mitigation, authentication, node_authentication, tls, update_bounds, sybil_resistance, "
+    "secure_aggregation, owner, legal_basis, notice"
 )
 
 _ORDERS: dict[str, Callable[[ClientSummary], tuple[float, float]]] = {
@@ -533,7 +534,8 @@ def card_command(
     """Write the robustness card of a run: card.json and card.md in its folder, RUN.
 
     The card states the rule and its limits, the clients asked and admitted, the declared f and the tested attacks. It
-    also states the evidence and the security of the deployment. Each fact has a source. Facts that neither the log nor
+    also states the threat in the terms of NIST AI 100-2, who answers for the run, the evidence and the security of the
+    deployment. Each fact has a source. Facts that neither the log nor
     you state are "not stated". Use --state "authentication=..." for how clients authenticate, and --state "tls=..." for
     how connections are secured.
     """

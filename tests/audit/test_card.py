@@ -15,7 +15,7 @@ import pytest
 
 from flwr_robust.audit import AuditedRun, AuditLog, RunEnded, RunStarted, config_sha256, model_sha256, rollback
 from flwr_robust.audit.card import SCHEMA_FILE, _client_states, _limits, make_card, write_card
-from flwr_robust.audit.events import STATEMENTS, CheckpointWritten, ClientStatesKept, Event
+from flwr_robust.audit.events import SAMPLING_RISK, STATEMENTS, CheckpointWritten, ClientStatesKept, Event, Measured
 from flwr_robust.audit.history import clients, counting, find_client, partitions_are_claims, visits
 from flwr_robust.audit.history import rounds as round_summaries
 from flwr_robust.audit.log import Record, read_log
@@ -29,6 +29,7 @@ from tests.audit_runs import CONFIG, LIAR, NODES, SILENT, make, rounds
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads(SCHEMA_FILE.read_text())
+PARTS = ("claim", "threat", "accountability", "deployment")
 NOT_STATED = {"value": None, "source": "not stated"}
 
 
@@ -57,7 +58,7 @@ def test_a_card_states_what_the_log_says(tmp_path):
     assert claim["sampling"] == {"value": {"fraction-train": 1.0, "clients": 5, "seed": 0}, "source": "configuration"}
     assert claim["heterogeneity"]["value"][0]["quantity"] == "xi"
     assert claim["metric"]["value"] == {"round": 3, "measured_by": "clients", "accuracy": 0.8, "<i>metric</i>": 1}
-    assert claim["data_assumption"] == claim["attack_model"] == NOT_STATED
+    assert claim["data_assumption"] == card["threat"]["attack_model"] == NOT_STATED
     assert deployment["authentication"] == {"value": "SuperNode keys, P-384", "source": "operator"}
     assert deployment["update_bounds"] == {"value": "clip(c=2.0)", "source": "rule"}
     assert deployment["sybil_resistance"] == deployment["secure_aggregation"] == NOT_STATED
@@ -73,9 +74,9 @@ def test_a_card_states_what_the_log_says(tmp_path):
 
 def test_what_nobody_said_is_not_stated(tmp_path):
     card = valid(make_card(minimal(tmp_path)))
-    stated = {key for part in ("claim", "deployment") for key, fact in card[part].items() if fact != NOT_STATED}
-    # Of these the log says that there were none.
-    assert stated == {"refusals", "quarantined", "evidence", "abstentions"}
+    stated = {key for part in PARTS for key, fact in card[part].items() if fact != NOT_STATED}
+    # Of these the log says that there were none; and that the run trains.
+    assert stated == {"stage_of_learning", "refusals", "quarantined", "banned", "evidence", "abstentions"}
     assert card["limits"]["rule"] == []
     assert card["run"]["outcome"] == "not ended"
     for path in write_card(tmp_path, html=True):
@@ -89,7 +90,12 @@ def test_every_statement_is_shown_as_the_operators(tmp_path, key):
     make(tmp_path, statements={key: "as the log has it"})
     for given, text in ((None, "as the log has it"), ({key: "as said now"}, "as said now")):
         card = valid(make_card(tmp_path, given))
-        assert {"value": text, "source": "operator"} in [*card["claim"].values(), *card["deployment"].values()]
+        if key == "mitigation":
+            mitigation = {"Byzantine-resilient aggregation": CONFIG["defence"], "stated by the operator": text}
+            assert card["threat"]["mitigation"] == {"value": mitigation, "source": "operator and log"}
+        else:
+            facts = [fact for part in PARTS for fact in card[part].values()]
+            assert {"value": text, "source": "operator"} in facts
 
 
 def test_whether_nodes_were_authenticated_is_flowers_word_or_the_operators(tmp_path):
@@ -117,10 +123,61 @@ def test_a_statement_of_another_name_is_refused(tmp_path):
 
 def test_a_configured_attack_and_partition_are_stated(tmp_path):
     config = {"partition": "dirichlet(beta=0.1)", "task": "digits", "attack": "label_flip()", "attackers": 2}
-    claim = valid(make_card(minimal(tmp_path / "a", config)))["claim"]
+    card = valid(make_card(minimal(tmp_path / "a", config)))
+    claim, threat = card["claim"], card["threat"]
     assert claim["data_assumption"]["value"] == {"partition": "dirichlet(beta=0.1)", "task": "digits"}
-    assert claim["attack_model"] == {"value": {"attack": "label_flip()", "attackers": 2}, "source": "configuration"}
-    assert make_card(minimal(tmp_path / "b", {"attack": "none"}))["claim"]["attack_model"] == NOT_STATED
+    assert threat["attack_model"] == {"value": {"attack": "label_flip()", "attackers": 2}, "source": "configuration"}
+    assert make_card(minimal(tmp_path / "b", {"attack": "none"}))["threat"]["attack_model"] == NOT_STATED
+
+
+@pytest.mark.parametrize(
+    ("attack", "capability"),
+    [
+        ("label_flip()", "training data control"),
+        ("alie()", "model control, of the attackers' own updates"),
+        ("crash()", "none: clients fail or answer late"),
+        ("unheard_of()", None),
+    ],
+)
+@pytest.mark.parametrize(
+    ("knowledge", "box"), [("nothing", "black-box"), ("own", "gray-box"), ("defence", "white-box")]
+)
+def test_the_threat_is_told_in_the_taxonomys_terms(tmp_path, attack, capability, knowledge, box):
+    threat = valid(make_card(minimal(tmp_path, {"attack": attack, "attackers": 1, "knowledge": knowledge})))["threat"]
+    stated = {"value": capability, "source": "configuration"} if capability else NOT_STATED
+    assert threat["attacker_capability"] == stated
+    assert threat["attacker_knowledge"]["value"].partition(":")[0] == box
+    assert threat["attacker_goal"] == NOT_STATED  # no setting tells it
+    assert threat["stage_of_learning"] == {"value": "training", "source": "log"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "named"),
+    [
+        ("krum(f=2)", "Byzantine-resilient aggregation"),
+        ("trimmed_mean(fraction=0.2)", "Byzantine-resilient aggregation"),
+        ("mean()", "aggregation that declares no f"),
+        ("trimmed_mean(f=0)", "aggregation that declares no f"),
+    ],
+)
+def test_the_mean_is_no_mitigation(tmp_path, rule, named):
+    threat = valid(make_card(minimal(tmp_path, rule=rule)))["threat"]
+    assert threat["mitigation"] == {"value": {named: rule}, "source": "log"}
+
+
+def test_what_nobody_said_of_threat_and_accountability_is_not_stated(tmp_path):
+    card = valid(make_card(minimal(tmp_path)))
+    assert set(map(str, card["accountability"].values())) == {str(NOT_STATED)}
+    assert {key for key, fact in card["threat"].items() if fact != NOT_STATED} == {"stage_of_learning"}
+    assert card["claim"]["sampling_risk"] == NOT_STATED
+
+
+def test_the_sampling_risk_is_stated_where_it_was_measured(tmp_path):
+    with AuditLog(log_file(minimal(tmp_path)), sync=False) as log:
+        log.append(Measured(0, SAMPLING_RISK, 0.0041, "hypergeometric: 20 of 100 asked, 10 faulty, f = 5"))
+    claim = valid(make_card(tmp_path))["claim"]
+    assert claim["sampling_risk"]["value"]["value"] == 0.0041
+    assert claim["heterogeneity"] == NOT_STATED
 
 
 @pytest.mark.parametrize("name", sorted({**aggregators.members(), **preaggregators.members()}))
