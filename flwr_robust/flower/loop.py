@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -165,7 +166,7 @@ class Loop:
             config,
             self._result.arrays,
             arguments["grid"],
-            arguments["timeout"],
+            min(arguments["timeout"], guard.deadline or math.inf),
             guard.suspect,
             guard.ban,
             guard.release,

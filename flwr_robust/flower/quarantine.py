@@ -14,7 +14,8 @@ Other nodes are left out for a while, without blame. A node rests if it kept fai
 ``probation`` rounds. Then a quarantined client that comes back under a new id, or a crowd of new nodes, has no
 influence at once. It is not asked at all, so it gets no model, takes nobody's place, and costs the server nothing.
 
-At least as many nodes as the strategy's rule needs are always left. If fewer are, nodes that rest are asked as well,
+At most half of the known nodes rest at a time. Otherwise nodes that drop out one after the other would leave a few
+alone, which could then be hostile. At least as many nodes as the strategy's rule needs are always left. If fewer are, nodes that rest are asked as well,
 then those on probation, then those in quarantine with the fewest refusals. Their replies are checked as usual. So an
 attacker gains nothing by getting itself or others into quarantine: the round has enough replies all the same.
 """
@@ -312,7 +313,9 @@ class Nodes:
         nodes -= self.banned
         blamed = [node for node in self.quarantined_from(kind) if node in nodes]
         others = nodes - {*blamed}
-        resting = self.rests[kind].resting(server_round, others - {*newcomers})
+        known = others - {*newcomers}
+        resting = self.rests[kind].resting(server_round, known)
+        resting = resting[max(len(resting) - (len(known) - 1) // 2, 0) :]  # more than half are always asked
         waiting = [*resting, *(node for node in newcomers if node in others)]
         missing = max(self.least - (len(others) - len(waiting)), 0)
         return LeftOut((*barred, *blamed[max(missing - len(waiting), 0) :]), tuple(waiting[missing:]))

@@ -179,7 +179,7 @@ class Opening:
     grid : Grid
         The grid with the nodes.
     timeout : float
-        How many seconds to wait for replies.
+        How many seconds to wait for answers to queries: the timeout, or the deadline of rounds if it is shorter.
     suspect : callable (round, node, sign, detail)
         Informs all observers of a suspicion; see `Guard.suspect`.
     ban : callable (node, reason)

@@ -178,6 +178,26 @@ def test_rests_leave_the_rule_enough_nodes():
     assert {len(record.asked) for record in strategy.history[4:]} == {5}
 
 
+def test_nodes_that_drop_out_one_after_the_other_leave_no_hostile_one_alone():
+    """Every five rounds some more fail; if all of them rested, the hostile one would at last be asked alone."""
+    waves = {0: 2, 1: 2, 2: 2, 3: 2, 4: 7, 5: 7, 6: 7, 7: 12, 8: 17}
+
+    def train(i, model, config, context):
+        if waves.get(i, 99) <= config["server-round"]:
+            raise RuntimeError("gone")
+        attacks = i == 9 and config["server-round"] > 12
+        return content({"w": model["w"] + np.float32(HOSTILE if attacks else 0.1)}, partition_id=i)
+
+    app = client_app(train)
+    strategy = Median(min_train_nodes=2, min_available_nodes=2, **SILENT)
+    model, _ = drive(strategy, app, ONE, 10, rounds=25, grid=Deployed(app, 10))
+    assert min(len(record.asked) for record in strategy.history) == 6
+    assert np.abs(model["w"]).max() < HOSTILE
+    # The old way: those that failed three times in a row are not asked, however many these are.
+    left = [sum(waves.get(i, 99) + 3 > at for i in range(10)) for at in range(1, 26)]
+    assert left[-1] == 1
+
+
 def test_in_a_simulation_nobody_rests_unless_it_is_said():
     for stated, asked in ((None, [*range(1, 8)]), (3, [1, 2, 3, 6])):
         app = failing({0}, since=1)

@@ -8,7 +8,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower import AdversarialGrid, Guarded, Krum, Median
+from flwr_robust.flower import AdversarialGrid, Guarded, Krum, Median, Observer
 from flwr_robust.flower.deadlines import DeadlineGrid, check_deadline, closing, quorum_of
 from tests.flower_helpers import FIRST, Deployed, client_app, content, drive, sends
 from tests.guard_helpers import ONE, SILENT
@@ -135,6 +135,20 @@ def test_other_strategies_close_their_rounds_too(times):
     drive(strategy, None, ONE, 5, grid=grid)
     assert set(strategy.history[0].silent) == {FIRST + 3, FIRST + 4}
     assert grid.now < 12
+
+
+def test_queries_end_at_the_deadline_too():
+    """A node that trains, but does not hand over its state, does not cost the whole timeout at every checkpoint."""
+    for deadline, expected in ((7, 7), (None, 50), (99, 50)):
+        told = []
+
+        class Watch(Observer):
+            def run_started(self, opening):
+                told.append(opening.timeout)
+
+        strategy = Median(f=1, deadline=deadline, observers=[Watch()], min_train_nodes=5, **SILENT)
+        drive(strategy, honest(), ONE, 5, timeout=50)
+        assert told == [expected]
 
 
 def test_a_loop_of_another_strategy_is_refused():
