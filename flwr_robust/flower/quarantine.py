@@ -15,9 +15,10 @@ Other nodes are left out for a while, without blame. A node rests if it kept fai
 influence at once. It is not asked at all, so it gets no model, takes nobody's place, and costs the server nothing.
 
 At most half of the known nodes rest at a time. Otherwise nodes that drop out one after the other would leave a few
-alone, which could then be hostile. At least as many nodes as the strategy's rule needs are always left. If fewer are, nodes that rest are asked as well,
-then those on probation, then those in quarantine with the fewest refusals. Their replies are checked as usual. So an
-attacker gains nothing by getting itself or others into quarantine: the round has enough replies all the same.
+alone, which could then be hostile. At least as many nodes as the strategy's rule needs are always left. If fewer are,
+nodes that rest are asked as well, then those on probation, then those in quarantine with the fewest refusals. Their
+replies are checked as usual. So an attacker gains nothing by getting itself or others into quarantine: the round has
+enough replies all the same.
 """
 
 from __future__ import annotations
