@@ -16,7 +16,7 @@ from flwr_robust.audit.commitments import Commitments
 from flwr_robust.audit.contents import log_file
 from flwr_robust.audit.log import Record, read_log
 from flwr_robust.errors import AuditError, TamperedError
-from flwr_robust.files import write_atomically
+from flwr_robust.files import read_plain, write_atomically
 from flwr_robust.round_seeds import LENGTH, Chain, RoundSeeds, SecretSeed, round_seeds
 
 __all__ = ["continued", "keep_secret", "secret_file", "seeds_of"]
@@ -38,12 +38,11 @@ def keep_secret(folder: Path | str, seeds: SecretSeed, *, sync: bool = True) -> 
 
 def _read(folder: Path | str) -> dict[str, str]:
     path = secret_file(folder)
-    if not path.exists():
-        return {}
     try:
-        with path.open("rb") as file:
-            found = json.loads(file.read(_MOST))
+        found = json.loads(read_plain(path, _MOST))
         fits = isinstance(found, dict) and all(len(bytes.fromhex(secret)) == 32 for secret in found.values())
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, TypeError, RecursionError):
         fits = False
     if not fits:

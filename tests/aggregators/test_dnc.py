@@ -117,3 +117,21 @@ def test_dnc_drops_far_rows(size):
         result = aggregate(torch.from_numpy(x), rule)
         assert result.stats["kept"] == list(range(7))
         np.testing.assert_allclose(result.value, honest.mean(0))
+
+
+def test_dnc_above_its_default_number_of_coordinates():
+    x = np.random.default_rng(3).standard_normal((9, 12_500))
+    x[7:] += 0.5
+    for draw in (0, 1):
+        value, weights = selections.dnc(x, 2, seed=11, draw=draw)
+        rows = Rows.from_tensor(torch.from_numpy(x), seed=11)
+        result, state = parse("dnc(f=2)")(rows, {"draws": torch.tensor(draw)})
+        np.testing.assert_allclose(result.weights, weights)
+        np.testing.assert_allclose(result.value, value, atol=1e-12)
+        assert int(state["draws"]) == draw + 1
+
+
+def test_dnc_without_a_seed_looks_elsewhere_in_every_call():
+    x = np.random.default_rng(0).standard_normal((9, 400))
+    results = [aggregate(torch.from_numpy(x), "dnc(f=2, iterations=1, sub_dimension=5)") for _ in range(20)]
+    assert len({tuple(result.stats["kept"]) for result in results}) > 3

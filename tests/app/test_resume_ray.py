@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
@@ -13,6 +16,7 @@ from flwr_robust.audit.run import checkpoint_folder, log_file
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.studies.flower_run import FlowerRunError, FlowerRuns
 from tests.apps import run
+from tests.house import ROOT
 
 # Clients and a rule that remember, a sample per round, and one node that is put away.
 KEYS = {
@@ -68,6 +72,74 @@ def test_two_rounds_and_two_are_four_on_ray(tmp_path):
     asked = [set(event.asked) | set(event.left_out) for event in events(folder, RoundConfigured)]
     assert not (asked[0] | asked[1]) & (asked[2] | asked[3])
     assert whole["quarantined"]
+
+
+@pytest.mark.ray
+def test_two_rounds_and_two_are_four_on_ray_with_secret_seeds(tmp_path):
+    """Two secret runs, one that stops, and the same rounds in this process from what the log reveals."""
+    code = textwrap.dedent(SECRETLY)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=540, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "same"
+
+
+SECRETLY = """
+    import sys
+    import time
+    import numpy as np
+    from flwr.client import NumPyClient
+    from flwr.serverapp import ServerApp
+    from flwr.simulation import run_simulation
+    from flwr_robust.audit import RunEnded, read_log, verify_run
+    from flwr_robust.audit.run import log_file
+    from flwr_robust.flower import Audit, InProcessGrid, RobustStrategy, discover, serve
+    from tests.flower_helpers import record, same_bits, values
+
+    N, FOLDER, found = 6, sys.argv[1], []
+
+    class Client(NumPyClient):
+        def __init__(self, place):
+            self.place = place
+
+        def fit(self, parameters, config):
+            draw = np.random.default_rng((self.place, int(config["server-round"])))
+            return [parameters[0] + draw.standard_normal(20)], 10, {}
+
+    clients = serve(lambda context: Client(context.node_config["partition-id"]).to_client())
+
+    def go(grid, rounds, seed, audit):
+        while len(nodes := list(grid.get_node_ids())) < N:
+            time.sleep(0.1)
+        options = {"fraction_train": 0.7, "fraction_evaluate": 0.0, "min_available_nodes": N, "spares": 0}
+        options |= {"min_train_nodes": 4, "seed": seed, "audit": audit}
+        strategy = RobustStrategy(
+            "bucketing(s=2) | dnc(f=0, sub_dimension=5, iterations=2)", **options
+        )
+        strategy.identify(discover(grid, nodes))
+        result = strategy.start(grid, record({"w": np.zeros(20)}), rounds)
+        found.append((values(result.arrays), [each.partitions for each in strategy.history]))
+
+    def on_ray(rounds, resume):
+        server = ServerApp()
+
+        @server.main()
+        def main(grid, context):
+            go(grid, rounds, None, Audit(FOLDER, sync=False, resume=resume))
+
+        run_simulation(server, clients, N)
+
+    on_ray(2, False)
+    on_ray(4, True)
+    ended = [each.event for each in read_log(log_file(FOLDER)) if isinstance(each.event, RunEnded)]
+    go(InProcessGrid(clients, N), 4, ended[-1].seed_revealed, None)
+    assert same_bits(found[1][0], found[2][0]), found
+    assert found[1][1] == found[2][1], found
+    assert len(set(found[1][1])) > 1, found
+    assert verify_run(FOLDER).intact
+    print("same")
+"""
 
 
 @pytest.mark.ray

@@ -155,3 +155,12 @@ def test_a_row_that_is_added_must_fit(row, found):
     with pytest.raises(ConfigurationError, match=rf"must be a tensor of shape \(3,\); got {found}"):
         Rows.from_tensor(torch.ones(2, 3)).with_row(row)
     assert Rows.from_tensor(torch.ones(2, 3)).with_row(torch.zeros(3)).n == 3
+
+
+def test_the_seed_goes_along():
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = Rows.from_tensor(x, seed=7)
+    made = [rows.mixed(torch.eye(5, dtype=torch.float64)), rows.subset(torch.arange(5) < 3), rows.with_row(x[0])]
+    made += [rows.embedded(), rows.renewed(), Rows.from_layers(list(x[:, None]), seed=7), Rows.from_stacks([x], seed=7)]
+    assert [each.seed for each in made] == [7] * 7
+    assert Rows.from_tensor(x).seed is None

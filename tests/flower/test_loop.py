@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from flwr.app import ConfigRecord, MetricRecord
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_robust import Outcome
+from flwr_robust import ConfigurationError, Outcome
 from flwr_robust.flower import (
     InProcessGrid,
     Mean,
+    Median,
     Observer,
     RobustStrategy,
 )
 from flwr_robust.flower.loop import METHODS, replaced
-from tests.flower_helpers import drive, record, values
+from flwr_robust.round_seeds import LENGTH, SecretSeed
+from tests.flower_helpers import Deployed, client_app, drive, record, values
 from tests.guard_helpers import ONE, SILENT, both, failing_from
 
 
@@ -135,3 +138,29 @@ def test_a_strategy_is_as_it_was_after_a_run_that_failed():
     with pytest.raises(RuntimeError, match="no test data"):
         drive(strategy, failing_from(9), ONE, 3, evaluate_fn=evaluate)
     assert not set(METHODS) & set(vars(strategy))
+
+
+@pytest.mark.parametrize(
+    ("rule", "seed", "predictable"),
+    [
+        ("median()", None, False),
+        ("median()", "secret", False),
+        ("median()", 0, True),
+        ("median()", SecretSeed().reveal(1), True),
+        ("bucketing(s=2) | dnc(f=1, seed=3)", None, True),
+        ("bucketing(s=2) | dnc(f=1)", None, False),
+    ],
+)
+@pytest.mark.parametrize("kind", [InProcessGrid, Deployed])
+def test_a_deployment_whose_draws_can_be_predicted_is_warned(rule, seed, predictable, kind, caplog):
+    app = client_app(lambda partition, model, config, context: {"w": model["w"] + 1.0})
+    strategy = RobustStrategy(rule, seed=seed, min_train_nodes=8, fraction_evaluate=0.0)
+    drive(strategy, app, {"w": np.zeros(2)}, 8, grid=kind(app, 8))
+    warned = "the seed is not secret: clients that know it can predict whom the server asks" in caplog.text
+    assert warned == (predictable and kind is Deployed)
+
+
+def test_more_rounds_than_there_are_secret_seeds_are_refused_before_the_first():
+    app = client_app(lambda partition, model, config, context: {"w": model["w"] + 1.0})
+    with pytest.raises(ConfigurationError, match=f"num_rounds must be at most {LENGTH} with secret seeds"):
+        drive(Median(min_train_nodes=3), app, {"w": np.zeros(2)}, 3, rounds=LENGTH + 1)

@@ -68,6 +68,25 @@ CASES = {
     "cnn delta": {"message": "delta", "local_steps": 2, "model": "cnn", "rounds": 2, "batch_size": 4, "clients": 3},
     "local steps on single samples": {"message": "delta", "local_steps": 3, "batch_size": 1, "model": "mlp"},
     "one client": {"clients": 1},
+    "parts that draw": {
+        "defence": "resampling(s=2) | mixtailor(f=1, pool=['dnc(sub_dimension=50)', 'median', 'bucketing(s=2) | cge'])",
+        "clients": 10,
+        "fraction_train": 0.8,
+        "attack": "tailored(epsilon='search')",
+        "knowledge": "defence",
+        "attackers": 1,
+        "seed": 5,
+    },
+    "classes and parts that draw": {
+        "message": "class_momentum",
+        "defence": "bucketing(s=2) | dnc(f=1, sub_dimension=50)",
+        "schedule": "random",
+        "clients": 8,
+        "attack": "optimised(base='ipm(epsilon=1.0)', budget=4)",
+        "knowledge": "defence",
+        "attackers": 1,
+        "seed": 6,
+    },
 }
 
 
