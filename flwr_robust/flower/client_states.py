@@ -7,8 +7,10 @@ answers both with ``hand_over_state=True``.
 
 For the server a state is a sequence of bytes, as Flower would send them; it checks only their length. A client's state
 is returned to that client only, which is the node with the same id. In Flower's simulation, nodes have new ids in every
-run, and the runtime assigns partitions. There, and only there, the state is returned to a new node if that node alone
-holds the partition that the former node alone held.
+run, and the runtime assigns partitions. There the state is returned to a new node if that node alone holds the
+partition that the former node alone held. In a deployment a partition is a claim. There a new node gets a copy of a
+state by its claim only if the state is sealed, so that nobody but its owner can open it
+(`flwr_robust.flower.sealing`). The state itself stays for the node with the former id.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 from flwr_robust.flower._compat import packed, unpacked
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.quarantine import Nodes
+from flwr_robust.flower.sealing import is_sealed
 
 __all__ = ["RESTORE", "STATE", "ClientStates", "most_bytes"]
 
@@ -42,10 +45,14 @@ def most_bytes(model_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class _Held:
-    """A client's state, and its partition if it alone was known to hold that partition."""
+    """A client's state, and its partition if it alone was known to hold that partition, or if the state is sealed."""
 
     partition: int | None
     state: NDArray[np.uint8]
+
+    @property
+    def sealed(self) -> bool:
+        return is_sealed(_content_of(self.state))
 
 
 class ClientStates:
@@ -99,7 +106,8 @@ class ClientStates:
                 missing[node] = state
                 self._held.pop(node, None)  # the earlier state is out of date
             else:
-                self._held[node] = _Held(own.get(node), state)
+                held = _Held(own.get(node, self._nodes.partitions.get(node)), state)
+                self._held[node] = held if node in own or held.sealed else _Held(None, state)
         self._asked -= set(self._held)
         return missing
 
@@ -139,10 +147,13 @@ class ClientStates:
         messages, missing, given = [], {}, {}
         for node in fresh:
             former = node if node in self._known else self._former(own.get(node), present)
-            if former is None or former not in self._waiting:
+            if former in self._waiting:
+                given[node] = self._waiting.pop(former)
+            elif node not in self._known and (copy := self._sealed(self._nodes.partitions.get(node), present)):
+                given[node] = copy
+            else:
                 missing[node] = "no state of it is held"
                 continue
-            given[node] = self._waiting.pop(former)
             messages.append(Message(_content_of(given[node].state), node, RESTORE))
         answers = self._answers(messages)
         for node, each in given.items():
@@ -160,6 +171,11 @@ class ClientStates:
             return None
         found = [node for node, each in self._waiting.items() if each.partition == partition and node not in present]
         return found[0] if len(found) == 1 else None
+
+    def _sealed(self, claim: int | None, present: set[int]) -> _Held | None:
+        """Return the sealed state of the one absent node that claimed a partition, if there is one."""
+        former = self._former(claim, present)
+        return None if former is None or not self._waiting[former].sealed else self._waiting[former]
 
     def _answers(self, messages: Sequence[Message]) -> dict[int, RecordDict | str]:
         """Send messages; return each node's first answer, or the reason why there is none."""

@@ -21,10 +21,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill, unwrapped
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
 from flwr_robust.flower.quarantine import Identity
+from flwr_robust.flower.sealing import seal, unseal
 from flwr_robust.flower.wire import copy_content, decode, encode_record, records_of
 from flwr_robust.protocol.classes import answer_names
 
@@ -37,7 +39,13 @@ ClientFunction = Callable[[Context], NumPyClient]
 _QUERY = "query.identity"
 
 
-def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options: Any) -> ClientApp:
+def serve(
+    client_fn: ClientFunction,
+    *,
+    hand_over_state: bool = False,
+    state_key: Callable[[Context], bytes] | None = None,
+    **options: Any,
+) -> ClientApp:
     """Make a Message-API ClientApp from NumPyClients.
 
     Parameters
@@ -49,6 +57,10 @@ def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options
         Whether the app sends ``context.state`` when the server asks for it for a checkpoint (`Audit`). It also lets the
         server restore the state when a run is resumed. A momentum is no secret, as the client sends it in every round
         anyway. Personal data in the state would leave the client only through this option.
+    state_key : callable (Context) -> bytes, optional
+        With ``hand_over_state``: returns the node's own secret, at least 16 bytes, for example from a file that the
+        node's config names. The state then leaves the node encrypted, and the server cannot read it. A node that comes
+        back under a new id gets its state all the same, if it states the same partition.
     **options
         Options of ClientApp, such as ``mods``.
 
@@ -98,21 +110,27 @@ def serve(client_fn: ClientFunction, *, hand_over_state: bool = False, **options
         record = MetricRecord({"partition-id": number})
         return Message(RecordDict({"metrics": record, "config": facts}), reply_to=message)
 
+    if state_key is not None and not (hand_over_state and callable(state_key)):
+        raise ConfigurationError(
+            f"serve: state_key must be a function (Context) -> bytes, with hand_over_state=True; got "
+            f"{type(state_key).__name__}, hand_over_state={hand_over_state}"
+        )
     if hand_over_state:
-        _answer_for_state(app)
+        _answer_for_state(app, state_key)
     return app
 
 
-def _answer_for_state(app: ClientApp) -> None:
+def _answer_for_state(app: ClientApp, key: Callable[[Context], bytes] | None) -> None:
     """Let an app send its state to the server, and restore it from there."""
 
     @app.query(STATE.partition(".")[2])
     def state(message: Message, context: Context) -> Message:
-        return Message(copy_content(context.state), reply_to=message)
+        content = copy_content(context.state) if key is None else seal(context.state, key(context))
+        return Message(content, reply_to=message)
 
     @app.query(RESTORE.partition(".")[2])
     def restore(message: Message, context: Context) -> Message:
-        context.state = copy_content(message.content)
+        context.state = copy_content(message.content) if key is None else unseal(message.content, key(context))
         return Message(RecordDict(), reply_to=message)
 
 

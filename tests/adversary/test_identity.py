@@ -210,3 +210,72 @@ def test_a_crowd_of_new_nodes_is_not_asked_while_enough_others_are_left():
     assert 200 not in nodes.joined  # short-lived nodes fill no memory
     assert nodes.left_out("train", 7, {0, 1, 2, 200}).waiting == (200,)  # and begin anew
     assert Nodes().left_out("train", 9, range(5)) == LeftOut()
+
+
+# -- who may open a state ----------------------------------------------------------------------------
+
+
+def secretive(secrets_by_node):
+    """Clients that seal what they keep, each with its own secret."""
+
+    def client_fn(context):
+        class Client(NumPyClient):
+            def fit(self, parameters, config):
+                if "own" not in context.state:
+                    context.state["own"] = ConfigRecord({"secret": f"of node {context.node_id}"})
+                return [array + 1 for array in parameters], 1, {}
+
+        return Client()
+
+    return serve(client_fn, hand_over_state=True, state_key=lambda context: secrets_by_node[context.node_id])
+
+
+def test_a_sealed_state_follows_a_claim_and_opens_for_its_owner_alone(tmp_path):
+    """The owner comes back under a new id; so does an attacker that claims the same, in another run."""
+    secrets_by_node = {FIRST + i: f"the secret of client {i}".encode() for i in range(4)}
+    renewed = FIRST + 100
+
+    def run(rounds, away=(), new=None, resume=True):
+        grid = Deployed(secretive(secrets_by_node), 4)
+        if new is not None:
+            grid.contexts[renewed] = grid.contexts.pop(FIRST)
+            grid.contexts[renewed].node_id = renewed
+            secrets_by_node[renewed] = new
+        grid.away = set(away)
+        audit = Audit(tmp_path, resume=resume, client_states=True, sync=False)
+        strategy = RobustStrategy("median()", audit=audit, min_available_nodes=2, **SILENT)
+        strategy.identify(discover(grid, grid.get_node_ids()))
+        drive(strategy, None, {"w": np.zeros(2, np.float32)}, 4, rounds=rounds, grid=grid)
+        (told,) = [r.event for r in read_log(log_file(tmp_path)) if isinstance(r.event, ClientStatesRestored)][-1:] or [
+            0
+        ]
+        return grid, told
+
+    run(1, resume=False)
+    for path in (tmp_path / "checkpoints").rglob("*"):
+        assert not path.is_file() or b"of node" not in path.read_bytes()  # the server cannot read it
+    thief, told = run(2, new=b"not the owner's secret")
+    assert thief.contexts[renewed].state["own"]["secret"] == f"of node {renewed}"
+    assert "sealed by another client" in told.missing[str(renewed)]
+    del secrets_by_node[renewed]
+    # It is still there for its owner, under its own id.
+    same, told = run(3)
+    assert same.contexts[FIRST].state["own"]["secret"] == f"of node {FIRST}"
+    assert told.missing == {}
+
+
+def test_the_owner_of_a_sealed_state_gets_it_under_a_new_id(tmp_path):
+    secrets_by_node = {FIRST + i: f"the secret of client {i}".encode() for i in range(4)}
+
+    def run(grid, rounds, resume):
+        audit = Audit(tmp_path, resume=resume, client_states=True, sync=False)
+        strategy = RobustStrategy("median()", audit=audit, min_available_nodes=2, **SILENT)
+        strategy.identify(discover(grid, grid.get_node_ids()))
+        drive(strategy, None, {"w": np.zeros(2, np.float32)}, 4, rounds=rounds, grid=grid)
+
+    run(Deployed(secretive(secrets_by_node), 4), 1, False)
+    grid = Deployed(secretive(secrets_by_node), 4, shift=100)
+    secrets_by_node |= {node + 100: secret for node, secret in secrets_by_node.items()}
+    run(grid, 2, True)
+    found = [context.state["own"]["secret"] for context in grid.contexts.values()]
+    assert found == [f"of node {FIRST + i}" for i in range(4)]
