@@ -351,9 +351,13 @@ class Rows:
     def _points(self) -> Tensor:
         """Gram matrix (n + 1, n + 1) of rows and origin about one affine point; the origin last."""
         if self._origin is None or self._mixing is None:
-            first = self.storage.gram(0)
-            centre = better_centre(first, 0)
-            return first if centre == 0 else self.storage.gram(centre)
+            centre, found = 0, self.storage.gram(0)
+            # About a far row, rows at some distance look as near as the others: the next centre need not be good.
+            for _ in range(self.n):
+                if (better := better_centre(found, centre)) == centre:
+                    break
+                centre, found = better, self.storage.gram(better)
+            return found
         affine = _affine(self._mixing)
         return affine @ self._origin._points @ affine.T
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from flwr_robust import ConfigurationError, InfeasibleError, Outcome, Rows, Shard, aggregate, aggregate_sharded, parse
 from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
 from flwr_robust.flower import TrimmedMean, trimmed_metrics
+from flwr_robust.kernels.gram import better_centre
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.seeds import torch_generator
 from tests.adversary.problems import rough_rows
@@ -154,6 +155,45 @@ def test_multiples_of_one_row_put_the_mean_on_a_row():
         for text in ("geometric_median(f=2)", "krum(f=2)", "median(f=2)", "faba(f=2)", "arc(f=2) | dnc(f=2)"):
             assert np.linalg.norm(aggregate(torch.from_numpy(x), text).value.numpy() - honest.mean(0)) < 3
     assert lost > 0
+
+
+# -- rows of several sizes at once ---------------------------------------------------------------------------
+
+
+def ladder(sizes, n=10, d=50, seed=0):
+    """Honest rows near 1, and liars each of another size."""
+    rng = np.random.default_rng(seed)
+    x = 1 + 0.1 * rng.standard_normal((n, d))
+    for row, size in enumerate(sizes):
+        x[row] = size * rng.standard_normal(d)
+    return x
+
+
+def old_centered_clipping(x, steps):
+    """Steps at the median radius from zero, in inner products about a row that a farther row made look near."""
+    centre = better_centre(Rows.from_tensor(torch.from_numpy(x)).storage.gram(0), 0)
+    points = np.vstack([x, np.zeros(x.shape[1])]) - x[centre]
+    gram, n = points @ points.T, len(x)
+    weights = np.append(np.zeros(n), 1.0)
+    for step in range(steps):
+        towards = gram @ weights
+        squared = gram.diagonal() - 2 * towards + weights @ towards
+        distances = np.linalg.norm(x, axis=1) if step == 0 else np.sqrt(np.maximum(squared[:n], 0))
+        shrink = np.minimum(np.median(distances) / np.maximum(distances, 1e-300), 1)
+        weights = np.append(weights[:n] * (1 - shrink.mean()) + shrink / n, weights[n] * (1 - shrink.mean()))
+    return weights[:n] @ x
+
+
+@pytest.mark.parametrize("sizes", [(1e30, 1e15, 1e6), (1e25, 1e10, 1e1), (1e30, 1e22, 1e14)])
+def test_a_far_row_does_not_make_a_bad_centre_look_good(sizes):
+    x = ladder(sizes)
+    expected = basic.centered_clipping(x.astype(np.longdouble), "median", 40)[0].astype(float)
+    assert np.linalg.norm(old_centered_clipping(x, 40) - expected) > 1
+    result = aggregate(torch.from_numpy(x), "centered_clipping(tau='median', steps=40)")
+    np.testing.assert_allclose(result.value, expected, rtol=1e-9)
+    for text in ("faba(f=3)", "multi_krum(f=3)", "caf(f=3)", "nnm(f=3) | krum(f=3)", "minimum_diameter(f=3)"):
+        value = aggregate(torch.from_numpy(x), text).value
+        assert float((value - torch.from_numpy(x[3:].mean(0))).norm()) < 0.5
 
 
 # -- angles --------------------------------------------------------------------------------------------------
