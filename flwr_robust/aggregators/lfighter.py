@@ -10,27 +10,102 @@ Jebreel, Domingo-Ferrer, Sanchez, Blanco-Justicia, "LFighter: defending against 
 learning", Neural Networks 170 (2024): messages poisoned alike are more alike than honest ones. The score's form, and
 the bias left out, are those of the code behind Peng et al., JMLR 26 (2025).
 
-Convention: 2-means starts from the two rows farthest apart and is iterated to its fixed point, so the rule has no
-randomness. The published code draws the start from a fixed seed. "The first" is the cluster that holds row 0.
+Convention: as in the published code, 2-means is scikit-learn's KMeans. Its starts are drawn by k-means++ (Arthur and
+Vassilvitskii, SODA 2007; two candidates for the second centre), and of ``starts`` of them the one with the smallest sum
+of squared distances counts. "The first" is then the cluster of the first centre. With ``start="farthest"`` 2-means
+starts from the two rows farthest apart, without randomness, and "the first" is the cluster that holds row 0. The two
+differ: with one class per client a drawn start may keep the poisoned client and drop an honest one.
 
 Condition: n >= 2; the layout of the rows must be known.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from flwr_robust.core.fields import Text
+from flwr_robust.core.fields import Choice, Integer, Text
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
+from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, next_draw
 from flwr_robust.errors import ConfigurationError
 
-__all__ = ["LFighter", "two_means"]
+__all__ = ["LFighter", "k_means", "two_means"]
+
+_Array = NDArray[np.float64]
+_SEEDS = 1 << 32  # of numpy's legacy generator
+
+
+def k_means(points: Tensor, seed: int, starts: int) -> Tensor:
+    """Split points (n, h) in two as scikit-learn's KMeans does.
+
+    Parameters
+    ----------
+    points : Tensor (n, h), float64
+        The points.
+    seed : int
+        ``random_state``, in [0, 2^32).
+    starts : int
+        ``n_init``: how many starts are drawn.
+
+    Returns
+    -------
+    Tensor (n,) of bool
+        True for the cluster of the first centre; True for all if the points coincide.
+
+    Examples
+    --------
+    >>> k_means(torch.tensor([[0.0], [0.1], [9.0]], dtype=torch.float64), 0, 1).tolist()
+    [False, False, True]
+    """
+    draw = np.random.RandomState(seed)
+    x = points.numpy() - points.numpy().mean(0)
+    tolerance = 1e-4 * float(x.var(0).mean())
+    best, least = np.ones(len(x), dtype=bool), math.inf
+    for _ in range(starts):
+        member, inertia = _lloyd(x, _plus_plus(x, draw), tolerance)
+        other = (member == best).all() or (member != best).all()
+        if least == math.inf or (inertia < least and not other):
+            best, least = member, inertia
+    return torch.from_numpy(best)
+
+
+def _plus_plus(x: _Array, draw: np.random.RandomState) -> _Array:
+    """Draw two centres (2, h) by k-means++, the second from two candidates."""
+    first = draw.choice(len(x), p=np.full(len(x), 1 / len(x)))
+    nearest = _squared(x, x[first])
+    sums = np.cumsum(nearest)
+    wanted = draw.uniform(size=2) * sums[-1]
+    candidates = np.searchsorted(sums, wanted).clip(max=len(x) - 1)
+    left = [np.minimum(nearest, _squared(x, x[each])).sum() for each in candidates]
+    return x[[first, candidates[int(np.argmin(left))]]]
+
+
+def _lloyd(x: _Array, centres: _Array, tolerance: float) -> tuple[NDArray[np.bool_], float]:
+    """Iterate 2-means until nothing changes, or the centres hardly move; return the first cluster and the inertia."""
+    member = np.zeros(len(x), dtype=bool)
+    for iteration in range(300):
+        following = _squared(x, centres[0]) <= _squared(x, centres[1])
+        if following.all() or not following.any() or (iteration and (following == member).all()):
+            member = following
+            break
+        member = following
+        moved = np.stack([x[member].mean(0), x[~member].mean(0)])
+        shift, centres = float(((moved - centres) ** 2).sum()), moved
+        if shift <= tolerance:
+            member = _squared(x, centres[0]) <= _squared(x, centres[1])
+            break
+    return member, float(np.where(member, _squared(x, centres[0]), _squared(x, centres[1])).sum())
+
+
+def _squared(x: _Array, centre: _Array) -> _Array:
+    return np.asarray(((x - centre) ** 2).sum(1))
 
 
 def two_means(points: Tensor) -> Tensor:
@@ -78,9 +153,32 @@ class LFighter(Rule):
     ----------
     head : str, optional
         Name of the last layer's weight matrix (classes, features) in the layout; the last matrix when not given.
+    start : str
+        ``kmeans++``, as published, or ``farthest``.
+    starts : int
+        With ``kmeans++``: how many starts are drawn; >= 1. With 1 the rule does as the paper says where each client
+        has one class: it drops an honest client. With 10 it mostly finds the split of ``farthest``.
+    seed : int, optional
+        With ``kmeans++``: seed of the draws, in [0, 2^32); the authors' is 0. When not given, it is the seed of the
+        round; without one the operating system's entropy.
     """
 
     head: Annotated[str | None, Text("the name of an array", example="head.weight")] = None
+    start: Annotated[str, Choice(("kmeans++", "farthest"))] = "kmeans++"
+    starts: Annotated[int, Integer(minimum=1)] = 1
+    seed: Annotated[int | None, Integer(minimum=0)] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is not None and self.seed >= _SEEDS:
+            raise ConfigurationError(
+                f"lfighter: seed must be below 2^32, as scikit-learn's is; got seed={self.seed}: take a smaller one"
+            )
+
+    @property
+    def remembered(self) -> tuple[str, ...]:
+        """Return the key of the number of draws, which a seed of its own does not need."""
+        return ("draws",) if self.start == "kmeans++" and self.seed is None else ()
 
     def needs(self, asked: int) -> tuple[int, str]:
         """Require n >= 2."""
@@ -99,7 +197,7 @@ class LFighter(Rule):
         norms = heads.norm(dim=2).sum(0)
         top = torch.sort(norms, descending=True, stable=True).indices[:2]
         points = heads[:, top].reshape(rows.n, -1)
-        cluster = two_means(points)
+        cluster, state = self._split(points, rows, state)
         cosines = _cosines(points)
         scores = [
             _dissimilarity(cosines[member][:, member], rows.n) if bool(member.any()) else 0.0
@@ -109,6 +207,16 @@ class LFighter(Rule):
         weights = kept.double() / kept.sum()
         stats = {"classes": top.tolist(), "scores": scores, "kept": kept.nonzero().flatten().tolist()}
         return Aggregate(rows.mix(weights), weights, stats=stats), state
+
+    def _split(self, points: Tensor, rows: Rows, state: State) -> tuple[Tensor, State]:
+        """Return the first of two clusters, and the next state."""
+        if self.start == "farthest":
+            return two_means(points), state
+        seed = self.seed
+        if seed is None:  # a fixed seed draws the same in every round, as the published code does
+            generator, state = next_draw(rows, state, None, "lfighter")
+            seed = int(torch.randint(_SEEDS, (), generator=generator))
+        return k_means(points.double(), seed, self.starts), state
 
     def check_layout(self, layout: Sequence[Layer]) -> str | None:
         """Say why no head is found among the arrays, or return None."""
@@ -135,15 +243,14 @@ class LFighter(Rule):
 _LAYOUT = (("hidden", (5, 2)), ("head", (3, 6)), ("bias", (3,)))
 _BOUND = "keeps a whole cluster, whatever its size: no bound in f is known"
 
+_LACKS = {"resilience": _BOUND, "translation": "cosines are taken from the origin"}
+
 CASES = (
+    Case("lfighter(start='farthest')", layout=_LAYOUT, lacks=_LACKS),
+    Case("lfighter(head='hidden', start='farthest')", layout=_LAYOUT, lacks=_LACKS),
     Case(
-        "lfighter()",
+        "lfighter(seed=0)",
         layout=_LAYOUT,
-        lacks={"resilience": _BOUND, "translation": "cosines are taken from the origin"},
-    ),
-    Case(
-        "lfighter(head='hidden')",
-        layout=_LAYOUT,
-        lacks={"resilience": _BOUND, "translation": "cosines are taken from the origin"},
+        lacks={**_LACKS, "permutation": "which rows the start is drawn from depends on their order"},
     ),
 )

@@ -693,6 +693,10 @@ class LFighter(RobustStrategy):
     ----------
     head : str, optional
         Name of the last layer's weight matrix (classes, features); the model's last matrix when not given.
+    start : str
+        ``kmeans++``, as published, or ``farthest``: where the search for two clusters starts.
+    starts : int
+        With ``kmeans++``: how many starts are drawn; >= 1.
     **options
         As for `RobustStrategy`.
 
@@ -702,8 +706,15 @@ class LFighter(RobustStrategy):
     LFighter(head='head.weight')
     """
 
-    def __init__(self, *, head: str | None = None, **options: Unpack[Options]) -> None:
-        super().__init__(rules.LFighter(head=head), **options)
+    def __init__(
+        self,
+        *,
+        head: str | None = None,
+        start: Literal["kmeans++", "farthest"] = "kmeans++",
+        starts: int = 1,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(rules.LFighter(head=head, start=start, starts=starts), **options)
 
 
 class SMEA(RobustStrategy):

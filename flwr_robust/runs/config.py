@@ -724,7 +724,7 @@ class RunConfig:
 
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:
-        """The indices of every client's training samples, in ascending order."""
+        """The indices of every client's training samples, in the partition's order."""
         labels, owners = self.data_set.y_train.numpy(), self.data_set.owners
         partition = partitions.parse(self.partition)
         samples = partition(labels, self.clients, self.seed, None if owners is None else owners.numpy())

@@ -56,7 +56,7 @@ class World:
 
     @property
     def samples(self) -> list[NDArray[np.int64]]:
-        """The indices of every client's training samples, in ascending order."""
+        """The indices of every client's training samples, in the partition's order."""
         return self.config.samples
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:

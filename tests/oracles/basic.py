@@ -191,19 +191,30 @@ def dissimilarity(points, members, n):
     return len(members) / n * (1 - sum(least) / len(least))
 
 
-def lfighter(x, layout, head=None):
-    start, place = 0, None
+def published_two_means(points, seed, starts):
+    """Labels by the library that the published code calls."""
+    import warnings
+
+    from sklearn.cluster import KMeans
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer points than clusters
+        return KMeans(2, random_state=seed, n_init=starts).fit(np.asarray(points, dtype=np.float64)).labels_
+
+
+def lfighter(x, layout, head=None, start="kmeans++", starts=1, seed=None):
+    column, place = 0, None
     for name, shape in layout:
         if len(shape) == 2 and head in (None, name):
-            place = start, shape
-        start += math.prod(shape)
-    start, (classes, features) = place
+            place = column, shape
+        column += math.prod(shape)
+    first, (classes, features) = place
     n = len(x)
-    matrices = x[:, start : start + classes * features].reshape(n, classes, features)
+    matrices = x[:, first : first + classes * features].reshape(n, classes, features)
     norms = [sum(np.linalg.norm(matrices[i, k]) for i in range(n)) for k in range(classes)]
     top = sorted(range(classes), key=lambda k: (-norms[k], k))[:2]
     points = np.array([np.concatenate([matrices[i, k] for k in top]) for i in range(n)])
-    labels = two_means(points)
+    labels = two_means(points) if start == "farthest" else published_two_means(points, seed, starts)
     members = [[i for i in range(n) if labels[i] == c] for c in (0, 1)]
     scores = [dissimilarity(points, m, n) for m in members]
     return average_of(x, members[0] if scores[0] >= scores[1] else members[1])

@@ -15,6 +15,7 @@ from flwr_robust.tasks.partition import (
     Iid,
     KClasses,
     Natural,
+    Peng2025,
     Shards,
     Sizes,
     label_distances,
@@ -457,3 +458,60 @@ def test_natural_follows_the_owners():
         Natural()(labels, 13, 0, owners)
     with pytest.raises(ConfigurationError, match="must say who its training samples came from"):
         Natural()(labels, 5, 0)
+
+
+# -- the order of samples, and the split of Peng et al. ---------------------------------------------
+
+
+def test_by_class_is_the_same_split_in_another_order():
+    ascending, listed = (
+        Dirichlet(beta=1.0, balanced=True, order=order)(LABELS, 10, 4) for order in ("ascending", "by_class")
+    )
+    assert same(ascending, [np.sort(part) for part in listed])
+    assert not same(ascending, listed)
+    for part in listed:
+        assert (np.diff(LABELS[part]) >= 0).all()  # class after class
+        first = part[LABELS[part] == LABELS[part[0]]]
+        assert len(first) < 3 or not (np.diff(first) > 0).all()  # shuffled within
+
+
+def test_consecutive_samples_are_nearly_of_one_class_where_lists_run_class_after_class():
+    """What made centered clipping 3 to 5 points too good in the mild columns: batches that mixed all classes."""
+    labels = np.random.default_rng(1).permutation(np.repeat(np.arange(10), 6000))
+
+    def classes_in_a_batch(order):
+        parts = Dirichlet(beta=1.0, balanced=True, order=order)(labels, 10, 0)
+        return np.mean([len(set(labels[p[at : at + 32]])) for p in parts for at in range(0, len(p) - 32, 97)])
+
+    assert classes_in_a_batch("by_class") < 1.2
+    assert classes_in_a_batch("ascending") > 3
+
+
+def naive_sizes(labels, clients, beta, minimum):
+    """The sizes that the published procedure gives, by the facts alone: seed 1, rounded down, full clients skipped."""
+    draw = np.random.RandomState(1)
+    while True:
+        counts = np.zeros((clients, labels.max() + 1), int)
+        for k in range(labels.max() + 1):
+            size = int((labels == k).sum())
+            p = draw.dirichlet([beta] * clients)
+            p = np.array([share if counts[c].sum() < len(labels) / clients else 0 for c, share in enumerate(p)])
+            ends = [int(x) for x in np.cumsum(p / p.sum()) * size]
+            ends[-1] = size
+            counts[:, k] = np.diff([0, *ends])
+        if counts.sum(1).min() >= minimum:
+            return counts
+
+
+@pytest.mark.parametrize(("beta", "minimum"), [(1.0, 10), (0.1, 20), (5.0, 10)])
+def test_peng2025_has_the_sizes_of_the_published_procedure(beta, minimum):
+    split = Peng2025(beta=beta, minimum=minimum)
+    parts, again = split(LABELS, 10, 0), split(LABELS, 10, 7)
+    assert len(parts) == 10
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(len(LABELS)))
+    np.testing.assert_array_equal(histogram(LABELS, parts), naive_sizes(LABELS, 10, beta, minimum))
+    assert (histogram(LABELS, parts) == histogram(LABELS, again)).all()  # one draw of who is poisoned
+    assert not same(parts, again)
+    assert all((np.diff(LABELS[part]) >= 0).all() for part in parts)
+    with pytest.raises(ConfigurationError, match="minimum must be at most"):
+        Peng2025(beta=beta, minimum=61)(LABELS, 10, 0)
