@@ -152,6 +152,8 @@ class Round:
     @property
     def unheard(self) -> str:
         """The reason why the round is infeasible if no reply was admitted."""
+        if self.abstained:
+            return f"{NOBODY}, and {len(self.abstained)} of {len(self.messages)} nodes abstained"
         return f"{NOBODY}: {self.fault}" if self.fault else NOBODY
 
     @property

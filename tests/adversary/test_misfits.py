@@ -125,6 +125,12 @@ def test_nodes_without_examples_abstain_and_keep_their_place():
     assert strategy.quarantined == ()
 
 
+def test_a_run_in_which_all_abstain_fails_and_says_why():
+    strategy = Median(**SILENT)
+    in_vain(strategy, sends([content(STEP, 0)] * 3), NARROW, 3)
+    assert strategy.history[0].sentence == "no reply was admitted, and 3 of 3 nodes abstained"
+
+
 def test_attackers_who_abstain_lower_n_and_not_f():
     answers = [content({"w": np.full(3, 9, np.float32)}, 0)] * 2 + [content(STEP, 10)] * 4
     strategy = Krum(f=1, min_train_nodes=6, **SILENT)

@@ -142,7 +142,8 @@ def test_nobody_sends():
     strategy = DeSGD("mean()", classes=2, **EVERYBODY)
     drive(strategy, app, MODEL, N, rounds=2)
     last = strategy.history[-1]
-    assert (last.outcome, last.sentence, last.admitted) == (Outcome.INFEASIBLE, "no reply was admitted", ())
+    sentence = f"no reply was admitted, and {N} of {N} nodes abstained"
+    assert (last.outcome, last.sentence, last.admitted) == (Outcome.INFEASIBLE, sentence, ())
     assert len(last.abstained) == N
 
 
