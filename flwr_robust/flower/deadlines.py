@@ -4,7 +4,8 @@ A round closes when all nodes have answered, or when the deadline has passed and
 an error. Without a quorum it stays open until Flower's timeout. The result does not depend on the order in which
 replies arrive. It depends on which replies are in time, so runs with a deadline need not repeat.
 
-Replies that come after their round has closed are never read. On record their nodes are silent.
+Replies that come after their round has closed are never read. On record their nodes are silent. A reply counts towards
+the quorum before it is checked, so one that is refused afterwards may have taken the place of a slow honest one.
 """
 
 from __future__ import annotations
