@@ -35,7 +35,7 @@ class Incident:
     visits : tuple of ClientInRound
         Its rounds of training and evaluation, with those that were undone.
     rounds : tuple of int
-        The rounds that count in which the client has a part in the model, in order.
+        The rounds that count, from ``since`` on, in which the client has a part in the model, in order.
     weight : float
         The sum of its weights in these rounds.
     bound : float or None
@@ -68,7 +68,7 @@ class Incident:
     deleted: int
 
 
-def incident(folder: Path | str, records: Sequence[Record], node: int) -> Incident:
+def incident(folder: Path | str, records: Sequence[Record], node: int, since: int = 1) -> Incident:
     """Collect what a run's folder says of a client.
 
     Parameters
@@ -79,10 +79,13 @@ def incident(folder: Path | str, records: Sequence[Record], node: int) -> Incide
         The records of its log.
     node : int
         The client; `find_client` finds it by its partition.
+    since : int
+        The round from which the client is suspected; earlier ones are only among the visits.
     """
     current = counting(records)
     rounds = {each.event.round: each.event for each in current if isinstance(each.event, Aggregated)}
-    mine = [event for event in rounds.values() if node in event.nodes and event.model_before != event.model_after]
+    moving = (event for event in rounds.values() if event.round >= since and event.model_before != event.model_after)
+    mine = [event for event in moving if node in event.nodes]
     shares = [_share(event, event.nodes.index(node)) for event in mine]
     start = next(each.event for each in records if isinstance(each.event, RunStarted))
     rate = start.config.get("server-learning-rate", 1.0)

@@ -136,6 +136,7 @@ def erase_command(
 def incident_command(
     run: Run,
     node: Client,
+    since: Annotated[int, typer.Option(min=1, help="The round from which the client is suspected.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="Read no kept updates: give the bound from the log.")] = False,
     as_json: Json = False,
     key_file: KeyFile = None,
@@ -146,7 +147,7 @@ def incident_command(
     RUN is the run's folder. The displacement is the norm of the sum of the client's weights times its updates, with the
     server's learning rate. It comes from a replay of kept updates, where these and a checkpoint are there. Otherwise it
     is a bound from the weights and distances in the log. The rollback point is the last round before the client had a
-    part in the model. The question is recorded in the log.
+    part in the model, or before --since. The question is recorded in the log.
 
     Exit status: 0 intact, 1 tampered with (the answer is shown anyway), 2 wrong input.
 
@@ -160,7 +161,7 @@ def incident_command(
 
         records, verdict = read_run(run, key_file)
         node = find_client(records, node)
-        found = incident(run, records, node)
+        found = incident(run, records, node, since)
         replayed = None
         if found.kept and found.rounds and not quick:
             replayed = _replayed(run, found.rounds[0], found.rounds[-1], node)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import sys
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -27,6 +31,7 @@ from flwr_robust.cli.main import app
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower import Audit, Guarded, Median, Observer, TrimmedMean
 from tests.flower_helpers import FIRST, client_app, content, drive, same_bits
+from tests.house import ROOT
 
 MODEL = {"w": np.zeros(5, np.float32)}
 LIAR = 9
@@ -207,3 +212,22 @@ def test_updates_are_kept_for_as_many_rounds_and_for_as_long_as_asked(tmp_path):
 def test_a_retention_is_a_number_or_an_age(tmp_path, keep_updates):
     with pytest.raises(ConfigurationError, match="audit: keep_updates must be"):
         Audit(tmp_path, keep_updates=keep_updates)
+
+
+def test_every_command_of_the_runbook_works(tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "runbook.md").read_text()
+    (script,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    commands = [line[2:] for block in re.findall(r"```console\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert {shlex.split(command)[1] for command in commands} >= {"ban", "incident", "replay", "rollback", "erase"}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(sys, "argv", ["run.py", "8"])
+    exec(compile(script, "run.py", "exec"), {})
+    for command in commands:
+        first, *arguments = shlex.split(command)
+        if first == "python":
+            exec(compile(script, "run.py", "exec"), {})
+        else:
+            call(*arguments)
+    assert asked(tmp_path / "RUN") == {1: 10, 2: 10, 3: 10, **dict.fromkeys(range(4, 9), 9)}
+    assert not update_file(tmp_path / "RUN", 4, FIRST + 9).exists()

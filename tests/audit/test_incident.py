@@ -26,6 +26,13 @@ def test_a_client_with_a_part_in_the_model(tmp_path):
     assert len(found.visits) == 6
 
 
+def test_rounds_before_the_suspicion_do_not_count(tmp_path):
+    records = read_log(log_file(make(tmp_path)))
+    found = incident(tmp_path, records, NODES[1], since=3)
+    assert (found.rounds, found.weight, found.rollback, found.checkpoint) == ((3,), 0.25, 2, 2)
+    assert incident(tmp_path, records, NODES[1], since=4).rounds == ()
+
+
 def test_a_client_that_was_refused_or_silent_has_no_part(tmp_path):
     make(tmp_path)
     for node in (LIAR, SILENT):
