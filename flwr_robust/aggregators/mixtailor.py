@@ -199,5 +199,5 @@ class MixTailor(Rule):
 CASES = (
     Case("mixtailor(f=2, seed=0)", n=12),
     Case("mixtailor(f=2, pool=('krum', 'faba', 'clip(c=50.0) | multi_krum'), seed=0)", n=9),
-    Case("mixtailor(f=3, pool=('krum',))"),
+    Case("mixtailor(f=3, pool=('krum',))", lacks={"state": "its only member is drawn every time"}),
 )

@@ -295,7 +295,8 @@ def _check_state(rule: Rule, state: Any) -> None:
     if isinstance(state, Mapping) and (unknown := [key for key in state if key not in known]):
         raise ConfigurationError(
             f"aggregate: state must be None or what the last call returned; {rule} remembers "
-            f"{', '.join(known) or 'nothing'}; got {', '.join(map(repr, unknown[:5])):.100}"
+            f"{', '.join(known) or 'nothing'}; got {', '.join(map(repr, unknown[:5])):.100}: pass what "
+            f"it returned; in a rule of your own, name its keys in `remembered`"
         )
 
 

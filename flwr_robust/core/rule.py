@@ -176,8 +176,8 @@ class Rule(Component, ABC):
 
     @property
     def remembered(self) -> tuple[str, ...]:
-        """Return the keys that the state may hold."""
-        return self.located
+        """Return the keys that the state may hold; a rule that adds others than those of `init` names them here."""
+        return tuple(dict.fromkeys((*self.init(), *self.located)))
 
     @property
     def located(self) -> tuple[str, ...]:
@@ -337,8 +337,8 @@ class PreAggregator(Component, ABC):
 
     @property
     def remembered(self) -> tuple[str, ...]:
-        """Return the keys that the state may hold."""
-        return ()
+        """Return the keys that the state may hold; a step that adds others than those of `init` names them here."""
+        return tuple(self.init())
 
     def init(self) -> State:
         """Return the state before the first call."""

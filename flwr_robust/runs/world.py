@@ -99,8 +99,7 @@ class World:
                 senders[k] += 1
         for k, count in senders.items():
             n = min(count, config.sampled)
-            sentence = "nobody holds it" if n == 0 else config.rule.check(n, asked=config.sampled)
-            if sentence:
+            if sentence := config.rule.check(n, asked=config.sampled):
                 raise ConfigurationError(
                     f"configuration: message={config.message!r}: at most {n} clients send class {k}, and "
                     f"{sentence.partition(':')[0]}: take a partition that gives each class to more clients, or a rule "

@@ -189,7 +189,7 @@ def test_a_distribution_makes_its_components_known(tmp_path):
 def test_a_loader_that_returns_no_task_is_an_error(tmp_path):
     installed(tmp_path, "other", GROUPS, other_rules=RULE.format(name="newest"), other_parts=OTHERS)
     seen = python("from flwr_robust.tasks import load_task\nload_task('no_task')", tmp_path)
-    assert "ConfigurationError: task no_task: its loader must return a Task; got str" in seen.stderr
+    assert "ConfigurationError: task no_task: its function must return a Task" in seen.stderr
     unknown = python("from flwr_robust.tasks import load_task\nload_task('two_pints')", tmp_path)
     assert "Did you mean 'two_points'?" in unknown.stderr
 
