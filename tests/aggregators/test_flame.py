@@ -68,13 +68,13 @@ def test_flame_keeps_a_majority_even_of_opposites():
 def test_flame_noise_is_drawn_anew_and_repeats():
     x = torch.ones(9, 4000)
     quiet = aggregate(x, "flame")
-    first, state = aggregate(x, "flame(noise=0.01)", state=None)
+    first, state = aggregate(x, "flame(noise=0.01)", state=None, seed=0)
     radius = math.sqrt(4000)
     spread = float((first.value - quiet.value).std())
     assert 0.95 * 0.01 * radius < spread < 1.05 * 0.01 * radius
-    second, after = aggregate(x, "flame(noise=0.01)", state=state)
+    second, after = aggregate(x, "flame(noise=0.01)", state=state, seed=0)
     assert int(after["draws"]) == 2
     assert not torch.equal(first.value, second.value)
-    assert torch.equal(second.value, aggregate(x, "flame(noise=0.01)", state=state)[0].value)
+    assert torch.equal(second.value, aggregate(x, "flame(noise=0.01)", state=state, seed=0)[0].value)
     assert not torch.equal(first.value, aggregate(x, "flame(noise=0.01, seed=1)").value)
     assert aggregate(x, "flame", state=None)[1] == {}  # nothing drawn, nothing counted
