@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from flwr_robust.audit.events import Resumed, RunEnded, RunStarted
+from flwr_robust.audit.events import Resumed, RolledBack, RunEnded, RunStarted
 from flwr_robust.audit.log import Record
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.round_seeds import RevealedSeed
@@ -24,7 +24,7 @@ class Commitments:
     chains : list of (int, str)
         The commitments that count, each with the round after which its chain begins.
     exposed : dict of str to int
-        The last round whose key was revealed, by the commitment of its chain.
+        The last round that clients know, by the commitment of its chain: its key was revealed, or it was rolled back.
     revealed : RevealedSeed or None
         What the last end of the run revealed of the chains that count.
     """
@@ -55,8 +55,14 @@ class Commitments:
             self.revealed = None
         elif isinstance(event, RunEnded) and self.fits(event):
             self.revealed = RevealedSeed.parse(event.seed_revealed)
-            for _, chain in self.revealed.parts:
-                self.exposed[chain.commitment] = max(chain.last, self.exposed.get(chain.commitment, 0))
+            self._expose(event.round)
+        elif isinstance(event, RolledBack):
+            self._expose(event.from_round)
+
+    def _expose(self, server_round: int) -> None:
+        for start, commitment in self.chains:
+            if start < server_round:
+                self.exposed[commitment] = max(server_round, self.exposed.get(commitment, 0))
 
     def fits(self, event: RunEnded) -> bool:
         """Say whether the keys that an event reveals fit the commitments, up to the event's round."""
@@ -68,7 +74,7 @@ class Commitments:
         return [chain.commitment for _, chain in parts] == expected and parts[-1][1].last == event.round
 
     def exposes(self, server_round: int) -> bool:
-        """Say whether the key of a round was revealed."""
+        """Say whether clients know a round."""
         commitment = next((each for start, each in reversed(self.chains) if start < server_round), "")
         return self.exposed.get(commitment, 0) >= server_round
 

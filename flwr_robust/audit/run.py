@@ -226,16 +226,18 @@ class AuditedRun:
         else:
             self._check_begun(may_differ)
         going_on = Resumed(0 if self.snapshot is None else self.snapshot.round, tuple(path.name for path in later))
-        going_on = dataclasses.replace(going_on, seed_commitment=self._continue_seeds(standing.records))
+        going_on = dataclasses.replace(
+            going_on, seed_commitment=self._continue_seeds(standing.records, back=bool(later))
+        )
         self.log.append(*late, going_on)
         self.store.put_aside(later)
 
-    def _continue_seeds(self, records: Sequence[Record]) -> str:
+    def _continue_seeds(self, records: Sequence[Record], *, back: bool) -> str:
         """Take the run's own secret seeds, and return the commitment to new ones; empty if there are none."""
         if not isinstance(self.seeds, SecretSeed):
             return ""
         if self.snapshot is not None:  # otherwise no round has ended
-            self.seeds = continued(self.folder, records, self.snapshot.round, self.seeds)
+            self.seeds = continued(self.folder, records, self.snapshot.round, self.seeds, back=back)
         commitment = self.seeds.commitment
         if commitment in (known for _, known in Commitments.of(records).chains):
             return ""

@@ -66,7 +66,9 @@ def _secret(folder: Path | str, chains: Iterable[tuple[int, str]]) -> SecretSeed
     return SecretSeed(tuple(parts))
 
 
-def continued(folder: Path | str, records: Iterable[Record], server_round: int, fresh: SecretSeed) -> SecretSeed:
+def continued(
+    folder: Path | str, records: Iterable[Record], server_round: int, fresh: SecretSeed, *, back: bool = False
+) -> SecretSeed:
     """Return the secret seeds with which a run continues.
 
     Parameters
@@ -79,11 +81,14 @@ def continued(folder: Path | str, records: Iterable[Record], server_round: int, 
         The last round that counts.
     fresh : SecretSeed
         A new secret, for a run that had none.
+    back : bool
+        Whether the run goes back to this round although it could continue from a later one.
 
     Returns
     -------
     SecretSeed
-        The run's own seeds. If the log has revealed the key of the next round, a new chain begins there.
+        The run's own seeds. If the run goes back, or the log has revealed the key of the next round, a new chain
+        begins there: clients have seen what the old one drew.
 
     Raises
     ------
@@ -101,7 +106,7 @@ def continued(folder: Path | str, records: Iterable[Record], server_round: int, 
             f"audit: {secret_file(folder)} is missing, or lacks a secret of this run; put back the file that the run "
             f"wrote, or start a new run from its model"
         )
-    return found.restarted(server_round) if commitments.exposes(server_round + 1) else found
+    return found.restarted(server_round) if back or commitments.exposes(server_round + 1) else found
 
 
 def seeds_of(folder: Path | str) -> RoundSeeds:

@@ -94,6 +94,21 @@ def test_a_run_that_repeats_a_revealed_round_draws_anew(tmp_path):
     assert of(seeds_of(tmp_path), 6) == of(fourth, 6)
 
 
+@pytest.mark.parametrize("how", ["rollback", "resume"])
+def test_a_run_that_goes_back_draws_anew(tmp_path, how):
+    """Clients know who was asked in the rounds that are undone, and what their models tell."""
+    seeds = train(tmp_path, 4, outcome="")
+    if how == "rollback":
+        rollback(tmp_path, 2, sync=False)
+    again = train(tmp_path, 5, resume=True if how == "rollback" else 2, outcome="")
+    assert of(again, 2) == of(seeds, 2)
+    assert set(of(again, 9)[2:]).isdisjoint(of(seeds, 9))
+    third = train(tmp_path, 6, resume=True)
+    assert of(third, 9) == of(again, 9)
+    assert events(tmp_path, RunEnded)[-1].seed_revealed == again.reveal(6)
+    assert verify_run(tmp_path).intact
+
+
 def test_a_run_killed_before_its_first_checkpoint_commits_anew(tmp_path):
     AuditedRun(tmp_path, CONFIG, seeds=SecretSeed(), sync=False).close()
     seeds = train(tmp_path, 2, resume=True)
