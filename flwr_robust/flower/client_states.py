@@ -9,7 +9,7 @@ For the server a state is a sequence of bytes, as Flower would send them; it che
 is returned to that client only, which is the node with the same id. In Flower's simulation, nodes have new ids in every
 run, and the runtime assigns partitions. There the state is returned to a new node if that node alone holds the
 partition that the former node alone held. In a deployment a partition is a claim. There a new node gets a copy of a
-state by its claim only if the state is sealed (`flwr_robust.flower.sealing`), as nobody but its owner can open it. The
+state by its claim only if the state is sealed (`flwr_robust.flower.sealing`). Nobody but its owner can open it. The
 state itself stays for the node with the former id.
 """
 

@@ -5,7 +5,7 @@ an error. Without a quorum it stays open until Flower's timeout. The result does
 replies arrive. It depends on which replies are in time, so runs with a deadline need not repeat.
 
 Replies that come after their round has closed are never read. On record their nodes are silent. A reply counts towards
-the quorum before it is checked, so one that is refused afterwards may have taken the place of a slow honest one.
+the quorum before it is checked. So one that is refused afterwards may take the place of a slow honest one.
 """
 
 from __future__ import annotations
