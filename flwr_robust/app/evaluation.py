@@ -48,7 +48,7 @@ def asking(grid: Grid, config: RunConfig, partitions: Mapping[int, int]) -> Call
         content = RecordDict({"arrays": encode_record(model), "config": ConfigRecord({})})
         messages = [Message(content, nodes[client], MessageType.EVALUATE) for client in clients]
         scores = {}
-        for reply in grid.send_and_receive(messages, timeout=_PATIENCE):
+        for reply in grid.send_and_receive(messages, timeout=min(_PATIENCE, config.deadline or _PATIENCE)):
             client = partitions.get(reply.metadata.src_node_id)
             if client in clients and (score := _score(reply, samples[client])) is not None:
                 scores[client] = score

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower._compat import fill, unwrapped
+from flwr_robust.flower._compat import fill, simulated, unwrapped
 from flwr_robust.flower.admission import answers_to, short
 from flwr_robust.flower.client_states import RESTORE, STATE
 from flwr_robust.flower.quarantine import Identity
@@ -175,7 +175,7 @@ def _reply(
     return Message(fill(RecordDict(), records), reply_to=message)
 
 
-def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[int, Identity]:
+def discover(grid: Grid, nodes: Iterable[int], timeout: float | None = None) -> dict[int, Identity]:
     """Ask nodes whose app is made by `serve` which partition they hold and which GPUs they see.
 
     A wrong answer does not stop the run. A node without an answer, with a number outside 0 .. n - 1, or with the number
@@ -187,8 +187,8 @@ def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[in
         The grid with the nodes.
     nodes : iterable of int
         The ids of the n nodes.
-    timeout : float
-        Seconds to wait.
+    timeout : float, optional
+        Seconds to wait. When not given, 3600 in a simulation. In a deployment, where the answers are only shown, 120.
 
     Returns
     -------
@@ -198,6 +198,8 @@ def discover(grid: Grid, nodes: Iterable[int], timeout: float = 3600) -> dict[in
     asked = sorted(nodes)
     claims: dict[int, Identity] = {}
     messages = [Message(RecordDict(), node, _QUERY) for node in asked]
+    if timeout is None:
+        timeout = 3600.0 if simulated(grid) else 120.0
     for node, reply in answers_to(messages, list(grid.send_and_receive(messages, timeout=timeout))):
         metrics, facts = (reply.content.get(name) if reply.has_content() else None for name in ("metrics", "config"))
         if isinstance(metrics, MetricRecord) and isinstance(facts, ConfigRecord):

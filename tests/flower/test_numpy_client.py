@@ -11,7 +11,7 @@ from flwr.client import NumPyClient
 from flwr.clientapp import ClientApp
 
 from flwr_robust.flower import Identity, InProcessGrid, discover, serve
-from tests.flower_helpers import FIRST, record, values
+from tests.flower_helpers import FIRST, Deployed, record, values
 
 MODEL = {"z": np.float32([[1, 2], [3, 4]]), "a": np.array([5, 6]), "m": np.float64(0.5)}
 
@@ -326,3 +326,20 @@ def test_a_node_that_answers_oddly_is_as_good_as_silent(answer):
 
 def test_a_client_fn_in_flowers_old_form_will_do():
     assert not call(lambda context: Client().to_client()).has_error()
+
+
+def test_in_a_deployment_a_silent_node_does_not_delay_the_start_for_an_hour():
+    told = []
+
+    class Watched(Deployed):
+        def send_and_receive(self, messages, *, timeout=None):
+            told.append(timeout)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    class Simulated(Watched):
+        simulates = True
+
+    app = serve(lambda context: NumPyClient())
+    for grid, options in ((Watched(app, 2), {}), (Simulated(app, 2), {}), (Watched(app, 2), {"timeout": 5})):
+        assert [each.partition for each in discover(grid, grid.get_node_ids(), **options).values()] == [0, 1]
+    assert told == [120, 3600, 5]
