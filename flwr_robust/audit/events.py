@@ -239,7 +239,7 @@ class ReplyAdmitted(Event, kind="reply_admitted"):
     remark : str
         What admission cast to the model's type, or left out because it was not finite; usually empty.
     fingerprint : str
-        Hash of a sample of the update, by which identical updates are found; empty if it has none (`fingerprint`).
+        Hash of a sample of the update, by which identical updates are found; empty if it has none (`Fingerprints`).
     """
 
     round: int

@@ -82,7 +82,8 @@ def give_order(
     with log:
         asked = [record.event.round for record in read_log(log.path) if isinstance(record.event, RoundConfigured)]
         server_round = asked[-1] if asked else 0
-        for path, earlier in pending(run):  # which a run that ended has left
+        # A question changes nothing, so it does not carry out what a run has left, or what anybody put there.
+        for path, earlier in () if isinstance(order, IncidentReported | Replayed) else pending(run):
             carry_out(run, log, dataclasses.replace(earlier, round=server_round))
             path.unlink(missing_ok=True)
         carry_out(run, log, dataclasses.replace(order, round=server_round))

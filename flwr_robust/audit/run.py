@@ -169,6 +169,7 @@ class AuditedRun:
         check_retention(keep_updates)
         self.folder, self.config, self.every = Path(folder), dict(config), every
         self.keep_updates = keep_updates
+        self._oldest: int | None = None  # the first round with kept updates
         self.store = CheckpointStore(checkpoint_folder(folder), keep=keep, sync=sync)
         self.snapshot: Snapshot | None = None
         self.seeds, self._sync = seeds, sync
@@ -315,8 +316,12 @@ class AuditedRun:
 
     def _needed(self) -> list[int]:
         """Return the rounds of the checkpoints from which kept updates can be replayed, now or when others are gone."""
-        kept = kept_rounds(self.folder) if self.keep_updates else []
-        found = [each for each in self.store.rounds() if kept and each >= kept[0] - 1]
+        if not self.keep_updates:
+            return []
+        if self._oldest is None or self.keep_updates is not True:
+            self._oldest = min(kept_rounds(self.folder), default=None)
+        oldest = self._oldest
+        found = [each for each in self.store.rounds() if oldest is not None and each >= oldest - 1]
         return found[:1] if self.keep_updates is True else found
 
     def delete_old_updates(self, server_round: int) -> None:

@@ -7,7 +7,7 @@ The signs are found in what the log holds of rounds of training, at the end of e
 - drift: over many rounds, the updates lie on one side of the others', more often than chance allows.
 - failing: the client answered with an error, or not at all, several times in a row.
 
-Fingerprints are those of `fingerprint`; updates of zeros and unchanged models have none. Clients with the same data,
+Fingerprints are those of `Fingerprints`; updates of zeros and unchanged models have none. Clients with the same data,
 the same seed and full batches send identical updates and do not attack. A client whose data are unlike all others'
 drifts.
 

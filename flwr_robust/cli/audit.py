@@ -18,6 +18,7 @@ from flwr_robust.errors import AuditError, ConfigurationError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from flwr_robust.audit.events import Suspected
     from flwr_robust.audit.history import ClientInRound, ClientSummary
     from flwr_robust.audit.log import Finding, Record, Verdict
 
@@ -313,6 +314,7 @@ def show_command(
     angle, undone).
     """
     with told():
+        from flwr_robust.audit.events import Suspected
         from flwr_robust.audit.history import find_client, rounds, visits
 
         records, verdict = read_run(log, key_file)
@@ -327,6 +329,11 @@ def show_command(
             there = [each.round for each in rounds(records)]
             known = f"rounds {min(there)} to {max(there)}" if there else "no round"
             raise AuditError(f"audit: the log says nothing of round {server_round}; it knows {known}")
+        suspected = [
+            record.event
+            for record in records
+            if isinstance(record.event, Suspected) and (node is None or record.event.node == node)
+        ]
         if as_json:
             name, entries = ("rounds", rounds(records)) if overview else ("visits", found)
             print_json({"intact": verdict.intact, name: [dataclasses.asdict(entry) for entry in entries]})
@@ -334,6 +341,7 @@ def show_command(
             _show_rounds(console(), records)
         else:
             _show_visits(console(), found, "" if node is None else f"node {node}")
+            _show_suspicions(console(), [each for each in suspected if server_round in (None, each.round)])
             if server_round is not None:
                 _show_outcomes(console(), records, server_round)
     warn_of(verdict)
@@ -364,6 +372,12 @@ def _show_visits(console: Console, found: Sequence[ClientInRound], title: str) -
             style="dim" if visit.undone else "red" if visit.verdict == "refused" else "",
         )
     console.print(table)
+
+
+def _show_suspicions(console: Console, found: Sequence[Suspected]) -> None:
+    for event in found:
+        words = f"round {event.round}: node {event.node} was suspected ({event.sign}): {event.detail}"
+        console.print(as_text(words), soft_wrap=True)
 
 
 def _show_outcomes(console: Console, records: Sequence[Record], server_round: int) -> None:

@@ -22,7 +22,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
-from numpy.typing import NDArray
 
 from flwr_robust.audit import (
     Aggregated,
@@ -32,6 +31,7 @@ from flwr_robust.audit import (
     ClientStatesRestored,
     Evaluated,
     Event,
+    Fingerprints,
     Measured,
     Quarantined,
     Released,
@@ -43,7 +43,6 @@ from flwr_robust.audit import (
     RoundRemembered,
     Suspected,
     distances_and_angles,
-    fingerprint,
     model_sha256,
     read_log,
 )
@@ -206,7 +205,7 @@ class Audit(Observer):
         self._waiting: list[Event] = []
         self._hashed: tuple[ArrayRecord | None, str] = None, ""
         self._signs = Signs()
-        self._sent: Mapping[str, NDArray[Any]] = {}  # the learnt arrays that were sent
+        self._prints = Fingerprints({}, 0)
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -332,10 +331,6 @@ class Audit(Observer):
             self._hashed = arrays, model_sha256(decode_record(arrays))
         return self._hashed[1]
 
-    def _fingerprint(self, update: Mapping[str, NDArray[Any]]) -> str:
-        """Return a fingerprint from places that clients do not know, unless they know the seed."""
-        return fingerprint(update, self._sent, self._opened().seeds.lasting)
-
     def _partition(self, node: int) -> int | None:
         return None if self._opening is None else self._opening.nodes.partitions.get(node)
 
@@ -353,7 +348,8 @@ class Audit(Observer):
             raise ConfigurationError(_NO_RUN)
         self._round, self._resting = opened.number, None
         arrays = decode_record(model)
-        self._sent = {name: arrays[name] for name in learnt(arrays)}
+        # Clients do not know the places, unless they know the seed.
+        self._prints = Fingerprints({name: arrays[name] for name in learnt(arrays)}, self._run.seeds.lasting)
         place = (opened.number, opened.kind, opened.asked, opened.available, opened.quarantined)
         self._put(RoundConfigured(*place, self._hash(model), opened.waiting))
         self._flush()
@@ -369,7 +365,7 @@ class Audit(Observer):
         update = dict(zip(verdict.names, verdict.arrays, strict=True))
         sha256 = model_sha256(update) if update and self._hash_updates else ""
         own = {name: update[name] for name in learnt(update)}
-        self._put(ReplyAdmitted(*place, verdict.num_examples, sha256, verdict.remark, self._fingerprint(own)))
+        self._put(ReplyAdmitted(*place, verdict.num_examples, sha256, verdict.remark, self._prints.of(own)))
         if update and self._keep_updates:
             self._flush()
             self._opened().keep_update(server_round, verdict.node, update)

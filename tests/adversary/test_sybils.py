@@ -73,6 +73,8 @@ def test_sybils_that_send_one_update_are_suspected_and_nobody_else(tmp_path):
         *((node, {"duplicate": 4}) for node in (7, 8, 9)),
         (0, {}),
     ]
+    shown = CliRunner().invoke(app, ["audit", "show", str(tmp_path), "--client", str(FIRST + 7)]).output
+    assert f"round 2: node {FIRST + 7} was suspected (duplicate): the same update as 2 other nodes" in shown
     assert "duplicate 4" in CliRunner().invoke(app, ["audit", "clients", str(tmp_path)]).output
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flwr_robust.audit import AuditLog, Banned, Released, UpdatesDeleted, read_log, verify_run
+from flwr_robust.audit import AuditLog, Banned, Released, Replayed, UpdatesDeleted, read_log, verify_run
 from flwr_robust.audit.history import banned, clients
 from flwr_robust.audit.orders import give_order, pending
 from flwr_robust.audit.run import log_file
@@ -78,3 +78,16 @@ def test_deleting_updates_of_a_run_that_kept_none_is_on_record(tmp_path):
     give_order(tmp_path, UpdatesDeleted(0, (), (NODE,), "asked for"), sync=False)
     assert read_log(log_file(tmp_path))[-1].event == UpdatesDeleted(3, (), (NODE,), "asked for")
     assert verify_run(tmp_path).intact
+
+
+def test_a_question_about_a_folder_does_not_carry_out_what_somebody_put_there(tmp_path):
+    """A folder that an auditor is sent may hold an order to delete the evidence in it."""
+    make(tmp_path)
+    (tmp_path / "orders").mkdir()
+    path = tmp_path / "orders" / "1-1.json"
+    path.write_text(json.dumps({"kind": "updates_deleted", **UpdatesDeleted(0).to_fields()}))
+    give_order(tmp_path, Replayed(0, (), (), ()), sync=False)
+    assert path.exists()
+    kinds = [record.event.kind for record in read_log(log_file(tmp_path))]
+    assert kinds[-1] == "replayed"
+    assert "updates_deleted" not in kinds

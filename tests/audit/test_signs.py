@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from flwr_robust.audit import Aggregated, ReplyAbstained, ReplyAdmitted, ReplyRefused, RoundConfigured, fingerprint
+from flwr_robust.audit import Aggregated, ReplyAbstained, ReplyAdmitted, ReplyRefused, RoundConfigured
+from flwr_robust.audit.digest import Fingerprints
 from flwr_robust.audit.signs import DRIFT, DUPLICATE, FAILING, REPLAY, Signs
 
 
@@ -23,6 +24,10 @@ def a_round(number, prints=None, *, asked=None, refused=(), abstained=(), angles
     for node in abstained:
         yield ReplyAbstained(number, "train", node)
     yield Aggregated(number, "OK", "", "", "", nodes, angles=tuple((angles or {}).values()))
+
+
+def fingerprint(update, sent, seed):
+    return Fingerprints(sent, seed).of(update)
 
 
 def found(signs, events):
