@@ -327,7 +327,37 @@ def test_lfighter_weighs_angles_not_lengths(size):
     result = aggregate(torch.from_numpy(size * x), "lfighter", layout=[("head", (3, 6))])
     assert result.stats["kept"] == [3, 4, 5, 6, 7, 8, 9]
     again = aggregate(torch.from_numpy(x), "lfighter", layout=[("head", (3, 6))])
-    np.testing.assert_allclose(result.stats["scores"], again.stats["scores"], rtol=1e-9)
+    np.testing.assert_allclose(sorted(result.stats["scores"]), sorted(again.stats["scores"]), rtol=1e-9)
+
+
+def old_embedded(x):
+    """Rows in few coordinates, from the eigenvectors of inner products about the first of them."""
+    points = np.vstack([x, np.zeros(x.shape[1])]) - x[0]
+    lengths = np.linalg.norm(points, axis=1)
+    units = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    values, vectors = np.linalg.eigh(units[:, None] * (points @ points.T) * units)
+    placed = lengths[:, None] * vectors * np.sqrt(np.maximum(values, 0))
+    return (placed - placed[-1])[:-1]
+
+
+def test_an_attack_tries_its_strength_on_rows_of_the_right_length():
+    x = lengths_of_many_sizes([1, 1, 1e-6, 1e-10, 1e8, 1])
+    norms = np.linalg.norm(x, axis=1)
+    assert np.abs(np.linalg.norm(old_embedded(x), axis=1) / norms - 1).max() > 0.1
+    np.testing.assert_allclose(Rows.from_tensor(torch.from_numpy(x)).embedded().norms, norms, rtol=1e-12)
+
+
+@few
+@given(rough_rows(kinds=("scaled rows", "near rows", "multiples", "ties", "far rows", "plain")))
+def test_an_embedded_copy_keeps_lengths_angles_and_distances(x):
+    points = Rows.from_tensor(torch.from_numpy(x))
+    copy = points.embedded()
+    np.testing.assert_allclose(copy.norms, points.norms, rtol=1e-12)
+    np.testing.assert_allclose(copy.cosine_distances, points.cosine_distances, rtol=1e-6, atol=1e-12)
+    placed, norms = copy.slice(0, copy.d).numpy(), points.norms.numpy()
+    for row, place, norm in zip(x, placed, norms, strict=True):
+        error = np.abs(np.linalg.norm(placed - place, axis=1) - np.linalg.norm(x - row, axis=1))
+        assert (error <= 1e-13 * (norms + norm)).all()
 
 
 # -- protections rounded down to nothing ---------------------------------------------------------------------
