@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from flwr_robust.core.pipeline import parse
 from flwr_robust.errors import AuditError, FlwrRobustError
-from flwr_robust.files import file_sha256
+from flwr_robust.files import file_sha256, read_plain
 
 __all__ = ["REVIEW", "RedTeamFile"]
 
@@ -19,6 +19,7 @@ REVIEW = ("scaled updates", "inverted signs", "sybils", "backdoor triggers", "mi
 """The families of attacks that a review of a deployment must test."""
 
 _SCHEMA = 1
+_LONGEST = 1 << 26  # bytes of a file
 _NO_ATTACK = "no attack"
 
 
@@ -57,7 +58,7 @@ class RedTeamFile:
         if not path.is_file():
             raise AuditError(f"card: there is no file {path}; name the JSON that flwr-robust red-team wrote")
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(read_plain(path, _LONGEST))
             if document["schema"] != _SCHEMA:
                 raise ValueError(f"schema {document['schema']}")
             setting = {"name": "", **document["setting"]}
@@ -69,7 +70,7 @@ class RedTeamFile:
             for label, family in document["families"].items():
                 if any(attack == label for attack, _ in found):
                     families.setdefault(str(family), []).append(label)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise AuditError(f"card: {path} holds no results of a red team; name the JSON that it wrote") from None
         return cls(path.name, file_sha256(path), setting, families, found)
 

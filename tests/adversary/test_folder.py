@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import tracemalloc
 import warnings
@@ -19,8 +22,10 @@ from typer.testing import CliRunner
 from flwr_robust.audit import AuditedRun, Fault, Snapshot, read_log, rollback, verify, verify_run
 from flwr_robust.audit import log as module_log
 from flwr_robust.audit.arrays import read_arrays
-from flwr_robust.audit.card import make_card
+from flwr_robust.audit.card import make_card, render_card
 from flwr_robust.audit.checkpoint import CheckpointStore
+from flwr_robust.audit.history import clients
+from flwr_robust.audit.history import rounds as summaries
 from flwr_robust.audit.log import head_file
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli import app
@@ -326,3 +331,57 @@ def test_deep_json_is_no_burden(tmp_path):
     for place in ("audit.jsonl.head", "checkpoints/round-00000003/checkpoint.json"):
         (run / place).write_text("[" * 10_000_000)
     assert not verify_run(run).intact
+
+
+# -- values -----------------------------------------------------------------------------------------
+
+VALUES = {
+    int: [-1, 0, 2**64, 10**4000],
+    float: [-1e308, 1e308, float("inf")],
+    str: ["", EVIL, "x" * 100_000],
+    list: [[], [1, 1], [None, None], [2**63 + 101] * 5],
+    dict: [{}, {EVIL: EVIL}, {"a": 1e308}],
+    bool: [True, False],
+    type(None): [-1, 1e308, 10**4000],
+}
+
+
+def chained(log, number, name, value):
+    """Change a field, and write a chain that fits: what whoever sends the folder can."""
+    previous, lines = "0" * 64, []
+    for at, line in enumerate(log.read_bytes().splitlines()):
+        fields = {**json.loads(line), "previous": previous, **({name: value} if at == number else {})}
+        lines.append(json.dumps(fields, separators=(",", ":")).encode())
+        previous = hashlib.sha256(lines[-1]).hexdigest()
+    log.write_bytes(b"".join(line + b"\n" for line in lines))
+    head_file(log).write_text(json.dumps({"lines": len(lines), "head": previous}))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_value_in_a_log_stops_those_who_read_it(tmp_path, seed):
+    draw, run = random.Random(seed), make(tmp_path / "run")
+    log = log_file(run)
+    whole = log.read_bytes()
+    for _ in range(20):
+        log.write_bytes(whole)
+        number = draw.randrange(len(whole.splitlines()))
+        fields = json.loads(whole.splitlines()[number])
+        name = draw.choice([each for each in fields if each not in ("schema", "sequence", "previous", "kind")])
+        chained(log, number, name, draw.choice(VALUES[type(fields[name])]))
+        with contextlib.suppress(AuditError, CheckpointError):
+            verify_run(run)
+            records = read_log(log)
+            clients(records)
+            summaries(records)
+            render_card(make_card(run), "html")
+    for command in (["audit", "verify"], ["audit", "show"], ["audit", "clients"], ["card"]):
+        assert harmless(call(*command, run).output)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 1_000_000, '{"schema": 1e999}', '{"schema": 1, "setting": {"declared_f": 1e999}}']
+)
+def test_no_value_in_a_red_team_s_file_stops_a_card(tmp_path, text):
+    (tmp_path / "file.json").write_text(text)
+    with pytest.raises(AuditError, match="holds no results of a red team"):
+        make_card(make(tmp_path / "run"), red_team=tmp_path / "file.json")
