@@ -12,11 +12,14 @@ from flwr.app import ConfigRecord
 from flwr.client import NumPyClient
 from flwr.serverapp.strategy import FedAvg
 
+from flwr_robust import Outcome
 from flwr_robust.audit import ClientStatesRestored, read_log
 from flwr_robust.audit.run import log_file
 from flwr_robust.flower import Audit, Guarded, Identity, Median, Nodes, Observer, RobustStrategy, discover, serve
 from flwr_robust.flower.quarantine import LeftOut
 from flwr_robust.protocol.rounds import sample_clients
+from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.results import RoundResult, document
 from tests.flower_helpers import FIRST, Deployed, client_app, content, drive
 from tests.guard_helpers import ONE, SILENT, misbehaving
 
@@ -279,3 +282,12 @@ def test_the_owner_of_a_sealed_state_gets_it_under_a_new_id(tmp_path):
     run(grid, 2, True)
     found = [context.state["own"]["secret"] for context in grid.contexts.values()]
     assert found == [f"of node {FIRST + i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("claim", [999, -1, None])
+def test_a_claim_does_not_end_a_run_when_its_result_is_written(claim):
+    """A node that joins late may claim a partition that does not exist; its weight is then nobody's."""
+    config = RunConfig(clients=2, rounds=1)
+    rounds_ = [RoundResult(1, (1, claim), (0.25, 0.75), (), Outcome.OK)]
+    found = document(config, {"w": np.zeros(2)}, {}, rounds_, [0.0, 1.0], 1.0, {})
+    assert found["mean_weights"] == [0.0, 0.25]
