@@ -98,7 +98,7 @@ class Fingerprints:
         if sizes not in self._places:
             self._places = {sizes: self._drawn(sizes)}  # of one model at a time
         places = self._places[sizes]
-        return b"".join(arrays[index].flat[start : start + _BLOCK].tobytes() for index, start in places)
+        return b"".join(_block(arrays[index], start) for index, start in places)
 
     def _drawn(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
         """Return the places of the blocks: an array's index, and the first number in it."""
@@ -106,3 +106,9 @@ class Fingerprints:
         places = numpy_generator(self._seed, "fingerprint").integers(ends[-1], size=_BLOCKS)
         found = np.searchsorted(ends, places, side="right").tolist()
         return [(at, int(place - ends[at]) + sizes[at]) for at, place in zip(found, places, strict=True)]
+
+
+def _block(values: NDArray[Any], start: int) -> bytes:
+    if values.flags.c_contiguous:  # a view, in a tenth of the time
+        return values.reshape(-1)[start : start + _BLOCK].tobytes()
+    return values.flat[start : start + _BLOCK].tobytes()

@@ -15,6 +15,7 @@ from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.flower import Audit, DeSGD, FLTrust, Guarded, RobustStrategy
 from flwr_robust.flower.replay import replay
+from tests import apps
 from tests.flower_helpers import FIRST, client_app, content, drive
 
 MODEL = {
@@ -232,3 +233,19 @@ def test_a_log_that_was_made_up_gives_no_equal_round_and_no_other_error(tmp_path
     log_file(tmp_path).write_text(text.replace(old, new))
     with contextlib.suppress(FlwrRobustError):
         assert replay(tmp_path).of("equal") == ()
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"message": "momentum", "attack": "alie()", "attackers": 2},
+        {"message": "class_momentum"},
+        {"message": "parameters", "model": "mlp", "personal": "5.*"},
+        {"message": "delta", "server_momentum": 0.5},
+    ],
+    ids=lambda keys: keys["message"],
+)
+def test_runs_of_the_projects_app_are_replayed(tmp_path, keys):
+    defence = "nnm(f=2) | centered_clipping(tau=1.0)"
+    apps.run(tmp_path, rounds=3, audit=str(tmp_path / "run"), keep_updates=3, defence=defence, **keys)
+    assert replay(tmp_path / "run").of("equal") == (1, 2, 3)
