@@ -252,7 +252,5 @@ def test_lists_of_plain_numbers_are_told_the_way(x):
 )
 def test_a_state_of_another_rule_is_refused(rule, state, known):
     words = re.escape(f"{parse(rule)} remembers {known}; got {list(state)[-1]!r}")
-    with pytest.raises(
-        ConfigurationError, match=rf"^aggregate: state must be None or .*; {words}: pass"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"^aggregate: state must be None or .*; {words}: pass"):
         aggregate(torch.arange(18.0).view(9, 2), rule, state=state)
