@@ -133,7 +133,7 @@ class AdversarialGrid(Grid):
         The number of compromised nodes, which are the last ones by position. Or a collection of their positions, or of
         their ids with ``by="node"``. This number is the real f; the declared f of a strategy may differ.
     knowledge : Knowledge or str
-        What the attackers may see. An attack that needs more raises an error.
+        What the attackers may see. An attack that needs more raises an error. The draws of the defence stay unknown.
     known : int, optional
         With partial knowledge: how many honest replies the attackers see, those of the lowest positions.
     rule : Rule, str or RobustStrategy, optional

@@ -188,11 +188,12 @@ def test_the_model_alone_would_not_do(name):
 
 def secretly(number, audit=None, seed=None):
     """A run that draws whom to ask, who shares a bucket, and where to look."""
-    strategy = RobustStrategy("bucketing(s=2) | dnc(f=1, sub_dimension=3)", seed=seed, audit=audit, **DRAWN)
+    strategy = RobustStrategy(SECRETLY, seed=seed, audit=audit, **DRAWN)
     found, result = drive(strategy, APP, MODEL, 10, rounds=number, evaluate_fn=score)
     return strategy, found, result
 
 
+SECRETLY = "bucketing(s=2) | dnc(f=1, sub_dimension=3)"
 DRAWN = {"fraction_train": 0.8, "min_available_nodes": 10, "quarantine_after": 3}
 
 
@@ -491,6 +492,37 @@ def test_kill_9_at_random_moments(tmp_path):
         os.waitpid(child, 0)
     assert_the_same(run("centered clipping", 12, quick(tmp_path, resume=True)), run("centered clipping", 12))
     assert verify(log_file(tmp_path)).intact
+
+
+def test_kill_9_keeps_the_secret(tmp_path, monkeypatch):
+    def go(**options):
+        strategy = RobustStrategy(SECRETLY, audit=quick(tmp_path, resume=True), **DRAWN)
+        found, result = drive(strategy, APP, MODEL, 10, rounds=8, evaluate_fn=score, **options)
+        return strategy, found, result
+
+    for call in ("replace", "rename"):  # while the secret, a head file or a checkpoint is put into its place
+
+        def work(call=call):
+            monkeypatch.setattr(os, call, lambda *_, **__: die())
+            go()
+
+        assert in_another_process(work) == signal.SIGKILL
+    for at in range(1, 4):
+        assert in_another_process(lambda: go(grid=Fragile(at))) == signal.SIGKILL  # noqa: B023
+    draw = np.random.default_rng(1)
+    for delay in draw.uniform(0, 0.1, 5):
+        child = os.fork()
+        if child == 0:
+            try:
+                go()
+            finally:
+                os._exit(0)
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert_the_same(go(), secretly(8, seed=events(tmp_path, RunEnded)[-1].seed_revealed))
+    assert verify_run(tmp_path).intact
+    assert all(event.seed_commitment == "" for event in events(tmp_path, Resumed) if event.round)
 
 
 # -- what is on record --------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from flwr_robust.redteam import report as red_report
 from flwr_robust.redteam import run as module
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, REVIEW, Attack, choose
 from flwr_robust.redteam.run import RedTeam, Run, Setting, read_red_team, red_team
+from flwr_robust.round_seeds import FixedSeed
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.results import evaluator
 from tests.apps import run as run_app
@@ -120,6 +121,21 @@ def by_hand(strategy, attack="none", attackers=0, on_messages=None, seed=0):
     initial = encode_record(dict(zip(learner.names, learner.arrays(), strict=True)))
     result = strategy.start(grid=grid, initial_arrays=initial, num_rounds=2)
     return evaluator(config)(2, lambda: decode_record(result.arrays))
+
+
+def test_the_runs_seed_decides_what_a_strategy_draws():
+    made = []
+
+    def drawing(seed=None):
+        made.append(RobustStrategy("bucketing(s=2) | median(f=1)", fraction_evaluate=0.0, seed=seed))
+        return made[-1]
+
+    for make in (drawing, lambda: drawing(9)):
+        small(make, attacks=("sign_flip(c=10.0)",), seeds=(4,), real_f=[1])
+    used = [strategy.guard.seeds for strategy in made if strategy.history]
+    assert FixedSeed(4) in used
+    assert FixedSeed(9) in used
+    assert set(used) == {FixedSeed(4), FixedSeed(9)}
 
 
 def test_the_table_holds_what_runs_by_hand_give():
