@@ -62,7 +62,7 @@ def k_means(points: Tensor, seed: int, starts: int) -> Tensor:
     Examples
     --------
     >>> k_means(torch.tensor([[0.0], [0.1], [9.0]], dtype=torch.float64), 0, 1).tolist()
-    [False, False, True]
+    [True, True, False]
     """
     draw = np.random.RandomState(seed)
     x = points.numpy() - points.numpy().mean(0)
