@@ -14,6 +14,7 @@ from flwr_robust.attacks.message.base import Knowledge, View, message_attacks
 from flwr_robust.flower import TrimmedMean, trimmed_metrics
 from flwr_robust.kernels.gram import better_centre
 from flwr_robust.runs.config import RunConfig
+from flwr_robust.runs.fast import simulate
 from flwr_robust.seeds import torch_generator
 from tests.adversary.problems import rough_rows
 from tests.oracles import basic
@@ -155,6 +156,17 @@ def test_multiples_of_one_row_put_the_mean_on_a_row():
         for text in ("geometric_median(f=2)", "krum(f=2)", "median(f=2)", "faba(f=2)", "arc(f=2) | dnc(f=2)"):
             assert np.linalg.norm(aggregate(torch.from_numpy(x), text).value.numpy() - honest.mean(0)) < 3
     assert lost > 0
+
+
+@pytest.mark.parametrize("message", ["delta", "gradient"])
+def test_a_run_withstands_multiples_of_one_row(message):
+    keys = {"clients": 10, "attackers": 2, "attack": "multiples()", "message": message, "rounds": 40}
+    right, published = (
+        simulate(RunConfig(**keys, defence=f"geometric_median(f=2{steps})"))["curve"][-1]["accuracy"]
+        for steps in ("", ", iterations=3, start='mean'")
+    )
+    assert right > 0.6
+    assert published < 0.2
 
 
 # -- rows of several sizes at once ---------------------------------------------------------------------------
