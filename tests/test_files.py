@@ -12,7 +12,16 @@ import pytest
 from flwr_robust import files
 from flwr_robust.audit import AuditLog, RunEnded, verify
 from flwr_robust.errors import AuditError
-from flwr_robust.files import lock, open_to_append, write_atomically
+from flwr_robust.files import (
+    file_size,
+    links_in,
+    lock,
+    make_folder,
+    open_plain,
+    open_to_append,
+    read_plain,
+    write_atomically,
+)
 
 
 def test_a_new_file(tmp_path):
@@ -154,3 +163,32 @@ def test_the_package_names_no_module_of_one_system_alone():
         p.name for p in root.rglob("*.py") if re.search(r"^\s*(import|from) (fcntl|msvcrt)\b", p.read_text(), re.M)
     ]
     assert found == []
+
+
+def test_only_regular_files_are_read(tmp_path):
+    path, link, pipe = (tmp_path / name for name in ("a", "link", "pipe"))
+    path.write_bytes(b"12345")
+    link.symlink_to(path)
+    os.mkfifo(pipe)
+    assert (read_plain(path, 5), file_size(path)) == (b"12345", 5)
+    with pytest.raises(OSError, match="it is longer than 4 bytes"):
+        read_plain(path, 4)
+    for odd, why in ((link, "symbolic link"), (pipe, "no regular file"), (tmp_path, "no regular file")):
+        with pytest.raises(OSError, match=why):
+            open_plain(odd)
+    with pytest.raises(OSError, match="symbolic link"):
+        open_to_append(link)
+
+
+def test_links_are_found_at_any_depth_and_no_folder_is_made_behind_one(tmp_path):
+    deep = tmp_path / "root" / "/".join("ab" * 100)
+    deep.mkdir(parents=True)
+    (deep / "to").symlink_to(tmp_path)
+    (tmp_path / "root/gone").symlink_to(tmp_path / "nowhere")
+    assert list(links_in(tmp_path / "root")) == [deep / "to", tmp_path / "root/gone"]
+    make_folder(tmp_path / "root/new/er", tmp_path / "root")
+    make_folder(tmp_path / "root/new/er", tmp_path / "root")
+    for place in ("gone", "gone/new"):
+        with pytest.raises(OSError, match="symbolic link"):
+            make_folder(tmp_path / "root" / place, tmp_path / "root")
+    assert not (tmp_path / "nowhere").exists()

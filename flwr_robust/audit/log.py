@@ -456,11 +456,15 @@ def read_heads(path: Path | str, public_key: str | None = None) -> list[str]:
         If the file cannot be read, or a head in it is not signed with that key.
     """
     try:
-        lines = read_plain(Path(path), _LONGEST).splitlines()
+        *lines, torn = read_plain(Path(path), _LONGEST).split(b"\n")
     except OSError as error:
         raise AuditError(f"heads: {path} cannot be read: {error.strerror}") from None
+    if torn and not lines:
+        raise AuditError(f"heads: {path} holds no whole line")
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(lines, 1):  # without a last line that its writer could not finish
+        if not line:
+            continue
         anchor = _anchor_in(line, f"heads: line {number} of {path}", None, public_key or "")
         if isinstance(anchor, str):
             raise AuditError(anchor)

@@ -493,7 +493,11 @@ def _hook(heads: HeadHook | Path | str | None, folder: Path) -> HeadHook | None:
     def add(head: Mapping[str, Any]) -> None:
         descriptor = open_to_append(path)
         try:
-            os.write(descriptor, json.dumps(head).encode() + b"\n")
+            torn = False
+            if os.fstat(descriptor).st_size:
+                os.lseek(descriptor, -1, os.SEEK_END)
+                torn = os.read(descriptor, 1) != b"\n"  # by a power failure
+            os.write(descriptor, (b"\n" if torn else b"") + json.dumps(head).encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

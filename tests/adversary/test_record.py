@@ -286,6 +286,10 @@ def test_heads_that_were_handed_out_find_a_log_that_is_an_earlier_one(tmp_path, 
     log, public = log_file(tmp_path / "run"), read_public_key(keys[1])
     heads = read_heads(noted, public)
     assert len(heads) == 4  # the initial model, two rounds, and the end
+    whole = noted.read_bytes()
+    noted.write_bytes(whole + b'{"lines": 9')  # its writer was stopped
+    assert read_heads(noted, public) == heads
+    noted.write_bytes(whole)
     assert heads[-1] == verify(log).head
     assert verify(log, expect=heads, public_key=public).intact
     # An earlier log with an earlier head, signed well: only what was noted shows it.
@@ -311,6 +315,17 @@ def test_a_witness_is_told_and_may_fail(tmp_path, caplog):
     assert [set(each) for each in seen] == [{"lines", "head"}] * 4
     assert verify(log_file(tmp_path / "run"), expect=[each["head"] for each in seen]).intact
     assert sum("could not be shown to its witness" in message for message in caplog.messages) == 1
+
+
+def test_a_file_of_heads_goes_on_after_a_line_that_was_cut(tmp_path):
+    noted = tmp_path / "witness.jsonl"
+    noted.write_text('{"lines": 9')
+    with pytest.raises(AuditError, match="holds no whole line"):
+        read_heads(noted)
+    trained(tmp_path / "run", heads=noted)
+    with pytest.raises(AuditError, match=r"line 1 of .* cannot be read"):
+        read_heads(noted)
+    assert json.loads(noted.read_text().splitlines()[-1])["head"] == verify(log_file(tmp_path / "run")).head
 
 
 @pytest.mark.parametrize("heads", [3, "none/heads", "run/heads"])
