@@ -13,9 +13,14 @@ from flwr_robust.runs.config import RunConfig
 
 def run(folder, **keys):
     """Return (result document, final arrays by name) of one run in process."""
-    logging.getLogger("flwr").setLevel(logging.ERROR)
+    logger = logging.getLogger("flwr")
+    level = logger.level
     output, model = folder / "result.json", folder / "model.npz"
     config = RunConfig.from_mapping({**keys, "output": str(output), "save-model": str(model)})
-    run_in_process(server_app, client_app, config.clients, config.to_mapping())
+    logger.setLevel(logging.ERROR)
+    try:
+        run_in_process(server_app, client_app, config.clients, config.to_mapping())
+    finally:
+        logger.setLevel(level)  # other tests read the log
     with np.load(model) as file:
         return json.loads(output.read_text()), dict(file)

@@ -843,7 +843,7 @@ def test_nobody_inherits_a_quarantine_by_another_ones_claim(tmp_path):
         ({"statements": ["x"]}, r"statements must be a mapping; got \['x'\]"),
         ({"may_differ": "rounds"}, "may_differ must be a collection of keys; got 'rounds'"),
         ({"client_states": "no"}, "client_states must be True or False; got client_states='no'"),
-        ({"keep_updates": "no"}, "keep_updates must be True or False"),
+        ({"keep_updates": "no"}, "keep_updates must be True, False, a number of rounds >= 1 or a timedelta"),
         ({"sync": "no"}, "sync must be True or False"),
         ({"measured": 3}, "measured must be a list of Measured events; got 3"),
         ({"measured": ["a"]}, r"measured must be a list of Measured events; got \['a'\]"),
