@@ -114,10 +114,14 @@ def test_statistics_and_buffers_follow_the_recorded_options(tmp_path):
         assert replay(tmp_path / str(number)).of("equal") == (1, 2, 3, 4)
 
 
-def test_a_resumed_and_rolled_back_run_is_replayed(tmp_path):
-    run(tmp_path, "centered_clipping(tau=1.0)", 4)
+@pytest.mark.parametrize("rule", ["centered_clipping(tau=1.0)", "dnc(f=2, sub_dimension=20)"])
+def test_a_resumed_and_rolled_back_run_is_replayed(tmp_path, rule):
+    """The run has ended in between, so its later draws come from a new secret."""
+    run(tmp_path, rule, 4)
     rollback(tmp_path, 2)
-    run(tmp_path, "centered_clipping(tau=1.0)", 6, audit={"resume": True})
+    run(tmp_path, rule, 6, audit={"resume": True})
+    assert replay(tmp_path).of("equal") == (1, 2, 3, 4, 5, 6)
+    secret_file(tmp_path).unlink()
     assert replay(tmp_path).of("equal") == (1, 2, 3, 4, 5, 6)
 
 
