@@ -98,9 +98,9 @@ class _Place:
         self.length = float(weights @ self.towards)  # squared, of z - centre
         self.squared = self.own - 2 * self.towards + self.length
         self.distances = np.sqrt(np.maximum(self.squared, 0))
-        self.beta = _quotient(alpha, self.distances)
+        self.eta = float(alpha @ (self.distances == 0))
+        self.beta = alpha / self.distances if self.eta == 0 else _quotient(alpha, self.distances)
         self.total = float(self.beta.sum())
-        self.eta = float(alpha[self.distances == 0].sum())
         pull = self.total * weights - self.beta  # g in the rows
         self.slope = math.sqrt(max(float(pull @ gram @ pull), 0.0))
         self.residual = max(self.slope - self.eta, 0.0)
@@ -146,7 +146,9 @@ class _Place:
         lengths = (along * steps).sum(1) + 2 * (steps @ self.towards)
         change = lengths[:, None] - 2 * along
         there = np.sqrt(np.maximum(self.squared + change, 0))
-        found: Matrix = _quotient(change, there + self.distances) @ self.alpha
+        summed = there + self.distances
+        quotient = change / summed if self.eta == 0 else _quotient(change, summed)
+        found: Matrix = quotient @ self.alpha
         return found
 
     def tied(self) -> NDArray[np.bool_]:
