@@ -20,7 +20,7 @@ likely, whatever the distribution of c. For each side, with p = 0.9 against 1/2,
 and h = log(10^6). By Lorden (1971), the mean number of rounds until a false alarm is at least e^h for one side, and
 half of it for both. So a client that does not differ from the others is suspected less than once in 500,000 rounds. A
 client that is always on one side is suspected after 24 rounds. If more than a quarter of a round's clients are beyond
-h, the clients differ persistently among each other, and nobody is suspected.
+h, now or before, the clients differ persistently among each other, and nobody more is suspected.
 
 E. S. Page, "Continuous inspection schemes", Biometrika 41 (1954). G. Lorden, "Procedures for reacting to a change in
 distribution", Annals of Mathematical Statistics 42 (1971).
@@ -70,7 +70,7 @@ class _Round:
 class Signs:
     """Finds signs in the events of a log, one after the other.
 
-    What it remembers does not grow with the number of rounds: fingerprints of the last 100 rounds, and three numbers
+    What it remembers does not grow with the number of rounds: fingerprints of the last 100 rounds, and four values
     per client.
 
     Examples
@@ -87,6 +87,7 @@ class Signs:
         self._first: dict[str, tuple[int, int]] = {}  # round and node that first sent an update, by fingerprint
         self._kept: deque[tuple[int, list[str]]] = deque()  # the fingerprints first seen in each round
         self._sums: dict[int, tuple[float, float]] = {}  # the test for drift, by node: below and above the median
+        self._drifted: set[int] = set()  # the nodes that were suspected of drift
         self._streaks: dict[int, int] = {}
 
     def take(self, event: Event) -> list[Suspected]:
@@ -151,8 +152,9 @@ class Signs:
             elif cosine > middle:
                 self._sums[node] = _next(below, _OTHER), _next(above, _SAME)
         beyond = [node for node in cosines if max(self._sums.get(node, (0.0, 0.0))) >= _THRESHOLD]
-        if len(beyond) > _SHARE * len(cosines):
+        if len({*beyond, *(self._drifted & cosines.keys())}) > _SHARE * len(cosines):
             return
+        self._drifted.update(beyond)
         for node in beyond:
             below, above = self._sums.pop(node)
             side = "farther from the aggregate" if below >= above else "closer to the aggregate"

@@ -86,6 +86,16 @@ def test_clients_that_differ_among_each_other_all_the_time_are_not_suspected():
         assert found(signs, a_round(number, angles=angles_of(cosines))) == []
 
 
+def test_clients_that_drift_one_after_the_other_are_suspected_up_to_a_quarter():
+    """Beyond that it is the data: the old way suspected every one of them in the end."""
+    draws, signs, told = np.random.default_rng(7), Signs(), []
+    for number in range(1, 400):
+        cosines = draws.uniform(0.3, 0.9, 10)
+        cosines[: number // 60] = 0.1  # one client more in every 60 rounds
+        told += found(signs, a_round(number, angles=angles_of(cosines)))
+    assert {node for _, node, _ in told} == {0, 1}
+
+
 def test_chance_alone_is_suspected_as_rarely_as_the_bound_says():
     """400,000 rounds of clients; the mean number to a false alarm is at least 500,000, so at most 0.8 are expected."""
     draws, signs, told = np.random.default_rng(2), Signs(), []
