@@ -20,7 +20,7 @@ likely, whatever the distribution of c. For each side, with p = 0.9 against 1/2,
 and h = log(10^6). By Lorden (1971), the mean number of rounds until a false alarm is at least e^h for one side, and
 half of it for both. So a client that does not differ from the others is suspected less than once in 500,000 rounds. A
 client that is always on one side is suspected after 24 rounds. If more than a quarter of a round's clients are beyond
-h, now or before, the clients differ persistently among each other, and nobody more is suspected.
+h, now or before, the clients differ persistently among each other. Then nobody more is suspected.
 
 E. S. Page, "Continuous inspection schemes", Biometrika 41 (1954). G. Lorden, "Procedures for reacting to a change in
 distribution", Annals of Mathematical Statistics 42 (1971).
