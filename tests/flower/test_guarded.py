@@ -14,7 +14,10 @@ from flwr.serverapp import strategy as flowers
 from flwr.serverapp.strategy import FedAvg, Strategy
 
 from flwr_robust import ConfigurationError, Outcome
+from flwr_robust.audit import ReplyAdmitted, read_log
+from flwr_robust.audit.run import log_file
 from flwr_robust.flower import (
+    Audit,
     Guarded,
     InProcessGrid,
     Mean,
@@ -419,3 +422,18 @@ def test_a_model_in_other_order_or_with_more_arrays_is_put_right():
     found, _ = drive(strategy, learner(), MIXED, 3, rounds=3)
     assert list(found) == list(MIXED)
     assert found["steps"] == 7 + 6  # each round the mean of 1, 2, 2, rounded
+
+
+def test_the_seed_says_where_the_audit_looks_for_identical_updates(tmp_path):
+    model = {"w": np.zeros(40_000)}
+    app = client_app(lambda partition, model, config, context: {"w": np.random.default_rng(partition).random(40_000)})
+
+    def prints(name, seed):
+        strategy = Guarded(FedAvg(**SILENT), seed=seed, audit=Audit(tmp_path / name, sync=False))
+        drive(strategy, app, model, 3)
+        events = (record.event for record in read_log(log_file(tmp_path / name)))
+        return sorted(event.fingerprint for event in events if isinstance(event, ReplyAdmitted))
+
+    one, two, first, second = (prints(name, seed) for name, seed in zip("abcd", (1, 1, None, None), strict=True))
+    assert one == two
+    assert len({*one, *first, *second}) == 9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, MetricRecord
@@ -153,6 +155,7 @@ def test_a_strategy_is_as_it_was_after_a_run_that_failed():
 )
 @pytest.mark.parametrize("kind", [InProcessGrid, Deployed])
 def test_a_deployment_whose_draws_can_be_predicted_is_warned(rule, seed, predictable, kind, caplog):
+    caplog.set_level(logging.WARNING, logger="flwr")  # other tests silence it
     app = client_app(lambda partition, model, config, context: {"w": model["w"] + 1.0})
     strategy = RobustStrategy(rule, seed=seed, min_train_nodes=8, fraction_evaluate=0.0)
     drive(strategy, app, {"w": np.zeros(2)}, 8, grid=kind(app, 8))
