@@ -12,6 +12,8 @@ from flwr_robust.round_seeds import RevealedSeed
 
 __all__ = ["Commitments", "odd_keys"]
 
+_MOST_HASHES = 2**24  # what a log may ask for; 256 times the longest run
+
 
 @dataclass
 class Commitments:
@@ -33,6 +35,7 @@ class Commitments:
     chains: list[tuple[int, str]] = field(default_factory=list)
     exposed: dict[str, int] = field(default_factory=dict)
     revealed: RevealedSeed | None = None
+    _left: int = field(default_factory=lambda: _MOST_HASHES, repr=False)
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Commitments:
@@ -42,8 +45,8 @@ class Commitments:
             found.take(record)
         return found
 
-    def take(self, record: Record) -> None:
-        """Read the next event."""
+    def take(self, record: Record) -> bool:
+        """Read the next event; say whether the keys that it reveals, if any, fit the commitments."""
         event = record.event
         if isinstance(event, RunStarted):
             seed = event.config.get("seed")
@@ -53,25 +56,31 @@ class Commitments:
             self.chains = [(start, each) for start, each in self.chains if start < after]
             self.chains.append((after, event.seed_commitment))
             self.revealed = None
-        elif isinstance(event, RunEnded) and self.fits(event):
-            self.revealed = RevealedSeed.parse(event.seed_revealed)
-            self._expose(event.round)
+        elif isinstance(event, RunEnded) and event.seed_revealed:
+            found = self._fitting(event)
+            self.revealed = found or self.revealed
+            self._expose(event.round if found else 0)
+            return found is not None
         elif isinstance(event, RolledBack):
             self._expose(event.from_round)
+        return True
 
     def _expose(self, server_round: int) -> None:
         for start, commitment in self.chains:
             if start < server_round:
                 self.exposed[commitment] = max(server_round, self.exposed.get(commitment, 0))
 
-    def fits(self, event: RunEnded) -> bool:
-        """Say whether the keys that an event reveals fit the commitments, up to the event's round."""
+    def _fitting(self, event: RunEnded) -> RevealedSeed | None:
+        """Return the keys that an event reveals, if they are up to its round and fit the commitments."""
         try:
-            parts = RevealedSeed.parse(event.seed_revealed).parts
+            found = RevealedSeed.parse(event.seed_revealed)
         except ConfigurationError:
-            return False
+            return None
         expected = [commitment for start, commitment in self.chains if start < event.round]
-        return [chain.commitment for _, chain in parts] == expected and parts[-1][1].last == event.round
+        self._left -= sum(chain.last for _, chain in found.parts)
+        if len(found.parts) != len(expected) or found.last != event.round or self._left < 0:
+            return None
+        return found if [chain.commitment for _, chain in found.parts] == expected else None
 
     def exposes(self, server_round: int) -> bool:
         """Say whether clients know a round."""
@@ -80,10 +89,9 @@ class Commitments:
 
 
 def odd_keys(records: Iterable[Record]) -> Iterator[int]:
-    """Yield the lines that reveal keys which do not fit their commitments."""
+    """Yield the lines that reveal keys which do not fit their commitments.
+
+    So do all lines after more than 2^24 hashes, which take some seconds and come of no run that has happened.
+    """
     commitments = Commitments()
-    for record in records:
-        event = record.event
-        if isinstance(event, RunEnded) and event.seed_revealed and not commitments.fits(event):
-            yield record.line
-        commitments.take(record)
+    yield from (record.line for record in records if not commitments.take(record))

@@ -17,7 +17,7 @@ from flwr_robust.audit.contents import log_file
 from flwr_robust.audit.log import Record, read_log
 from flwr_robust.errors import AuditError, TamperedError
 from flwr_robust.files import read_plain, write_atomically
-from flwr_robust.round_seeds import LENGTH, Chain, RoundSeeds, SecretSeed, round_seeds
+from flwr_robust.round_seeds import LENGTH, SECRET, Chain, RoundSeeds, SecretSeed, round_seeds
 
 __all__ = ["continued", "keep_secret", "secret_file", "seeds_of"]
 
@@ -132,6 +132,10 @@ def seeds_of(folder: Path | str) -> RoundSeeds:
     """
     commitments = Commitments.of(read_log(log_file(folder)))
     if not commitments.chains:
+        if commitments.seed == SECRET:
+            raise AuditError(
+                f"audit: the log of {folder} names a secret seed, but no commitment; no round can be repeated"
+            )
         return round_seeds(0 if commitments.seed is None else commitments.seed)
     if (found := _secret(folder, commitments.chains)) is not None:
         return found

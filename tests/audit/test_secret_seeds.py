@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flwr_robust.audit import AuditedRun, Fault, Snapshot, rollback, secret_file, seeds_of, verify_run
+from flwr_robust.audit.commitments import Commitments
 from flwr_robust.audit.events import Resumed, RunEnded, RunStarted
 from flwr_robust.audit.log import read_log
 from flwr_robust.audit.run import log_file
@@ -157,3 +158,22 @@ def test_a_file_of_secrets_that_lacks_one_or_holds_another(tmp_path):
     with pytest.raises(AuditError, match="is missing, or lacks a secret of this run; put back the file"):
         train(tmp_path, 3, resume=True)
     assert [type(event).kind for event in events(tmp_path, Resumed)] == []
+
+
+def test_a_secret_without_a_commitment_is_no_seed(tmp_path):
+    AuditedRun(tmp_path, CONFIG, sync=False).close()
+    with pytest.raises(AuditError, match="names a secret seed, but no commitment"):
+        seeds_of(tmp_path)
+
+
+def test_a_log_that_asks_for_too_many_hashes_is_odd(tmp_path, monkeypatch):
+    train(tmp_path, 3)
+    for _ in range(3):
+        train(tmp_path, 3, resume=True)
+    assert verify_run(tmp_path).intact
+    monkeypatch.setattr(Commitments.__init__, "__defaults__", _but_few(Commitments.__init__.__defaults__))
+    assert len(verify_run(tmp_path).findings) == 2
+
+
+def _but_few(defaults):
+    return (*defaults[:-1], 7)  # hashes: those of two ends of three rounds
