@@ -111,7 +111,7 @@ def diagnose(config: RunConfig, defences: Sequence[str] = ()) -> Diagnosis:
         document,
         advice,
         at_last,
-        {text: _rho(rule, measured, layout) for text, rule in rules.items()},
+        {text: _rho(rule, measured, layout, config.seed) for text, rule in rules.items()},
         {f"{name}(f={f})": proven[name] for name in ("trimmed_mean", "faba") if name in proven},
         measured.metrics["xi"],
         math.sqrt(spread / min(partial)) if partial else 0.0,
@@ -165,11 +165,11 @@ def _measured(config: RunConfig) -> tuple[dict[str, Any], Measured, list[Layer]]
     return document, Probe(config, learner).measure(config.rounds), layout
 
 
-def _rho(rule: Rule, measured: Measured, layout: Sequence[Layer]) -> float:
+def _rho(rule: Rule, measured: Measured, layout: Sequence[Layer], seed: int) -> float:
     if sentence := rule.check_layout(layout):
         raise ConfigurationError(sentence)
     stacks = measured.gradients.split_with_sizes([layer.size for layer in layout], 1)
-    result = settle(rule, Rows.from_stacks(stacks, layout=layout), rule.init()).result
+    result = settle(rule, Rows.from_stacks(stacks, layout=layout, seed=seed), rule.init()).result
     return math.nan if result is None else rho(result.value, measured.honest)
 
 

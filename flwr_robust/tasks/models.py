@@ -173,7 +173,7 @@ def _built(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
     """Build a user's model on the CPU, and check it."""
     make = _maker(name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "model", name))
+        torch.manual_seed(derive(seed, "model", name.rpartition(":")[2]))  # wherever the file lies
         try:
             with torch.device("cpu"):
                 model = make(shape, classes)

@@ -51,7 +51,7 @@ def test_kept_shares_give_the_value_of_one_column(rule, values):
         ("centered_clipping(tau='mean')", "'median'.* got .*'mean'"),
         ("centered_clipping(tau=1.0, steps=0)", "steps must be an integer >= 1; got steps=0"),
         ("centered_clipping(tau=1.0, f=-1)", "f must be an integer >= 0; got f=-1"),
-        ("clip(c=0.0) | mean", "c must be a finite number and > 0; got c=0.0"),
+        ("clip(c=0.0) | mean", "c must be 'median' or 'quantile' or a finite number and > 0; got c=0.0"),
         ("clip(c=1e999) | mean", "finite"),
         ("faba(f=1.0)", "f must be an integer >= 0; got f=1.0"),
         ("faba(f=True)", "f must be an integer"),

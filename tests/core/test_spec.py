@@ -201,7 +201,9 @@ def test_a_registry_parses_one_component():
     assert partitions.parse("dirichlet(beta=0.5)").beta == 0.5
     with pytest.raises(ConfigurationError, match=r"one partition is expected, without '\|'"):
         partitions.parse("iid | iid")
-    with pytest.raises(UnknownNameError, match="Allowed: by_label, dirichlet, iid, k_classes, shards"):
+    with pytest.raises(
+        UnknownNameError, match="Allowed: by_label, dirichlet, iid, k_classes, natural, peng2025, shards, sizes"
+    ):
         partitions.parse("idd")
     with pytest.raises(UnknownNameError, match="unknown attack 'flip'"):
         data_attacks.parse("flip")
@@ -238,7 +240,7 @@ rules = st.one_of(
     st.builds(
         GeometricMedian,
         f=st.none() | counts,
-        tolerance=positive,
+        tolerance=st.floats(min_value=1e-8, allow_infinity=False),
         nu=positive,
         iterations=st.none() | st.integers(1, 99),
         weighted=st.booleans(),
@@ -247,7 +249,7 @@ rules = st.one_of(
     st.builds(CenteredClipping, tau=positive | st.just("median") | st.integers(1, 9), steps=st.integers(1, 9)),
     st.builds(LFighter, head=st.none() | st.text(max_size=20)),
 )
-clips = st.builds(Clip, c=positive)
+clips = st.builds(Clip, c=positive | st.just("median"))
 
 
 @quick

@@ -42,7 +42,7 @@ def names(requirements):
 
 def test_each_package_is_a_dependency_once():
     core, extras = names(PROJECT["dependencies"]), {key: names(EXTRAS[key]) for key in ("sim", "fast", "studies")}
-    assert core == {"flwr", "jinja2", "numpy", "rich", "torch", "typer"}
+    assert core == {"cryptography", "flwr", "jinja2", "numpy", "rich", "torch", "typer"}
     assert extras["sim"] == {"flwr"}
     assert not core & (extras["fast"] | extras["studies"])
     assert EXTRAS["all"] == ["flwr-robust[sim,fast,studies]"]
