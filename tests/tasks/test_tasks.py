@@ -321,7 +321,7 @@ def nothing(folder): return 7
 def own(tmp_path, monkeypatch):
     """Return how a configuration names a function of a file of tasks."""
     monkeypatch.setattr(spec.sys, "path", [*spec.sys.path])
-    monkeypatch.delenv(spec.PLUGINS, raising=False)
+    monkeypatch.setenv(spec.PLUGINS, "")  # and afterwards as it was
     path = tmp_path / f"own_tasks_{abs(hash(tmp_path))}.py"
     path.write_text(OWN)
     yield lambda function: f"{path}:{function}"
