@@ -69,6 +69,7 @@ COVERED = {
     "audit/events.py": "audit/test_log.py",
     "audit/history.py": "audit/test_card.py",
     "audit/models.py": "adversary/test_record.py",
+    "audit/order_files.py": "audit/test_orders.py",
     "audit/red_team_file.py": "audit/test_card.py",
     "audit/run.py": "audit/test_checkpoint.py",
     "audit/signing.py": "adversary/test_record.py",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from flwr_robust.audit.checkpoint import CheckpointStore
@@ -27,6 +28,7 @@ from flwr_robust.audit.events import (
     UpdatesDeleted,
 )
 from flwr_robust.audit.log import Fault, Finding, Record, Verdict, head_file, read_log, verify
+from flwr_robust.audit.order_files import described, waiting
 from flwr_robust.errors import AuditError, CheckpointError
 from flwr_robust.files import file_sha256, file_size, links_in
 
@@ -48,6 +50,7 @@ __all__ = [
 
 
 _ATTEMPTS = 5
+_MOST_ORDERS = 20
 _UNKNOWN = "no checkpoint of this hash and round was ever on record"
 
 
@@ -232,6 +235,15 @@ def verify_run(
         findings = [Finding(0, Fault.LINK, f"{link} {Fault.LINK.value}, which was not followed") for link in links]
         return Verdict(0, "", tuple(findings), ("nothing else was examined: a run's folder holds no symbolic links",))
     verdict = verify(log, expect=expect, known=checkpointed_heads(folder), key=key, public_key=public_key)
+    orders = tuple(
+        f"an order waits, which the run or a resumption carries out: {described(path, order)}"
+        if order is not None
+        else f"{path.name} in the folder of orders is no order, and is not carried out"
+        for path, order in islice(waiting(folder), _MOST_ORDERS)
+    )
+    if len(orders) == _MOST_ORDERS:
+        orders = (*orders, "further files in the folder of orders were not examined")
+    verdict = replace(verdict, remarks=(*verdict.remarks, *orders))
     for _ in range(_ATTEMPTS):
         try:
             records = read_log(log) if log.is_file() else []

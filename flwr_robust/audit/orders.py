@@ -4,8 +4,8 @@ A run that is in progress has its log open, and nobody else may write there. So 
 ``orders`` of the run. The run looks there before it asks nodes, and before it judges replies. It carries out the order,
 records its event, and deletes the file. If no run is in progress, the command records the event itself.
 
-An order is a JSON file with the ``kind`` and the fields of one event, of at most 64 KiB. A file that is no order is
-renamed to end in ``.refused``. A person who can write into the run's folder can give orders.
+A person who can write into the run's folder can give orders. So a command carries out no other order than its own,
+unless its caller says so.
 """
 
 from __future__ import annotations
@@ -14,24 +14,20 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 from flwr_robust.audit.contents import KeptUpdates, delete_updates, log_file
-from flwr_robust.audit.events import Banned, IncidentReported, Released, Replayed, RoundConfigured, UpdatesDeleted
+from flwr_robust.audit.events import IncidentReported, Replayed, RoundConfigured, UpdatesDeleted
 from flwr_robust.audit.log import AuditLog, read_log
+from flwr_robust.audit.order_files import Order, described, order_folder, pending
 from flwr_robust.audit.signing import PrivateKey
 from flwr_robust.errors import AuditError, LogInUseError
-from flwr_robust.files import make_folder, read_plain, write_atomically
+from flwr_robust.files import make_folder, write_atomically
 
-__all__ = ["Order", "carry_out", "give_order", "pending"]
+__all__ = ["carry_out", "give_order"]
 
-Order: TypeAlias = Banned | Released | UpdatesDeleted | IncidentReported | Replayed
-"""The events that may be ordered; the last two are only recorded."""
-
-_KINDS = {each.kind: each for each in (Banned, Released, UpdatesDeleted, IncidentReported, Replayed)}
-_LONGEST = 1 << 16  # bytes of a file
+_MOST_NAMED = 10  # orders in one sentence
 
 
 def give_order(
@@ -41,6 +37,7 @@ def give_order(
     key: bytes | None = None,
     signing_key: PrivateKey | None = None,
     sync: bool = True,
+    earlier: Callable[[Path, Order], None] | None = None,
 ) -> Path | None:
     """Record an order in the log of a run and carry it out, or leave it for the process that has the log open.
 
@@ -56,6 +53,9 @@ def give_order(
         Signs the log's heads, if the run began so; see `AuditLog`.
     sync : bool
         Whether to wait for the disk.
+    earlier : callable (Path, Order), optional
+        Called with each order that waits in the folder, before that is carried out too. When not given, orders that
+        wait are an error, unless this one is only a record.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def give_order(
     Raises
     ------
     AuditError
-        If the folder holds no run, or the log cannot be written.
+        If the folder holds no run, the log cannot be written, or other orders wait; then nothing is carried out.
     TamperedError
         If the log is not intact.
     """
@@ -74,7 +74,7 @@ def give_order(
     try:
         log = AuditLog(log_file(run), key=key, signing_key=signing_key, sync=sync)
     except LogInUseError:
-        path = _folder(run) / f"{time.time_ns()}-{os.getpid()}.json"
+        path = order_folder(run) / f"{time.time_ns()}-{os.getpid()}.json"
         make_folder(path.parent, Path(run))
         text = json.dumps({"kind": order.kind, **order.to_fields()}).encode()
         write_atomically(path, lambda file: file.write(text), sync=sync)
@@ -83,9 +83,22 @@ def give_order(
         asked = [record.event.round for record in read_log(log.path) if isinstance(record.event, RoundConfigured)]
         server_round = asked[-1] if asked else 0
         # A question changes nothing, so it does not carry out what a run has left, or what anybody put there.
-        for path, earlier in () if isinstance(order, IncidentReported | Replayed) else pending(run):
-            carry_out(run, log, dataclasses.replace(earlier, round=server_round))
-            path.unlink(missing_ok=True)
+        others = [] if isinstance(order, IncidentReported | Replayed) else list(pending(run))
+        if others and earlier is None:
+            more = [f"and {len(others) - _MOST_NAMED} more"] if len(others) > _MOST_NAMED else []
+            names = "; ".join([*(described(*each) for each in others[:_MOST_NAMED]), *more])
+            raise AuditError(
+                f"{order.kind}: nothing is done, because other orders wait in {order_folder(run)}, which a run has "
+                f"left or somebody has put there: {names}; give --pending to carry them out first, or delete them"
+            )
+        for path, other in others:
+            if earlier is not None:
+                earlier(path, other)
+            try:
+                path.unlink(missing_ok=True)  # first: what cannot be deleted would be carried out again and again
+            except OSError as error:
+                raise AuditError(f"{other.kind}: not carried out, as {path} cannot be deleted: {error}") from None
+            carry_out(run, log, dataclasses.replace(other, round=server_round))
         carry_out(run, log, dataclasses.replace(order, round=server_round))
     return None
 
@@ -97,26 +110,3 @@ def carry_out(run: Path | str, log: AuditLog, order: Order) -> None:
         deleted = KeptUpdates.of(read_log(log.path)).deleted
         rounds = order.rounds or tuple(deleted)
         delete_updates(run, {each: deleted[each] for each in rounds if each in deleted})
-
-
-def pending(run: Path | str) -> Iterator[tuple[Path, Order]]:
-    """Yield the orders that wait in a run's folder, the oldest first, with their files."""
-    for path in sorted(_folder(run).glob("[0-9]*.json")):
-        order = _read(path)
-        if order is None:
-            path.rename(path.with_suffix(".refused"))
-        else:
-            yield path, order
-
-
-def _folder(run: Path | str) -> Path:
-    return Path(run) / "orders"
-
-
-def _read(path: Path) -> Order | None:
-    """Return the order in a file, or None if there is none."""
-    try:
-        fields = json.loads(read_plain(path, _LONGEST))
-        return _KINDS[fields.pop("kind")].from_fields(fields)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, AuditError):
-        return None

@@ -19,7 +19,8 @@ from flwr_robust.errors import AuditError, CheckpointError, ConfigurationError
 
 if TYPE_CHECKING:
     from flwr_robust.audit.incident import Incident
-    from flwr_robust.audit.orders import Order
+    from flwr_robust.audit.log import Record
+    from flwr_robust.audit.order_files import Order
     from flwr_robust.flower.replay import Replay
 
 __all__ = ["ban_command", "erase_command", "incident_command", "release_command", "replay_command"]
@@ -29,30 +30,47 @@ Reason = Annotated[str, typer.Option(help="The reason, which is recorded in the 
 Wait = Annotated[
     float, typer.Option(min=0, help="Seconds to wait until a run that is in progress has carried out the order.")
 ]
+Pending = Annotated[
+    bool, typer.Option("--pending", help="First carry out the other orders that wait in the run's folder.")
+]
 _ROUNDS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 _STEP = 0.1  # seconds between looks at the order's file
 
 
-def _node(run: Path, client: int) -> int:
-    """Return the node for a number; a number that the log does not know is the id of a node that has not come yet."""
+def _records(run: Path) -> list[Record]:
+    """Return the records of a run's log."""
     from flwr_robust.audit.contents import log_file
-    from flwr_robust.audit.history import find_client
     from flwr_robust.audit.log import read_log
 
     if not log_file(run).is_file():
         raise AuditError(f"{run} holds no run: there is no {log_file(run).name}; name its folder")
+    return read_log(log_file(run))
+
+
+def _node(run: Path, client: int) -> int:
+    """Return the node for a number; a number that the log does not know is the id of a node that has not come yet."""
+    from flwr_robust.audit.history import find_client
+
+    records = _records(run)
     try:
-        return find_client(read_log(log_file(run)), client)
+        return find_client(records, client)
     except AuditError as error:
         say(f"note: {error}; it is taken as the id of a node that may come", "yellow")
         return client
 
 
-def _ordered(run: Path, order: Order, key_file: Path | None, signing_key: Path | None, wait: float, done: str) -> None:
-    """Give an order and say what became of it."""
+def _ordered(
+    run: Path, order: Order, key_file: Path | None, signing_key: Path | None, wait: float, others: bool, done: str
+) -> None:
+    """Give an order and say what became of it, and of the other orders that wait."""
+    from flwr_robust.audit.order_files import described
     from flwr_robust.audit.orders import give_order
 
-    path = give_order(run, order, key=key_of(key_file), signing_key=signing_key)
+    def show(path: Path, other: Order) -> None:
+        console().print(as_text(f"carried out too: {described(path, other)}"), soft_wrap=True)
+
+    earlier = show if others else None
+    path = give_order(run, order, key=key_of(key_file), signing_key=signing_key, earlier=earlier)
     end = time.monotonic() + wait
     while path is not None and path.exists() and time.monotonic() < end:
         time.sleep(_STEP)
@@ -72,6 +90,7 @@ def ban_command(
     node: Client,
     reason: Reason = "",
     wait: Wait = 10.0,
+    pending: Pending = False,
     key_file: KeyFile = None,
     signing_key: SigningKey = None,
 ) -> None:
@@ -84,7 +103,7 @@ def ban_command(
         from flwr_robust.audit.events import Banned
 
         node = _node(run, node)
-        _ordered(run, Banned(0, node, reason), key_file, signing_key, wait, f"node {node} is banned")
+        _ordered(run, Banned(0, node, reason), key_file, signing_key, wait, pending, f"node {node} is banned")
 
 
 def release_command(
@@ -92,6 +111,7 @@ def release_command(
     node: Client,
     reason: Reason = "",
     wait: Wait = 10.0,
+    pending: Pending = False,
     key_file: KeyFile = None,
     signing_key: SigningKey = None,
 ) -> None:
@@ -103,7 +123,8 @@ def release_command(
         from flwr_robust.audit.events import Released
 
         node = _node(run, node)
-        _ordered(run, Released(0, node, None, reason), key_file, signing_key, wait, f"node {node} is released")
+        done = f"node {node} is released"
+        _ordered(run, Released(0, node, None, reason), key_file, signing_key, wait, pending, done)
 
 
 def erase_command(
@@ -111,6 +132,7 @@ def erase_command(
     node: Client,
     reason: Reason = "",
     wait: Wait = 10.0,
+    pending: Pending = False,
     key_file: KeyFile = None,
     signing_key: SigningKey = None,
 ) -> None:
@@ -121,16 +143,14 @@ def erase_command(
     """
     with told():
         from flwr_robust.audit.events import UpdatesDeleted
+        from flwr_robust.audit.history import find_client, visits
 
-        node = _node(run, node)
-        _ordered(
-            run,
-            UpdatesDeleted(0, (), (node,), reason),
-            key_file,
-            signing_key,
-            wait,
-            f"the updates of node {node} are deleted",
-        )
+        records = _records(run)
+        node = find_client(records, node)
+        if all(each.node != node for each in visits(records)):  # for example, it was banned before it came
+            raise AuditError(f"erase: the log knows no node {node} that was ever asked or has answered")
+        done = f"the updates of node {node} are deleted"
+        _ordered(run, UpdatesDeleted(0, (), (node,), reason), key_file, signing_key, wait, pending, done)
 
 
 def incident_command(

@@ -49,7 +49,8 @@ from flwr_robust.audit import (
 from flwr_robust.audit.events import check_statements
 from flwr_robust.audit.history import banned, counting, released_since
 from flwr_robust.audit.log import LEAST_KEY, head_of
-from flwr_robust.audit.orders import carry_out, pending
+from flwr_robust.audit.order_files import pending
+from flwr_robust.audit.orders import carry_out
 from flwr_robust.audit.run import check_retention
 from flwr_robust.audit.signing import PrivateKey, Signer
 from flwr_robust.audit.signs import Signs
@@ -184,6 +185,7 @@ class Audit(Observer):
         self._heads = _hook(heads, Path(folder))
         self.folder = Path(folder)
         self._config, self._measured = dict(config or {}), tuple(measured)
+        self._left: set[Path] = set()  # files of orders that cannot be moved
         self._wants_states, self._most_state_bytes = client_states, most_state_bytes
         self._hash_updates, self._keep_updates = hash_updates, keep_updates
         self._options: dict[str, Any] = {
@@ -396,7 +398,8 @@ class Audit(Observer):
         opening = self._opening
         if self._run is None or opening is None:
             return
-        for path, order in pending(self.folder):
+        left = {*self._left}
+        for path, order in pending(self.folder, self._left):
             if isinstance(order, Banned):
                 opening.ban(order.node, order.reason)
             elif isinstance(order, Released):
@@ -405,7 +408,12 @@ class Audit(Observer):
             else:
                 carry_out(self.folder, self._run.log, dataclasses.replace(order, round=self._round))
             self._flush()
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                self._left.add(path)  # it is carried out, and not once more
+        for path in sorted(self._left - left):
+            log.warning("Audit: %s cannot be moved or deleted, and is passed over from now on", path)
 
     def aggregated(self, aggregation: Aggregation) -> None:
         """Record how the rule aggregated the replies, and how the model changed."""

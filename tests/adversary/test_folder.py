@@ -13,13 +13,24 @@ import shutil
 import tracemalloc
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from flwr_robust.audit import AuditedRun, Fault, Snapshot, read_log, rollback, verify, verify_run
+from flwr_robust.audit import (
+    AuditedRun,
+    Banned,
+    Fault,
+    Snapshot,
+    UpdatesDeleted,
+    read_log,
+    rollback,
+    verify,
+    verify_run,
+)
 from flwr_robust.audit import log as module_log
 from flwr_robust.audit.arrays import read_arrays
 from flwr_robust.audit.card import make_card, render_card
@@ -31,8 +42,9 @@ from flwr_robust.audit.run import log_file
 from flwr_robust.cli import app
 from flwr_robust.errors import AuditError, CheckpointError
 from flwr_robust.files import file_sha256
-from flwr_robust.flower import Reason, Refusal
-from tests.audit_runs import CONFIG, LIAR, make, rounds
+from flwr_robust.flower import Audit, Median, Reason, Refusal
+from tests.audit_runs import CONFIG, LIAR, NODES, make, rounds
+from tests.flower_helpers import FIRST, client_app, content, drive
 from tests.house import MODULES, module_name
 
 EVIL = "\x1b[2J\x1b]0;owned\x07[red]intact[/red]:warning:\u202e"
@@ -251,6 +263,104 @@ def test_a_checkpoint_s_size_is_compared_before_it_is_read(tmp_path):
         file.truncate(1 << 40)
     (finding,) = verify_run(run).findings
     assert "round-00000001 is not the one on record: its size is another one" in finding.sentence
+
+
+# -- orders -----------------------------------------------------------------------------------------
+
+
+def old_pending(run):
+    """How orders were read: what was none was renamed, and nobody caught what this raises."""
+    for path in sorted((run / "orders").glob("[0-9]*.json")):
+        if path.is_symlink() or path.is_dir():
+            path.rename(path.with_suffix(".refused"))
+        else:
+            yield path
+
+
+def planted(run, order=None):
+    """Put what is no order into a folder, where its new name is taken, a link, and perhaps an order."""
+    (run / "orders/1-1.json").mkdir(parents=True)
+    (run / "orders/1-1.refused/x").mkdir(parents=True)
+    (run / "orders/4-1.json").symlink_to("/dev/zero")
+    (run / "orders/5-1.json").write_bytes(b"\xff{")
+    if order is not None:
+        (run / "orders/6-1.json").write_text(json.dumps({"kind": order.kind, **order.to_fields()}))
+    return run
+
+
+def train(partition, model, config, context):
+    return content({"w": model["w"] + np.float32(partition)}, 10, partition_id=partition)
+
+
+def test_no_file_among_the_orders_ends_a_live_run_or_a_resumption(tmp_path, caplog):
+    with pytest.raises(OSError, match="not empty"):
+        list(old_pending(planted(tmp_path / "old")))
+
+    def attack(partition, model, config, context):
+        if partition == 0 and config["server-round"] == 2:
+            planted(tmp_path / "run", Banned(0, FIRST + 2))
+        return train(partition, model, config, context)
+
+    def play(rounds, fn, resume):
+        strategy = Median(audit=Audit(tmp_path / "run", sync=False, resume=resume), fraction_evaluate=0.0)
+        drive(strategy, client_app(fn), {"w": np.zeros(2, np.float32)}, 4, rounds)
+        return strategy
+
+    for last, fn, resume in ((4, attack, False), (6, train, True)):
+        caplog.clear()
+        assert play(last, fn, resume).banned == (FIRST + 2,)
+        assert sum("cannot be moved or deleted" in each.getMessage() for each in caplog.records) == 1
+        assert read_log(log_file(tmp_path / "run"))[-1].event.kind == "run_ended"
+    assert sorted(path.name for path in (tmp_path / "run/orders").iterdir()) == [
+        "1-1.json",
+        "1-1.refused",
+        "5-1.refused",
+    ]
+    verdict = verify_run(tmp_path / "run")  # under its new name, the link would be a finding
+    assert verdict.intact
+    assert "1-1.json in the folder of orders is no order, and is not carried out" in verdict.remarks
+
+
+def test_an_order_that_cannot_be_deleted_is_carried_out_once(tmp_path, monkeypatch, caplog):
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path.name == "6-1.json":
+            raise PermissionError("read-only")
+        unlink(path, missing_ok=missing_ok)
+
+    def attack(partition, model, config, context):
+        if partition == 0 and config["server-round"] == 1:
+            planted(tmp_path / "run", Banned(0, FIRST + 2))
+        return train(partition, model, config, context)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    strategy = Median(audit=Audit(tmp_path / "run", sync=False), fraction_evaluate=0.0)
+    drive(strategy, client_app(attack), {"w": np.zeros(2, np.float32)}, 4, 4)
+    kinds = [record.event.kind for record in read_log(log_file(tmp_path / "run"))]
+    assert (kinds.count("banned"), kinds[-1]) == (1, "run_ended")
+    assert sum("6-1.json cannot be moved or deleted" in each.getMessage() for each in caplog.records) == 1
+
+
+@pytest.mark.parametrize("verb", ["ban", "release", "erase"])
+def test_a_command_carries_out_no_order_that_somebody_has_planted(tmp_path, verb):
+    run = planted(make(tmp_path), UpdatesDeleted(0, reason=EVIL))
+    (run / "orders/4-1.json").unlink()  # a link is a finding
+    before = log_file(run).read_bytes()
+    told = call("audit", "verify", run).stdout
+    assert "an order waits, which the run or a resumption carries out: 6-1.json (updates_deleted" in told
+    done = call(verb, run, "--client", NODES[0])
+    assert done.exit_code == 2
+    assert "other orders wait" in done.output
+    assert "6-1.json (updates_deleted" in done.output
+    assert harmless(done.output)
+    assert log_file(run).read_bytes() == before
+    done = call(verb, run, "--client", NODES[0], "--pending")
+    assert done.exit_code == 0
+    assert "carried out too: 6-1.json (updates_deleted" in done.output
+    kinds = [record.event.kind for record in read_log(log_file(run))]
+    assert kinds[-2:] == ["updates_deleted", {"ban": "banned", "release": "released", "erase": "updates_deleted"}[verb]]
+    assert call("audit", "verify", run).exit_code == 0
 
 
 # -- links and pipes --------------------------------------------------------------------------------

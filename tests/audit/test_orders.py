@@ -8,7 +8,8 @@ import pytest
 
 from flwr_robust.audit import AuditLog, Banned, Released, Replayed, UpdatesDeleted, read_log, verify_run
 from flwr_robust.audit.history import banned, clients
-from flwr_robust.audit.orders import give_order, pending
+from flwr_robust.audit.order_files import pending
+from flwr_robust.audit.orders import give_order
 from flwr_robust.audit.run import log_file
 from flwr_robust.errors import AuditError
 from tests.audit_runs import NODES, make
@@ -35,7 +36,12 @@ def test_an_order_waits_for_the_process_that_has_the_log_open(tmp_path):
         second = give_order(tmp_path, Banned(0, NODES[2]), sync=False)
     assert [path for path, _ in pending(tmp_path)] == [first, second]
     assert banned(read_log(log_file(tmp_path))) == set()
-    give_order(tmp_path, Banned(0, NODES[0]), sync=False)  # the run has ended without looking
+    with pytest.raises(AuditError, match=r"banned: nothing is done, because other orders wait in .*; give --pending"):
+        give_order(tmp_path, Banned(0, NODES[0]), sync=False)  # the run has ended without looking
+    assert banned(read_log(log_file(tmp_path))) == set()
+    seen = []
+    give_order(tmp_path, Banned(0, NODES[0]), sync=False, earlier=lambda path, order: seen.append(order.node))
+    assert seen == [NODE, NODES[2]]
     assert [record.event.node for record in read_log(log_file(tmp_path))[-3:]] == [NODE, NODES[2], NODES[0]]
     assert not list(pending(tmp_path))
 

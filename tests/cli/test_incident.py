@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flwr_robust.audit import AuditLog, CheckpointStore, IncidentReported, Replayed, model_sha256, read_log
 from flwr_robust.audit.contents import update_file
-from flwr_robust.audit.orders import pending
+from flwr_robust.audit.order_files import pending
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli.main import app
 from flwr_robust.flower import Audit, Mean
@@ -36,6 +36,16 @@ def test_a_node_that_the_log_does_not_know_can_be_banned_before_it_comes(tmp_pat
     out = call("ban", make(tmp_path), "--node", 12345)
     assert "it is taken as the id of a node that may come" in out
     assert "node 12345 is banned, and on record" in out
+
+
+def test_nothing_is_erased_of_a_node_that_the_log_does_not_know(tmp_path):
+    run = make(tmp_path)
+    assert "client 77 is neither a node nor the partition of one" in call("erase", run, "--client", 77, code=2)
+    call("ban", run, "--node", 77)
+    before = log_file(run).read_bytes()
+    out = call("erase", run, "--client", 77, code=2)
+    assert "erase: the log knows no node 77 that was ever asked or has answered" in out
+    assert log_file(run).read_bytes() == before
 
 
 def test_a_log_with_a_key_needs_the_key(tmp_path):
