@@ -536,14 +536,14 @@ class Replayed(Event, kind="replayed"):
 
 @dataclass(frozen=True)
 class Rested(Event, kind="rested"):
-    """A client failed to answer several times in a row: it is not asked for some rounds, without blame.
+    """A client failed to answer too often: it is not asked for some rounds, without blame.
 
     Attributes
     ----------
     round, node, partition
         The round of the change, and the client.
     failures : int
-        How many times in a row it failed.
+        How many times it failed, less the failures that its answers took back.
     until : int
         The last round in which it is not asked.
     phase : str

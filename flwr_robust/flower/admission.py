@@ -39,6 +39,7 @@ __all__ = [
     "Terms",
     "admit",
     "answers_to",
+    "check_names",
     "rebuilt",
     "short",
 ]
@@ -142,6 +143,14 @@ class Admitted:
         return self.message.content
 
 
+def check_names(option: str, names: object) -> None:
+    """Raise unless an option of a strategy is a tuple of names, or None."""
+    if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+        raise ConfigurationError(
+            f'strategy: {option} must be a tuple of names such as ("a", "b"); got {option}={names!r}'
+        )
+
+
 @dataclass(frozen=True)
 class Terms:
     """What replies must hold in addition to the model's arrays.
@@ -171,9 +180,8 @@ class Terms:
 
     def __post_init__(self) -> None:
         check_number("strategy", "max_examples", self.max_examples, above=0)
-        for option, names in (("metrics", self.metrics), ("records", self.records)):
-            if names is not None and not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-                raise ConfigurationError(f"strategy: {option} must be a tuple of names; got {option}={names!r}")
+        check_names("metrics", self.metrics)
+        check_names("records", self.records)
         if self.records is not None and len(set(self.records)) != 2:
             raise ConfigurationError(
                 f"strategy: records must be two names, of the ArrayRecord and of the MetricRecord; "

@@ -316,9 +316,7 @@ class Guard:
         wrong = [refusal.node for refusal in refused if refusal.reason.blames]
         failed = set(opened.asked).difference(answered, wrong)
         for rest in self.nodes.settle(opened.kind, opened.number, opened.asked, failed):
-            log.warning(
-                "\t> Node %s rests until round %s after %s failures in a row", rest.node, rest.until, rest.failures
-            )
+            log.warning("\t> Node %s rests until round %s after %s failures", rest.node, rest.until, rest.failures)
             for observer in self.observers:
                 observer.node_rested(opened.number, opened.kind, rest)
 
@@ -428,8 +426,8 @@ class Guard:
         return arrays, metrics
 
     def close_evaluation(self, judged: Round, metrics: MetricRecord | None) -> MetricRecord | None:
-        """Record a round of evaluation, and return its metrics."""
-        sentence = "" if judged.admitted else judged.unheard
+        """Record a round of evaluation, and return its metrics; it is infeasible if `Round.unjudged` says so."""
+        sentence = judged.unjudged
         record = self._record(judged, Outcome.INFEASIBLE if sentence else Outcome.OK, sentence)
         self.evaluations.append(record)
         for observer in self.observers:

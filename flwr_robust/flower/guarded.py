@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from flwr_robust.core.rule import Outcome
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill, is_legacy
-from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, short
+from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, check_names, short
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics
 from flwr_robust.flower.face import Face
@@ -148,6 +148,8 @@ class Guarded(Face, Strategy):
         self._named: set[str] = set()  # attributes that a warning has named
         self._own = {name: getattr(strategy, name) for name in METHODS}
         key = getattr(strategy, "weighted_by_key", "num-examples")
+        check_names("train_metrics", train_metrics)
+        check_names("evaluate_metrics", evaluate_metrics)
         self.guard = Guard(
             Terms(key, plain(max_examples), train_metrics, records),
             Terms(key, plain(max_examples), evaluate_metrics, records),
@@ -346,21 +348,22 @@ class Guarded(Face, Strategy):
         rows = None
         if judged.admitted and self.guard.observers:
             rows = admitted_rows(judged.admitted, judged.model, relative=True, asked=len(judged.messages))
-        return self.guard.close_training(judged, outcome, sentence, arrays, self._metrics(judged, told), rows=rows)
+        metrics = None if outcome is Outcome.INFEASIBLE else self._metrics(judged, told)
+        return self.guard.close_training(judged, outcome, sentence, arrays, metrics, rows=rows)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Let the strategy aggregate the admitted replies."""
         judged = self.guard.judge(MessageType.EVALUATE, replies)
         if judged is None:
             return None
-        told = None
-        if judged.admitted:
-            before = Saved(self.strategy)
-            try:
-                with np.errstate(all="ignore"):
-                    told = self._answer("aggregate_evaluate", server_round, judged)
-            except Exception:
-                before.restore()
+        if judged.unjudged:
+            return self.guard.close_evaluation(judged, None)
+        told, before = None, Saved(self.strategy)
+        try:
+            with np.errstate(all="ignore"):
+                told = self._answer("aggregate_evaluate", server_round, judged)
+        except Exception:
+            before.restore()
         return self.guard.close_evaluation(judged, self._metrics(judged, told))
 
     def _answer(self, method: str, server_round: int, judged: Round) -> Any:

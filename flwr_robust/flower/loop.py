@@ -156,6 +156,8 @@ class Loop:
         guard.seeds = guard.seeds.fresh()
         if guard.seeds.told != SECRET or _SEEDED.search(rule):
             _warn_of_predictable_draws(arguments["grid"])
+        if guard.deadline is None:
+            _warn_of_waiting(arguments["grid"], arguments["timeout"])
         sent = {f"{name}.{key}": value for name, each in self._configs.items() for key, value in each.items()}
         told = {key: value for key, value in sent.items() if isinstance(value, Scalar)}
         config = {"rounds": arguments["num_rounds"], **guard.settings(), **guarding.settings(), **told}
@@ -340,6 +342,12 @@ def _warn_of_predictable_draws(grid: Grid) -> None:
             "start: the seed is not secret: clients that know it can predict whom the server asks and what its rule "
             "draws; leave seed out of the strategy and of its rule"
         )
+
+
+def _warn_of_waiting(grid: Grid, timeout: float) -> None:
+    """Warn unless the nodes are simulated, that is, unless a node may stay silent."""
+    if not simulated(grid):
+        log.warning("start: one silent node makes every round last timeout=%g seconds; set deadline=", timeout)
 
 
 @contextmanager

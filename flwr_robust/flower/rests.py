@@ -2,7 +2,8 @@
 
 A node fails if it answers with an error or not at all. Nobody can tell malice from a bad connection or a crash, so this
 is no refusal and counts towards no quarantine. After ``after`` failures in a row a node rests for 2 rounds. If it fails
-again when it is next asked, it rests for twice as long, up to 64 rounds. Any answer ends this.
+again when it is next asked, it rests for twice as long, up to 64 rounds. An answer takes back one of the failures, of
+which at most ``after`` then count. So who answers now and then rests all the same, and ``after`` answers end all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Rest(NamedTuple):
     node : int
         The node.
     failures : int
-        How many times in a row it failed.
+        How many times it failed, less the failures that its answers took back.
     until : int
         The last round in which it is not asked.
     """
@@ -34,12 +35,12 @@ class Rest(NamedTuple):
 
 
 class Rests:
-    """The failures of nodes in a row, and the rounds until which they rest.
+    """The failures of nodes, and the rounds until which they rest.
 
     Attributes
     ----------
     failures : dict of int to int
-        Failures in a row, by node.
+        Failures by node, less those that answers took back; above 0.
     until : dict of int to (int, int)
         The last round of each node's latest rest, and its length.
 
@@ -68,12 +69,16 @@ class Rests:
         asked, failed : iterable of int
             The nodes that were asked, and those of them that failed.
         after : int
-            How many failures in a row begin a rest; >= 1.
+            How many failures begin a rest; >= 1.
         """
         asked, failed = set(asked), set(failed)
         for node in asked - failed:
-            self.failures.pop(node, None)
-            self.until.pop(node, None)
+            left = min(self.failures.pop(node, 0), after) - 1
+            _, length = self.until.pop(node, (0, 0))
+            if left > 0:
+                self.failures[node] = left
+                if length:
+                    self.until[node] = server_round, length  # the rest is over; the next one is twice as long
         begun = []
         for node in sorted(failed) if 2 * len(failed) <= len(asked) else ():
             self.failures[node] = count = self.failures.get(node, 0) + 1

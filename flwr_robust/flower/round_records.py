@@ -157,6 +157,24 @@ class Round:
         return f"{NOBODY}: {self.fault}" if self.fault else NOBODY
 
     @property
+    def unjudged(self) -> str:
+        """The reason why a round of evaluation has no metrics; empty if it has.
+
+        Metrics need replies from more than half of the nodes that were asked and did not abstain. Otherwise the reply
+        of one hostile node among drop-outs would be the metric.
+        """
+        if not self.admitted:
+            return self.unheard
+        able = len(self.messages) - len(self.abstained)
+        if len(self.admitted) > able // 2:
+            return ""
+        besides = " that did not abstain" if self.abstained else ""
+        return (
+            f"metrics need replies from more than half of the {able} nodes asked{besides}, at least {able // 2 + 1}; "
+            f"got {len(self.admitted)}"
+        )
+
+    @property
     def asked(self) -> tuple[int, ...]:
         """The nodes that were asked."""
         return tuple(message.metadata.dst_node_id for message in self.messages)

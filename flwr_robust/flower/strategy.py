@@ -36,7 +36,7 @@ from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_integer, check_number
-from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms
+from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms, check_names
 from flwr_robust.flower.audit import Audit, observing
 from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics, idle_patterns
 from flwr_robust.flower.face import Face
@@ -237,6 +237,8 @@ class RobustStrategy(Face, FedAvg):
             )
         self.state: State = self.rule.init()
         key = self.weighted_by_key
+        check_names("train_metrics", train_metrics)
+        check_names("evaluate_metrics", evaluate_metrics)
         self.guard = Guard(
             Terms(key, plain(max_examples), train_metrics, records),
             Terms(key, plain(max_examples), evaluate_metrics, records),
@@ -287,9 +289,9 @@ class RobustStrategy(Face, FedAvg):
 
     def usual_quorum(self, kind: str, asked: int) -> int:
         """Return all replies but the declared f, more than half where none is declared, and at least what is needed."""
-        f = self.rule.declared(asked)
-        patient = asked // 2 + 1 if f is None else max(asked - f, 1)
-        return max(patient, least_replies(self.rule, asked, self.min_replies)) if kind == MessageType.TRAIN else patient
+        f, majority = self.rule.declared(asked), asked // 2 + 1
+        needed = least_replies(self.rule, asked, self.min_replies) if kind == MessageType.TRAIN else majority
+        return max(majority if f is None else asked - f, needed)
 
     # -- asking -----------------------------------------------------------------------------------
 
@@ -411,7 +413,7 @@ class RobustStrategy(Face, FedAvg):
             settled.outcome,
             settled.sentence if judged.admitted else judged.unheard,
             arrays,
-            self.guard.metrics(judged, self.train_metrics_aggr_fn),
+            None if settled.change is None else self.guard.metrics(judged, self.train_metrics_aggr_fn),
             rows=next(iter(rows.values())) if len(rows) == 1 else None,
             aggregate=settled.aggregate,
             state=self.state,
@@ -422,7 +424,8 @@ class RobustStrategy(Face, FedAvg):
         judged = self.guard.judge(MessageType.EVALUATE, replies)
         if judged is None:
             return None
-        return self.guard.close_evaluation(judged, self.guard.metrics(judged, self.evaluate_metrics_aggr_fn))
+        metrics = None if judged.unjudged else self.guard.metrics(judged, self.evaluate_metrics_aggr_fn)
+        return self.guard.close_evaluation(judged, metrics)
 
     def expected(self, server_round: int, arrays: ArrayRecord) -> SentModel:
         """Return the model of a round together with what its replies must hold."""

@@ -114,9 +114,9 @@ def least_replies(rule: Rule, asked: int, min_replies: int | None = None) -> int
     asked : int
         Number of clients asked.
     min_replies : int, optional
-        The operator's number. When not given: what the rule needs. If it declares no f, this is more than half of those
-        asked, since the rule relies on a majority of honest replies. Otherwise drop-outs could leave hostile replies
-        alone. This holds for the mean, too.
+        The operator's number. When not given: what the rule needs. If it declares no f, or f=0, this is more than half
+        of those asked, since the rule relies on a majority of honest replies. Otherwise drop-outs could leave hostile
+        replies alone. This holds for the mean, too.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def least_replies(rule: Rule, asked: int, min_replies: int | None = None) -> int
     fitting = next((n for n in range(1, asked + 1) if rule.check(n, asked=asked) is None), asked + 1)
     if min_replies is not None:
         return max(fitting, min_replies)
-    return fitting if rule.declared(asked) is not None else max(fitting, asked // 2 + 1)
+    return fitting if rule.declared(asked) else max(fitting, asked // 2 + 1)
 
 
 def too_few(rule: Rule, heard: int, asked: int, min_replies: int | None = None) -> str | None:
@@ -153,11 +153,12 @@ def too_few(rule: Rule, heard: int, asked: int, min_replies: int | None = None) 
     """
     if min_replies is not None:
         return None if heard >= min_replies else f"min_replies={min_replies} replies are needed; there are {heard}"
-    if rule.declared(asked) is not None or heard > asked // 2:
+    f = rule.declared(asked)
+    if f or heard > asked // 2:
         return None
     return (
-        f"{rule.name} declares no f, so more than half of the {asked} clients asked must answer, at least "
-        f"{asked // 2 + 1}; {heard} did: set min_replies"
+        f"{rule.name} declares {'no f' if f is None else 'f=0'}, so more than half of the {asked} clients asked must "
+        f"answer, at least {asked // 2 + 1}; {heard} did: set min_replies"
     )
 
 

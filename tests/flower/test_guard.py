@@ -24,7 +24,11 @@ from tests.guard_helpers import ONE, SILENT, nodes
         ({"quarantine_after": 0}, "quarantine_after must be an integer >= 1"),
         ({"on_infeasible": "raise"}, "on_infeasible must be one of keep, stop"),
         ({"max_examples": -1}, "max_examples must be"),
-        ({"train_metrics": "loss"}, "metrics must be a tuple of names"),
+        (
+            {"train_metrics": "loss"},
+            r"strategy: train_metrics must be a tuple of names such as \(.*; got train_metrics='loss'",
+        ),
+        ({"evaluate_metrics": ["loss"]}, "strategy: evaluate_metrics must be a tuple of names"),
         ({"records": ("one",)}, "records must be two names"),
     ],
 )

@@ -163,6 +163,19 @@ def test_a_deployment_whose_draws_can_be_predicted_is_warned(rule, seed, predict
     assert warned == (predictable and kind is Deployed)
 
 
+@pytest.mark.parametrize(
+    ("kind", "deadline", "warned"),
+    [(Deployed, None, True), (Deployed, 5.0, False), (InProcessGrid, None, False)],
+)
+def test_a_deployment_without_a_deadline_is_warned_once(kind, deadline, warned, caplog):
+    caplog.set_level(logging.WARNING, logger="flwr")
+    app = client_app(lambda partition, model, config, context: {"w": model["w"] + 1.0})
+    strategy = Median(deadline=deadline, min_train_nodes=3, fraction_evaluate=0.0)
+    drive(strategy, app, {"w": np.zeros(2)}, 3, rounds=2, grid=kind(app, 3), timeout=90)
+    told = "start: one silent node makes every round last timeout=90 seconds; set deadline="
+    assert caplog.text.count(told) == warned
+
+
 def test_more_rounds_than_there_are_secret_seeds_are_refused_before_the_first():
     app = client_app(lambda partition, model, config, context: {"w": model["w"] + 1.0})
     with pytest.raises(ConfigurationError, match=f"num_rounds must be at most {LENGTH} with secret seeds"):
