@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flwr_robust.audit.checkpoint import CheckpointStore
-from flwr_robust.audit.contents import KeptUpdates, Standing, checkpoint_folder
+from flwr_robust.audit.contents import KeptUpdates, Standing, checkpoint_folder, log_file
 from flwr_robust.audit.events import Aggregated, RunStarted, UpdateKept
 from flwr_robust.audit.history import ClientInRound, ClientSummary, clients, counting, visits
 from flwr_robust.audit.log import Record
+from flwr_robust.errors import AuditError
 
 __all__ = ["Incident", "incident"]
 
@@ -81,13 +82,23 @@ def incident(folder: Path | str, records: Sequence[Record], node: int, since: in
         The client; `find_client` finds it by its partition.
     since : int
         The round from which the client is suspected; earlier ones are only among the visits.
+
+    Raises
+    ------
+    AuditError
+        If the log does not say how the run was started, or knows no such node.
     """
     current = counting(records)
     rounds = {each.event.round: each.event for each in current if isinstance(each.event, Aggregated)}
     moving = (event for event in rounds.values() if event.round >= since and event.model_before != event.model_after)
     mine = [event for event in moving if node in event.nodes]
     shares = [_share(event, event.nodes.index(node)) for event in mine]
-    start = next(each.event for each in records if isinstance(each.event, RunStarted))
+    start = next((each.event for each in records if isinstance(each.event, RunStarted)), None)
+    summary = next((each for each in clients(records) if each.node == node), None)
+    if start is None:
+        raise AuditError(f"incident: {log_file(folder)} has no line that says how the run was started")
+    if summary is None:
+        raise AuditError(f"incident: {log_file(folder)} knows no node {node}")
     rate = start.config.get("server-learning-rate", 1.0)
     reach = [weight * reach for weight, reach in shares if weight is not None and reach is not None]
     first = min((event.round for event in mine), default=None)
@@ -97,7 +108,7 @@ def incident(folder: Path | str, records: Sequence[Record], node: int, since: in
     found = KeptUpdates.of(records)
     kept = [each.event for nodes in found.standing.values() for each in nodes.get(node, ())]
     return Incident(
-        summary=next(each for each in clients(records) if each.node == node),
+        summary=summary,
         visits=tuple(each for each in visits(records) if each.node == node),
         rounds=tuple(sorted(event.round for event in mine)),
         weight=sum(weight or 0.0 for weight, _ in shares),

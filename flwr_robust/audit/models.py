@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from flwr_robust.errors import AuditError, CheckpointError
 
 __all__ = ["Place", "places_of", "read_model"]
 
+_NO_STATE = "it holds no state_dict of tensors"
 _READABLE = "an .npz file of named arrays, a .pt file of a state_dict, or a checkpoint's folder"
 
 
@@ -68,19 +69,30 @@ def read_model(path: Path | str) -> Mapping[str, NDArray[Any]]:
         if folder.is_dir() and number.isascii() and number.isdecimal():
             return CheckpointStore.read(folder).model
         if path.suffix in (".pt", ".pth"):
-            return _state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            return _state_dict(_loaded(path))
         return read_arrays(path)
     except CheckpointError as error:
         raise AuditError(f"hash: {error}") from None
     except OSError as error:
         raise AuditError(f"hash: {path} cannot be read: {error.strerror or error}; name {_READABLE}") from None
-    except (ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+    except (ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
         raise AuditError(f"hash: {path} holds no model ({error!s:.200}); name {_READABLE}") from None
+
+
+def _loaded(path: Path) -> object:
+    """Return what a .pt file holds, if that is tensors and their names."""
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception:  # torch's own sentence advises to run the code in the file
+            raise ValueError(_NO_STATE) from None
 
 
 def _state_dict(held: object) -> dict[str, NDArray[Any]]:
     if not isinstance(held, Mapping) or not all(isinstance(each, torch.Tensor) for each in held.values()):
-        raise ValueError("it holds no state_dict of tensors")
+        raise ValueError(_NO_STATE)
     return {str(name): np.asarray(tensor.detach().numpy()) for name, tensor in held.items()}
 
 

@@ -328,7 +328,9 @@ def show_command(
         if not found and not overview:
             there = [each.round for each in rounds(records)]
             known = f"rounds {min(there)} to {max(there)}" if there else "no round"
-            raise AuditError(f"audit: the log says nothing of round {server_round}; it knows {known}")
+            of_node = "" if node is None else f" of node {node}"
+            where = "; the node was never asked" if server_round is None else f" in round {server_round}"
+            raise AuditError(f"audit: the log has no reply{of_node}{where}; it knows {known}")
         suspected = [
             record.event
             for record in records

@@ -34,6 +34,7 @@ Pending = Annotated[
     bool, typer.Option("--pending", help="First carry out the other orders that wait in the run's folder.")
 ]
 _ROUNDS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_MOST_GAPS = 20
 _STEP = 0.1  # seconds between looks at the order's file
 
 
@@ -157,7 +158,9 @@ def incident_command(
     run: Run,
     node: Client,
     since: Annotated[int, typer.Option(min=1, help="The round from which the client is suspected.")] = 1,
-    quick: Annotated[bool, typer.Option("--quick", help="Read no kept updates: give the bound from the log.")] = False,
+    with_replay: Annotated[
+        bool, typer.Option("--replay", help="Replay the kept updates: give the displacement itself, not a bound.")
+    ] = False,
     as_json: Json = False,
     key_file: KeyFile = None,
     signing_key: SigningKey = None,
@@ -165,9 +168,10 @@ def incident_command(
     """Say what a client has done: its rounds, its weight, how far it moved the model, and what followed.
 
     RUN is the run's folder. The displacement is the norm of the sum of the client's weights times its updates, with the
-    server's learning rate. It comes from a replay of kept updates, where these and a checkpoint are there. Otherwise it
-    is a bound from the weights and distances in the log. The rollback point is the last round before the client had a
-    part in the model, or before --since. The question is recorded in the log.
+    server's learning rate. What is given is a bound from the weights and distances in the log. With --replay it is the
+    norm itself, from a replay of kept updates, where these and a checkpoint are there; see ``replay``. The rollback
+    point is the last round before the client had a part in the model, or before --since. The question is recorded in
+    the log.
 
     Exit status: 0 intact, 1 tampered with (the answer is shown anyway), 2 wrong input.
 
@@ -183,7 +187,7 @@ def incident_command(
         node = find_client(records, node)
         found = incident(run, records, node, since)
         replayed = None
-        if found.kept and found.rounds and not quick:
+        if with_replay and found.kept and found.rounds:
             replayed = _replayed(run, found.rounds[0], found.rounds[-1], node)
         done = {} if replayed is None else {each.round for each in replayed.rounds if each.result == "equal"}
         exact = replayed is not None and replayed.total is not None and {*found.rounds} <= {*done}
@@ -304,12 +308,16 @@ def replay_command(
     RUN is the folder of a run with kept updates. A replay starts at a checkpoint, with the rule's state and the
     server's velocity in it. With --without, it also says what the same updates make without one client. The other
     clients would have sent other updates for other models, so this is an estimate for the rounds after the first. The
-    replay is recorded in the log.
+    replay is recorded in the log. A rule with an integer above 10,000 that is not its default is not replayed, because
+    whoever wrote the log chose it.
 
-    Exit status: 0 all replayed rounds are equal, 1 some differ or the log was tampered with, 2 wrong input.
+    Exit status: 0 all rounds asked for are equal; 1 some differ or are missing, or the log was tampered with; 2 wrong
+    input. Without --rounds, those after the earliest checkpoint are asked for. A round of which all updates were
+    deleted on record, as retention does, is named, and does not count as missing if another round is equal.
 
-    JSON: intact, checkpoints, rounds (round, result, sentence, length, without, distance, cosine, outcome_without,
-    own), total (the same for all rounds), model (its hash).
+    JSON: intact, complete, checkpoints, rounds (round, result, sentence, deleted, length, without, distance, cosine,
+    outcome_without, own), absent (first and last of rounds that are not in the log), total (the same for all rounds),
+    model (its hash).
     """
     with told(plugin):
         import numpy as np
@@ -335,8 +343,10 @@ def replay_command(
         print_json(
             {
                 "intact": verdict.intact,
+                "complete": found.complete,
                 "checkpoints": found.checkpoints,
                 "rounds": [dataclasses.asdict(each) for each in found.rounds],
+                "absent": found.absent,
                 "total": None if found.total is None else dataclasses.asdict(found.total),
                 "model": model_hash,
             }
@@ -348,7 +358,7 @@ def replay_command(
         told_of = (found.of("equal"), found.of("different"), found.of("missing"))
         _note(run, Replayed(0, *told_of, node, distance), key_file, signing_key)
     warn_of(verdict)
-    raise typer.Exit(1 if found.of("different") else 0)
+    raise typer.Exit(0 if found.complete else 1)
 
 
 def _rounds(text: str) -> tuple[int | None, int | None]:
@@ -386,6 +396,13 @@ def _show_replay(found: Replay, node: int | None, model: str | None) -> None:
     started = ", ".join(map(str, found.checkpoints))
     counts = ", ".join(f"{len(found.of(result))} {result}" for result in ("equal", "different", "missing"))
     out.print(as_text(f"{counts}; started from the checkpoints of rounds {started}"), soft_wrap=True)
+    if deleted := [each.round for each in found.rounds if each.deleted]:
+        out.print(as_text(f"the updates of rounds {_ranges(deleted)} were deleted on record"), soft_wrap=True)
+    for first, last in found.absent[:_MOST_GAPS]:
+        rounds = f"round {first}" if first == last else f"rounds {first} to {last}"
+        out.print(as_text(f"the log has no finished {rounds} of training", "red"), soft_wrap=True)
+    if not found.complete:
+        out.print(as_text("not all rounds that were asked for are equal", "red"), soft_wrap=True)
     if found.total is not None:
         total = found.total
         cosine = "" if total.cosine is None else f", cosine {total.cosine:.4g}"

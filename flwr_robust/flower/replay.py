@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from flwr_robust.audit.events import Aggregated, ReplyAbstained, ReplyAdmitted, 
 from flwr_robust.audit.history import counting
 from flwr_robust.audit.log import Record, read_log
 from flwr_robust.core.pipeline import parse
-from flwr_robust.core.rule import Outcome
+from flwr_robust.core.rule import Outcome, Rule
+from flwr_robust.core.spec import Component
 from flwr_robust.errors import AuditError
 from flwr_robust.files import file_sha256
 from flwr_robust.flower._compat import become_server, fill
@@ -48,6 +50,10 @@ __all__ = ["Replay", "ReplayedRound", "replay"]
 
 _SETTINGS = ("message", "server_learning_rate", "server_momentum", "buffers")
 _DESGD = ("classes", "gamma", "alpha", "schedule", "classes_per_round", "server_learning_rate")
+_COUNTS = ("classes", "classes-per-round")
+_LARGEST = 10_000  # an integer in a rule from a log; defaults may be larger
+_MOST_PARTS = 1000
+_DEEPEST = 6  # MixTailor's pool, Bulyan's selection, stages before a rule
 _SERVER = 1
 Model = dict[str, NDArray[Any]]
 
@@ -64,6 +70,8 @@ class ReplayedRound:
         ``equal`` if the model has the recorded hash, ``different`` if not, ``missing`` if it could not be replayed.
     sentence : str
         Why it differs or is missing; empty if it is equal.
+    deleted : bool
+        Whether it is missing because the updates of all its nodes were deleted on record, as retention does.
     length : float, optional
         The norm of the change of the model.
     without, distance, cosine : float, optional
@@ -79,6 +87,8 @@ class ReplayedRound:
     round: int
     result: str
     sentence: str = ""
+    _: KW_ONLY
+    deleted: bool = False
     length: float | None = None
     without: float | None = None
     distance: float | None = None
@@ -97,6 +107,8 @@ class Replay:
         The rounds of the checkpoints from which it started.
     rounds : tuple of ReplayedRound
         The rounds, in order.
+    absent : tuple of (int, int)
+        First and last of the rounds asked for of which the log has no finished round of training that counts.
     total : ReplayedRound or None
         If a client is left out: the changes of all replayed rounds together.
     model : mapping of str to array, or None
@@ -105,12 +117,19 @@ class Replay:
 
     checkpoints: tuple[int, ...]
     rounds: tuple[ReplayedRound, ...]
+    absent: tuple[tuple[int, int], ...] = ()
     total: ReplayedRound | None = None
     model: Mapping[str, NDArray[Any]] | None = None
 
     def of(self, result: str) -> tuple[int, ...]:
         """Return the rounds with a result: ``equal``, ``different`` or ``missing``."""
         return tuple(each.round for each in self.rounds if each.result == result)
+
+    @property
+    def complete(self) -> bool:
+        """Say whether all rounds asked for are equal, or deleted on record, and at least one is equal."""
+        held = all(each.result == "equal" or each.deleted for each in self.rounds)
+        return held and not self.absent and bool(self.of("equal"))
 
 
 class _MissingError(Exception):
@@ -145,7 +164,8 @@ def replay(
     Raises
     ------
     AuditError
-        If there is no log, the run's aggregation cannot be repeated, or no checkpoint precedes the rounds.
+        If there is no log, the run's aggregation cannot be repeated, or no checkpoint precedes the rounds. Also if an
+        integer in the recorded rule is above 10,000 and not its default: the work must have a bound.
     """
     everything = read_log(log_file(folder))
     records, standing = counting(everything), Standing.of(everything)
@@ -188,9 +208,12 @@ class _Replaying:
     def __init__(
         self, folder: Path, records: Sequence[Record], rounds: Mapping[int, _Recorded], without: int | None
     ) -> None:
-        start = next(record.event for record in records if isinstance(record.event, RunStarted))
+        start = next((record.event for record in records if isinstance(record.event, RunStarted)), None)
+        if start is None:
+            raise AuditError(f"replay: {log_file(folder)} has no line that says how the run was started")
         self._folder, self._rounds, self._without = folder, rounds, without
-        self._kept = KeptUpdates.of(records).standing
+        updates = KeptUpdates.of(records)
+        self._kept, self._deleted = updates.standing, updates.deleted
         self._strategy, self._other = _strategy(start), _strategy(start)
         self._strategy.guard.seeds = self._other.guard.seeds = seeds_of(folder)
         self._change: _Change = {}
@@ -208,27 +231,35 @@ class _Replaying:
                 model = self._recall(store, standing, number - 1)
                 used.append(number - 1)
             if model is None:
-                found.append(ReplayedRound(number, "missing", "the round before was not replayed"))
+                found.append(self._missing(number, "the round before was not replayed"))
                 continue
             after: Model | None
             try:
                 result, after = self._replay(number, model)
             except _MissingError as missing:
-                result, after = ReplayedRound(number, "missing", str(missing)), None
+                result, after = self._missing(number, str(missing)), None
             except Exception as error:  # log, checkpoint and updates may be anybody's work
                 sentence = short(f"it cannot be aggregated: {type(error).__name__}: {error}")
-                result, after = ReplayedRound(number, "missing", sentence), None
+                result, after = self._missing(number, sentence), None
             found.append(result)
             model = after if result.result == "equal" else None
+        absent = tuple(_gaps([begin, *(each.round for each in found), last + 1]))
         if self._without is None or not self._change:
-            return Replay(tuple(used), tuple(found))
+            return Replay(tuple(used), tuple(found), absent)
         own = None if isinstance(self._strategy, DeSGD) else _norm(self._own_change)
         total = ReplayedRound(last, "equal", own=own, **_compared(self._change, self._other_change))
         other = {
             name: moved(values, self._other_change[name]) if name in self._other_change else values
             for name, values in begun.items()
         }
-        return Replay(tuple(used), tuple(found), total, other)
+        return Replay(tuple(used), tuple(found), absent, total, other)
+
+    def _missing(self, number: int, sentence: str) -> ReplayedRound:
+        """Return a round that could not be replayed, with the reason; a deletion of all its updates is the reason."""
+        event = self._rounds[number].aggregated
+        if event is not None and event.nodes and {*event.nodes} <= self._deleted.get(number, set()):
+            return ReplayedRound(number, "missing", "its updates were deleted on record", deleted=True)
+        return ReplayedRound(number, "missing", sentence)
 
     def _recall(self, store: CheckpointStore, standing: Standing, number: int) -> Model:
         """Give both strategies the state in a checkpoint, and return its model."""
@@ -306,6 +337,42 @@ class _Replaying:
             raise _MissingError(f"the update of node {node} cannot be read: {error}") from None
 
 
+def _gaps(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last of the integers that ascending ones leave out."""
+    for one, other in pairwise(numbers):
+        if other > one + 1:
+            yield one + 1, other - 1
+
+
+def _check_work(rule: Rule) -> None:
+    """Refuse a rule from a log whose work has no reasonable bound: the log may be anybody's work."""
+    waiting: list[tuple[Component, int]] = [(rule, 0)]
+    seen = 0
+    while waiting:
+        part, depth = waiting.pop()
+        seen += 1
+        if seen > _MOST_PARTS or depth > _DEEPEST:
+            raise AuditError(
+                f"replay: the rule in the log has more than {_MOST_PARTS} parts, or parts nested more than {_DEEPEST} "
+                f"deep: it is not replayed"
+            )
+        defaults = {each.name: each.default for each in fields(part)}
+        own = {name: getattr(part, name) for name in defaults if name != "seed"}
+        _check_numbers(part.name, {name: value for name, value in own.items() if value != defaults[name]})
+        for held in vars(part).values():  # also what it made of texts
+            inner = held if isinstance(held, tuple) else (held,)
+            waiting += [(each, depth + 1) for each in inner if isinstance(each, Component)]
+
+
+def _check_numbers(owner: str, numbers: Mapping[str, object]) -> None:
+    """Refuse an integer above the bound."""
+    for name, value in numbers.items():
+        if isinstance(value, int) and value > _LARGEST:
+            raise AuditError(
+                f"replay: {owner} in the log has {name} above {_LARGEST}, which may take too long: it is not replayed"
+            )
+
+
 def _strategy(start: RunStarted) -> RobustStrategy:
     """Return a strategy with the recorded settings."""
     config = start.config
@@ -314,7 +381,12 @@ def _strategy(start: RunStarted) -> RobustStrategy:
             f"replay: the log names no rule of this project: {start.strategy} aggregated, and its code cannot be "
             f"repeated from a log"
         )
-    rule = parse(start.rule)
+    try:
+        rule = parse(start.rule)
+        _check_work(rule)
+        _check_numbers("the configuration", {name: config.get(name) for name in _COUNTS})
+    except RecursionError:
+        raise AuditError("replay: the rule in the log is nested too deeply") from None
     if rule.needs_trust:
         raise AuditError(f"replay: {start.rule} compares replies with the server's own update, which is not kept")
     class_wise = "classes-per-round" in config and "gamma" in config and start.strategy == DeSGD.__name__

@@ -28,8 +28,10 @@ from flwr_robust.audit import (
 from flwr_robust.audit.contents import kept_rounds, update_file
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli.main import app
-from flwr_robust.errors import ConfigurationError
-from flwr_robust.flower import Audit, Guarded, Median, Observer, TrimmedMean
+from flwr_robust.core.pipeline import parse
+from flwr_robust.errors import AuditError, ConfigurationError
+from flwr_robust.flower import Audit, Guarded, Median, Observer, RobustStrategy, TrimmedMean
+from flwr_robust.flower.replay import replay
 from tests.flower_helpers import FIRST, client_app, content, drive, same_bits
 from tests.house import ROOT
 
@@ -212,6 +214,49 @@ def test_updates_are_kept_for_as_many_rounds_and_for_as_long_as_asked(tmp_path):
 def test_a_retention_is_a_number_or_an_age(tmp_path, keep_updates):
     with pytest.raises(ConfigurationError, match="audit: keep_updates must be"):
         Audit(tmp_path, keep_updates=keep_updates)
+
+
+HANGS = [
+    "centered_clipping(tau=1.0, steps=1000000000)",
+    "clip(c=1.0) | centered_clipping(tau=1.0, steps=1_000_000_000)",
+    "geometric_median(iterations=1000000000)",
+    "geometric_median(f=1, maximum=1000000000, tolerance=1e-08)",
+    "mixtailor(f=1, pool=('centered_clipping(tau=1.0, steps=0x3b9aca00)',))",
+    "bulyan(f=1, selection='clip(c=1.0) | centered_clipping(tau=1.0, steps=1000000000)')",
+    " | ".join(["clip(c=1.0)"] * 1500 + ["median()"]),
+]
+
+
+@pytest.mark.parametrize("rule", HANGS, ids=lambda rule: rule[:60])
+def test_a_rule_in_a_log_does_not_hang_the_commands(tmp_path, rule):
+    play(tmp_path, 2, keep_updates=True)
+    text = log_file(tmp_path).read_text()
+    old = re.search('"rule":"([^"]*)"', text)[1]
+    log_file(tmp_path).write_text(text.replace(f'"rule":"{old}"', f'"rule":"{rule}"'))
+    parse(rule)  # a valid rule, which was taken before
+    with pytest.raises(AuditError, match="it is not replayed"):
+        replay(tmp_path)
+    assert "not replayed" in call("replay", tmp_path, code=2)
+    out = call("incident", tmp_path, "--client", FIRST, code=1)
+    assert "at most (a bound from the log)" in out
+    assert "no replay" not in out
+    assert "note: no replay" in call("incident", tmp_path, "--client", FIRST, "--replay", code=1)
+
+
+@pytest.mark.parametrize("rule", ["smea(f=1)", "minimum_diameter(f=1)", "dnc(f=1)", "mixtailor(f=1)", "bulyan(f=1)"])
+def test_rules_whose_defaults_are_large_are_replayed(tmp_path, rule):
+    strategy = RobustStrategy(rule, audit=Audit(tmp_path, sync=False, keep_updates=True), fraction_evaluate=0.0)
+    drive(strategy, clients(), MODEL, 10, 1)
+    assert replay(tmp_path).complete
+
+
+def test_a_log_without_its_first_line_ends_with_one_sentence(tmp_path):
+    play(tmp_path, 2, keep_updates=True)
+    lines = log_file(tmp_path).read_text().splitlines(keepends=True)
+    assert '"run_started"' in lines[0]
+    log_file(tmp_path).write_text("".join(lines[1:]))
+    for arguments in (["incident", "--client", FIRST], ["replay"]):
+        assert "has no line that says how the run was started" in call(arguments[0], tmp_path, *arguments[1:], code=2)
 
 
 def test_every_command_of_the_runbook_works(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -396,13 +397,19 @@ def test_what_is_no_model_is_refused(tmp_path):
             return print, ("unpickled",)
 
     torch.save({"w": Evil()}, tmp_path / "evil.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):  # the sentence that was shown
+        torch.load(tmp_path / "evil.pt", weights_only=True)
     torch.save(torch.ones(2), tmp_path / "tensor.pt")
     np.savez_compressed(tmp_path / "small.npz", w=np.ones(2))
     (tmp_path / "text.npz").write_text("text")
-    for name in ("evil.pt", "tensor.pt", "small.npz", "text.npz", "none.npz", "none.pt"):
+    for name in ("evil.pt", "plain.pt", "tensor.pt", "small.npz", "text.npz", "none.npz", "none.pt"):
         done = call("hash", tmp_path / name)
         assert done.exit_code == 2
         assert "unpickled" not in done.stdout
+        assert "weights_only" not in done.output
+        assert "Warning" not in done.output
+        assert ("it holds no state_dict of tensors" in done.stderr) == (name.endswith(".pt") and name != "none.pt")
         assert "name an .npz file of named arrays" in done.stderr
 
 

@@ -220,6 +220,14 @@ def test_rank_clients(run):
     assert call("audit", "clients", run, "--by", "looks").exit_code == 2
 
 
+def test_a_client_that_was_never_asked_has_no_history(run):
+    call("ban", run, "--node", "77")
+    done = call("audit", "show", run, "--client", "77")
+    assert done.exit_code == 2
+    assert "the log has no reply of node 77; the node was never asked; it knows rounds 1 to 3" in done.output
+    assert "None" not in done.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -227,7 +235,7 @@ def test_rank_clients(run):
         (["audit", "show", "none.jsonl"], "there is no file"),
         (["audit", "clients", "none.jsonl"], "there is no file"),
         (["audit", "show", "RUN", "--client", "77"], "client 77 is neither a node nor the partition of one"),
-        (["audit", "show", "RUN", "--round", "77"], "the log says nothing of round 77"),
+        (["audit", "show", "RUN", "--round", "77"], "the log has no reply in round 77; it knows rounds 1 to 3"),
         (["rollback", "RUN", "--to-round", "77"], "there is none of round 77"),
         (["rollback", "none", "--to-round", "1"], "holds no run"),
         (["rollback", "RUN"], "--to-round"),

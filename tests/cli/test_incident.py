@@ -9,12 +9,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flwr_robust.audit import AuditLog, CheckpointStore, IncidentReported, Replayed, model_sha256, read_log
+from flwr_robust.audit import (
+    AuditLog,
+    CheckpointStore,
+    IncidentReported,
+    Replayed,
+    UpdatesDeleted,
+    model_sha256,
+    read_log,
+)
 from flwr_robust.audit.contents import update_file
 from flwr_robust.audit.order_files import pending
+from flwr_robust.audit.orders import give_order
 from flwr_robust.audit.run import log_file
 from flwr_robust.cli.main import app
 from flwr_robust.flower import Audit, Mean
+from flwr_robust.flower.replay import replay
 from tests.audit_runs import NODES, make
 from tests.flower_helpers import FIRST, client_app, content, drive
 
@@ -106,7 +116,7 @@ def kept(folder, rounds=3, **options):
 
 def test_an_incident_is_answered_and_on_record(tmp_path):
     kept(tmp_path)
-    found = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--json"))
+    found = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--replay", "--json"))
     assert (found["rounds"], found["exact"], found["rollback"], found["checkpoint"]) == ([1, 2, 3], True, 0, 0)
     assert found["weight"] == pytest.approx(3 / 7)
     sent = [np.zeros(5), *(CheckpointStore(tmp_path / "checkpoints").load(number).model["w"] for number in (1, 2))]
@@ -115,8 +125,8 @@ def test_an_incident_is_answered_and_on_record(tmp_path):
     assert found["bound"] > found["displacement"]
     events = [record.event for record in read_log(log_file(tmp_path))]
     assert events[-1] == IncidentReported(3, FIRST + 6, (1, 2, 3), found["weight"], found["displacement"], True)
-    quick = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--quick", "--json"))
-    assert (quick["displacement"], quick["exact"]) == (found["bound"], False)
+    bound = json.loads(call("incident", tmp_path, "--client", FIRST + 6, "--json"))
+    assert (bound["displacement"], bound["exact"], bound["replay"]) == (found["bound"], False, None)
     out = call("incident", tmp_path, "--client", FIRST + 6)
     assert "rollback point  round 0, model" in out
     assert "part in the model  3 rounds: 1-3" in out
@@ -145,6 +155,45 @@ def test_a_replay_that_differs_ends_with_status_1(tmp_path):
     assert "NOT INTACT" in call("replay", tmp_path, code=1)
 
 
+def old_status(found):
+    return 1 if found.of("different") else 0
+
+
+@pytest.mark.parametrize("rounds", ["1-99999", "2-3", "4"])
+def test_a_replay_that_lacks_a_round_that_was_asked_for_ends_with_status_1(tmp_path, rounds):
+    kept(tmp_path)
+    if rounds == "2-3":
+        path = update_file(tmp_path, 2, FIRST)
+        path.write_bytes(path.read_bytes()[:-1])
+    elif rounds == "4":
+        kept(tmp_path / "four", 4)
+        tmp_path = tmp_path / "four"
+        update_file(tmp_path, 4, FIRST).unlink()
+    first, last = (int(number) for number in (rounds.split("-") * 2)[:2])
+    assert old_status(replay(tmp_path, first, last)) == 0
+    assert "not all rounds that were asked for are equal" in call("replay", tmp_path, "--rounds", rounds, code=1)
+    if rounds == "1-99999":
+        assert "the log has no finished rounds 4 to 99999 of training" in call(
+            "replay", tmp_path, "--rounds", rounds, code=1
+        )
+        found = json.loads(call("replay", tmp_path, "--rounds", rounds, "--json", code=1))
+        assert (found["absent"], found["complete"]) == ([[4, 99999]], False)
+    else:
+        assert "1 missing" in call("replay", tmp_path, "--rounds", rounds, code=1)
+
+
+def test_rounds_that_were_deleted_on_record_are_named_and_not_missed(tmp_path):
+    kept(tmp_path)
+    give_order(tmp_path, UpdatesDeleted(0, (1,)), sync=False)
+    out = call("replay", tmp_path)
+    assert "2 equal, 0 different, 1 missing" in out
+    assert "the updates of rounds 1 were deleted on record" in out
+    give_order(tmp_path, UpdatesDeleted(0, (2,), (FIRST,)), sync=False)  # one client alone: that is no retention
+    call("replay", tmp_path, code=1)
+    give_order(tmp_path, UpdatesDeleted(0), sync=False)
+    assert "0 equal, 0 different, 3 missing" in call("replay", tmp_path, code=1)
+
+
 @pytest.mark.parametrize("rounds", ["0", "3-2", "a", "1-", "-1", "1-2-3"])
 def test_rounds_are_a_range(tmp_path, rounds):
     assert "--rounds must be A-B or A" in call("replay", make(tmp_path), f"--rounds={rounds}", code=2)
@@ -163,5 +212,5 @@ def test_a_question_about_a_folder_that_cannot_be_written_is_answered(tmp_path, 
 def test_a_question_about_a_run_in_progress_is_recorded_by_the_run(tmp_path):
     kept(tmp_path)
     with AuditLog(log_file(tmp_path), sync=False):
-        assert "the run is in progress, and records this" in call("incident", tmp_path, "--client", FIRST, "--quick")
+        assert "the run is in progress, and records this" in call("incident", tmp_path, "--client", FIRST)
     assert [order.node for _, order in pending(tmp_path)] == [FIRST]
