@@ -14,7 +14,8 @@ from flwr_robust import ConfigurationError, UnknownNameError
 from flwr_robust.core import spec
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import unbatched
-from flwr_robust.studies.runner import run_fast_cell
+from flwr_robust.studies.runner import read_results, run_fast_cell, run_study
+from flwr_robust.studies.study import load_study
 from flwr_robust.tasks import MODELS, Grouped, Learner, build_model, model_outline
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-models.md"
@@ -214,3 +215,19 @@ def test_a_model_that_is_nowhere_is_refused_before_the_run():
         RunConfig(model="nowhere:make")
     with pytest.raises(ConfigurationError, match="expected 'module:function'"):
         RunConfig(model=":make")
+
+
+@pytest.mark.parametrize(("page", "file"), [("own-models.md", "models.py"), ("own-data.md", "patients.py")])
+def test_the_studies_of_the_pages_run(page, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(spec.sys, "path", [*spec.sys.path])
+    monkeypatch.setenv(spec.PLUGINS, "")
+    text = (PAGE.parent / page).read_text()
+    for kind, name in (("python", file), ("toml", "study.toml")):
+        Path(name).write_text(re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1])
+    try:
+        study = load_study("study.toml", {"rounds": 2, "evaluate-every": 2})
+        run_study(study, tmp_path / "out", engine="fast", workers=1)
+        assert len(read_results(study, tmp_path / "out")) == 2
+    finally:
+        spec.sys.modules.pop(Path(file).stem, None)
