@@ -114,9 +114,7 @@ SECRETLY = """
             time.sleep(0.1)
         options = {"fraction_train": 0.7, "fraction_evaluate": 0.0, "min_available_nodes": N, "spares": 0}
         options |= {"min_train_nodes": 4, "seed": seed, "audit": audit}
-        strategy = RobustStrategy(
-            "bucketing(s=2) | dnc(f=0, sub_dimension=5, iterations=2)", **options
-        )
+        strategy = RobustStrategy("dnc(f=1, sub_dimension=5, iterations=2)", **options)
         strategy.identify(discover(grid, nodes))
         result = strategy.start(grid, record({"w": np.zeros(20)}), rounds)
         found.append((values(result.arrays), [each.partitions for each in strategy.history]))
