@@ -521,4 +521,4 @@ def test_a_sample_of_the_battery_on_ray():
     assert len(found[0]) == 2
     for line in found[0]:
         assert "['NOT_FINITE', 'NOT_FINITE'], ['SHAPE', 'SHAPE'], ['NAMES', 'NAMES'], ['DTYPE', 'DTYPE']" in line
-        assert "[5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 7, 7]" in line
+        assert "[5, 5, 5, 5, 5, 5, 5, 5, 7, 5, 7, 7]" in line  # a loss of inf is left out of its reply
