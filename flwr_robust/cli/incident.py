@@ -308,16 +308,16 @@ def replay_command(
     RUN is the folder of a run with kept updates. A replay starts at a checkpoint, with the rule's state and the
     server's velocity in it. With --without, it also says what the same updates make without one client. The other
     clients would have sent other updates for other models, so this is an estimate for the rounds after the first. The
-    replay is recorded in the log. A rule with an integer above 10,000 that is not its default is not replayed, because
-    whoever wrote the log chose it.
+    replay is recorded in the log. A rule with an integer above 10,000 that is not its default is not replayed: the log
+    may be anybody's work.
 
     Exit status: 0 all rounds asked for are equal; 1 some differ or are missing, or the log was tampered with; 2 wrong
-    input. Without --rounds, those after the earliest checkpoint are asked for. A round of which all updates were
-    deleted on record, as retention does, is named, and does not count as missing if another round is equal.
+    input. Without --rounds, those after the earliest checkpoint are asked for. A round whose updates retention has
+    deleted on record is named, and does not count as missing. If no round is equal, the status is 1.
 
-    JSON: intact, complete, checkpoints, rounds (round, result, sentence, deleted, length, without, distance, cosine,
-    outcome_without, own), absent (first and last of rounds that are not in the log), total (the same for all rounds),
-    model (its hash).
+    JSON: intact, complete, checkpoints, rounds, absent (first and last of rounds that the log lacks), total, model (its
+    hash). Each of rounds: round, result, sentence, deleted, length, without, distance, cosine, outcome_without, own.
+    The total is of the same form, for all rounds.
     """
     with told(plugin):
         import numpy as np
