@@ -293,6 +293,7 @@ def train(partition, model, config, context):
 
 
 def test_no_file_among_the_orders_ends_a_live_run_or_a_resumption(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="flwr")  # other tests make it quiet
     with pytest.raises(OSError, match="not empty"):
         list(old_pending(planted(tmp_path / "old")))
 
@@ -322,6 +323,7 @@ def test_no_file_among_the_orders_ends_a_live_run_or_a_resumption(tmp_path, capl
 
 
 def test_an_order_that_cannot_be_deleted_is_carried_out_once(tmp_path, monkeypatch, caplog):
+    caplog.set_level("WARNING", logger="flwr")  # other tests make it quiet
     unlink = Path.unlink
 
     def refuse(path, missing_ok=False):

@@ -305,6 +305,7 @@ def test_heads_that_were_handed_out_find_a_log_that_is_an_earlier_one(tmp_path, 
 
 
 def test_a_witness_is_told_and_may_fail(tmp_path, caplog):
+    caplog.set_level("WARNING", logger="flwr")  # other tests make it quiet
     seen = []
 
     def witness(head):
