@@ -70,8 +70,8 @@ def k_means(points: Tensor, seed: int, starts: int) -> Tensor:
     best, least = np.ones(len(x), dtype=bool), math.inf
     for _ in range(starts):
         member, inertia = _lloyd(x, _plus_plus(x, draw), tolerance)
-        other = (member == best).all() or (member != best).all()
-        if least == math.inf or (inertia < least and not other):
+        same = (member == best).all() or (member != best).all()
+        if least == math.inf or (inertia < least and not same):
             best, least = member, inertia
     return torch.from_numpy(best)
 

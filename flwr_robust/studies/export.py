@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice, extra
 from flwr_robust.files import write_atomically
-from flwr_robust.studies.plots import as_file, draw
-from flwr_robust.studies.report import Rendered, Sheet, sheets
+from flwr_robust.studies.plots import as_file
+from flwr_robust.studies.report import Rendered, Sheet, drawn, sheets
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -116,27 +116,23 @@ def export(rendered: Rendered, folder: Path, formats: Sequence[str]) -> list[Pat
             written += _plots(rendered, folder, form)
         elif form == "csv":
             for number, sheet in enumerate(found):
-                written.append(_put(folder / f"table{f'-{number}' if number else ''}.csv", _csv(sheet)))
+                written.append(_put(folder / f"table{f'-{number}' if number else ''}.csv", _csv(sheet).encode()))
         else:
             suffix, text = (".md", _markdown) if form == "md" else (".tex", _latex)
-            written.append(_put(folder / f"tables{suffix}", "\n".join(map(text, found))))
+            written.append(_put(folder / f"tables{suffix}", "\n".join(map(text, found)).encode()))
     return written
 
 
 def _plots(rendered: Rendered, folder: Path, form: str) -> list[Path]:
     written = []
     for number, (section, _) in enumerate(rendered.sections):
-        own = [d for d in rendered.documents if section.labels.items() <= d["labels"].items()]
-        for kind, figure in draw(rendered.study, section.groups, own):
-            path = folder / f"{kind}{f'-{number}' if number else ''}.{form}"
-            data = as_file(figure, form)
-            write_atomically(path, lambda file, data=data: file.write(data))  # type: ignore[misc]
-            written.append(path)
+        for name, _, figure in drawn(rendered.study, rendered.documents, number, section):
+            written.append(_put(folder / f"{name}.{form}", as_file(figure, form)))
     return written
 
 
-def _put(path: Path, text: str) -> Path:
-    write_atomically(path, lambda file: file.write(text.encode()))
+def _put(path: Path, content: bytes) -> Path:
+    write_atomically(path, lambda file: file.write(content))
     return path
 
 

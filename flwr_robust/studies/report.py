@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import jinja2
 from rich.table import Table
@@ -21,6 +21,9 @@ from flwr_robust.studies.groups import Group, gather, percent
 from flwr_robust.studies.plots import as_file, draw
 from flwr_robust.studies.study import Study
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = [
     "Image",
     "Rendered",
@@ -28,6 +31,7 @@ __all__ = [
     "Sheet",
     "computed",
     "conclude",
+    "drawn",
     "render",
     "sheets",
     "summarise",
@@ -340,10 +344,9 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
     folder.mkdir(parents=True, exist_ok=True)
     sections = []
     for number, section in enumerate(summarise(study, documents)):
-        own = [d for d in documents if section.labels.items() <= d["labels"].items()]
         images = []
-        for kind, figure in draw(study, section.groups, own):
-            image = Image(folder / f"{kind}{f'-{number}' if number else ''}.png", f"{kind} {section.title}".strip())
+        for name, kind, figure in drawn(study, documents, number, section):
+            image = Image(folder / f"{name}.png", f"{kind} {section.title}".strip())
             write_atomically(image.path, partial(_put, as_file(figure)))
             images.append(image)
         sections.append((section, tuple(images)))
@@ -352,6 +355,15 @@ def render(study: Study, documents: Sequence[Mapping[str, Any]], folder: Path) -
         if path not in shown:
             path.unlink()
     return Rendered(study, documents, folder, tuple(sections), tuple(judge(study, gather(study, documents))))
+
+
+def drawn(
+    study: Study, documents: Sequence[Mapping[str, Any]], number: int, section: Section
+) -> Iterator[tuple[str, str, Figure]]:
+    """Yield the plots of a numbered section: the name of each file without suffix, the kind, and the figure."""
+    own = [d for d in documents if section.labels.items() <= d["labels"].items()]
+    for kind, figure in draw(study, section.groups, own):
+        yield f"{kind}{f'-{number}' if number else ''}", kind, figure
 
 
 def write_report(rendered: Rendered, command: str, notes: Sequence[str] = ()) -> Path:

@@ -170,7 +170,7 @@ def _from_npz(path: Path, name: str) -> Task:
     missing = [key for key in _KEYS if key not in arrays]
     if missing:
         raise DataUnavailableError(f"task {path} lacks {', '.join(missing)}; it must hold {', '.join(_KEYS)}")
-    return _task(str(path), name, arrays, file_sha256(path))
+    return _task(str(path), name, arrays, _digest(path, _state_of(path)))
 
 
 def task_of(
@@ -236,8 +236,8 @@ def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = 
     return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift, owners, labels, digest)
 
 
-def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> Tensor:
-    """Return inputs, images with channels first; refuse arrays that are not usable for training."""
+def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> None:
+    """Refuse arrays that are not usable for training."""
     if len(np.atleast_1d(x)) == 0 or len(np.atleast_1d(y)) == 0:
         raise ConfigurationError(f"task {where}: x_{part} and y_{part} must hold samples; they are empty")
     if y.ndim == 2 and y.shape[1] > 1:
@@ -253,17 +253,21 @@ def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> Tensor:
         raise ConfigurationError(f"task {where}: x_{part} must hold real numbers; got {x.dtype}")
     if not np.isfinite(x).all():
         raise ConfigurationError(f"task {where}: x_{part} must be finite; it holds NaN or Inf")
+    if x.dtype == np.uint8 and x.ndim == 4 and not {x.shape[1], x.shape[-1]} & {*_CHANNELS}:
+        raise ConfigurationError(
+            f"task {where}: images in x_{part} must have 1, 3 or 4 channels, first or last; got shape {x.shape}: "
+            f"pass other inputs as floats"
+        )
+
+
+def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> Tensor:
+    """Return inputs, images with channels first; refuse arrays that are not usable for training."""
+    _check_inputs(where, part, x, y)
     inputs = torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C"))
     if inputs.dtype == torch.uint8 and inputs.dim() == 3:
         return inputs[:, None]
-    if inputs.dtype == torch.uint8 and inputs.dim() == 4:
-        if inputs.shape[-1] in _CHANNELS:
-            return inputs.permute(0, 3, 1, 2).contiguous()
-        if inputs.shape[1] not in _CHANNELS:
-            raise ConfigurationError(
-                f"task {where}: images in x_{part} must have 1, 3 or 4 channels, first or last; got shape {x.shape}: "
-                f"pass other inputs as floats"
-            )
+    if inputs.dtype == torch.uint8 and inputs.dim() == 4 and inputs.shape[-1] in _CHANNELS:
+        return inputs.permute(0, 3, 1, 2).contiguous()
     return inputs
 
 
@@ -315,7 +319,7 @@ def _of_a_user(name: str, found: Any) -> Task:
     """Return the task that a user's function made: a `Task`, or two torch data sets, of training and of test."""
     if isinstance(found, Task):
         for part, x, y in (("train", found.x_train, found.y_train), ("test", found.x_test, found.y_test)):
-            _inputs(name, part, x.numpy(), y.numpy())
+            _check_inputs(name, part, x.numpy(), y.numpy())
             if y.dim() != 1 or y.dtype != torch.int64:
                 raise ConfigurationError(
                     f"task {name}: y_{part} must be a tensor (N,) of int64; got {y.dtype} of shape {tuple(y.shape)}"
@@ -419,7 +423,7 @@ def _state_of(path: Path | None) -> State | None:
 
 
 @lru_cache(maxsize=64)
-def _digest(path: Path, state: State) -> str:
+def _digest(path: Path, state: State | None) -> str:
     return file_sha256(path)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -124,6 +124,28 @@ def _deal(owners: list[list[int]], classes: list[Indices], clients: int) -> list
     return [np.concatenate(part) if part else np.empty(0, np.int64) for part in parts]
 
 
+def _spread(
+    classes: list[Indices], clients: int, minimum: int, cut: Callable[[int, Indices], Indices | None]
+) -> list[Indices] | None:
+    """Cut the classes at drawn places until every client has enough; None if that takes too many draws.
+
+    ``cut`` takes the size of a class and how many samples every client holds so far. It returns the places, or None
+    if all of the mass that was drawn lies on clients that are full.
+    """
+    for _ in range(_REDRAWS):
+        held, cuts = np.zeros(clients, np.int64), []
+        for indices in classes:
+            at = cut(len(indices), held)
+            if at is None:
+                break
+            held += np.diff(np.concatenate([[0], at, [len(indices)]]))
+            cuts.append(at)
+        if len(cuts) == len(classes) and held.min() >= minimum:
+            pieces = [np.split(indices, at) for indices, at in zip(classes, cuts, strict=True)]
+            return [np.concatenate([piece[c] for piece in pieces]) for c in range(clients)]
+    return None
+
+
 @partitions.register("iid")
 @dataclass(frozen=True)
 class Iid(Partition):
@@ -179,23 +201,17 @@ class Dirichlet(Partition):
             raise ConfigurationError(
                 f"dirichlet: minimum must be at most samples / clients = {share:.3g}; got minimum={least}"
             )
-        for _ in range(_REDRAWS):
-            held = np.zeros(clients)
-            cuts = []
-            for indices in classes:
-                proportions = generator.dirichlet(np.full(clients, float(self.beta)))
-                if self.balanced:
-                    proportions = proportions * (held < share)
-                sums = np.cumsum(proportions)
-                if not sums[-1] > 0:  # all of a tiny beta's mass lies on clients that are full
-                    break
-                # Divided by the last sum, not by one, so that a client with no share at the end gets nothing.
-                at = np.rint(sums[:-1] / sums[-1] * len(indices)).astype(np.int64)
-                held += np.diff(np.concatenate([[0], at, [len(indices)]]))
-                cuts.append(at)
-            if len(cuts) == len(classes) and held.min() >= least:
-                pieces = [np.split(indices, at) for indices, at in zip(classes, cuts, strict=True)]
-                return [np.concatenate([piece[c] for piece in pieces]) for c in range(clients)]
+
+        def cut(size: int, held: Indices) -> Indices | None:
+            proportions = generator.dirichlet(np.full(clients, float(self.beta)))
+            if self.balanced:
+                proportions = proportions * (held < share)
+            sums = np.cumsum(proportions)
+            # Divided by the last sum, not by one, so that a client with no share at the end gets nothing.
+            return np.rint(sums[:-1] / sums[-1] * size).astype(np.int64) if sums[-1] > 0 else None
+
+        if (parts := _spread(classes, clients, least, cut)) is not None:
+            return parts
         raise ConfigurationError(
             f"dirichlet: beta={self.beta} left a client with fewer than minimum={least} samples in "
             f"each of {_REDRAWS:,} "
@@ -238,18 +254,14 @@ class Peng2025(Partition):
                 f"peng2025: minimum must be at most samples / clients = {share:.3g}; got minimum={self.minimum}"
             )
         legacy = np.random.RandomState(1)
-        for _ in range(_REDRAWS):
-            held, cuts = np.zeros(clients, np.int64), []
-            for indices in classes:
-                proportions = legacy.dirichlet(np.full(clients, float(self.beta))) * (held < share)
-                if not (total := proportions.sum()) > 0:
-                    break
-                at = (np.cumsum(proportions / total) * len(indices)).astype(np.int64)[:-1]
-                held += np.diff(np.concatenate([[0], at, [len(indices)]]))
-                cuts.append(at)
-            if len(cuts) == len(classes) and held.min() >= self.minimum:
-                pieces = [np.split(indices, at) for indices, at in zip(classes, cuts, strict=True)]
-                return [np.concatenate([piece[c] for piece in pieces]) for c in range(clients)]
+
+        def cut(size: int, held: Indices) -> Indices | None:
+            proportions = legacy.dirichlet(np.full(clients, float(self.beta))) * (held < share)
+            total = proportions.sum()
+            return (np.cumsum(proportions / total) * size).astype(np.int64)[:-1] if total > 0 else None
+
+        if (parts := _spread(classes, clients, self.minimum, cut)) is not None:
+            return parts
         raise ConfigurationError(
             f"peng2025: beta={self.beta} left a client with fewer than minimum={self.minimum} samples in each of "
             f"{_REDRAWS:,} draws; take a larger beta, fewer clients, or a smaller minimum"
