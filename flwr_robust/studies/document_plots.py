@@ -15,7 +15,8 @@ import numpy as np
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
-from flwr_robust.studies.showing import REPETITION, SHARES
+from flwr_robust.studies.showing import REPETITION
+from flwr_robust.tasks.metrics import metric_named
 
 with extra("studies"):
     import matplotlib
@@ -98,7 +99,8 @@ def winners_heatmap(
         values = [value for _, value in _curve(document, metric)]
         if values:
             place = found.setdefault((labels[rows], labels[columns]), {})
-            place.setdefault(labels[contest], []).append(factor * (max(values) if take == "best" else values[-1]))
+            value = metric_named(metric).best(values) if take == "best" else values[-1]
+            place.setdefault(labels[contest], []).append(factor * value)
     best = np.full((len(down), len(across)), np.nan)
     texts: dict[tuple[int, int], str] = {}
     framed = []
@@ -107,14 +109,15 @@ def winners_heatmap(
             scores = {name: statistics.fmean(values) for name, values in found.get((row, column), {}).items()}
             if not scores:
                 continue
-            winner = max(scores, key=lambda name: scores[name])  # a tie goes to the first label
+            top = metric_named(metric).best(scores.values())
+            winner = next(name for name in scores if scores[name] == top)  # a tie goes to the first label
             best[i, j] = scores[winner]
             lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
             others = [score for name, score in scores.items() if name != baseline]
             if baseline in scores and others:
-                lead = scores[baseline] - max(others)
-                lines.append(f"{baseline} {lead:+.{2 if metric in SHARES else 4}f}")
-                if lead >= 0:
+                lead = scores[baseline] - metric_named(metric).best(others)
+                lines.append(f"{baseline} {lead:+.{2 if metric_named(metric).share else 4}f}")
+                if scores[baseline] == top:
                     framed.append((i, j))
             if len(scores) < len(names):
                 lines.append(f"{len(scores)} of {len(names)} done")
@@ -134,7 +137,7 @@ def winners_heatmap(
     axis.set_yticks(range(len(down)), down)
     axis.set_xlabel(columns)
     axis.set_ylabel(rows)
-    figure.colorbar(image, ax=axis, label=f"{take} {_TITLES.get(metric, metric)}")
+    figure.colorbar(image, ax=axis, label=f"{take} {_title(metric)}")
     seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
     note = f"best {contest} by its {'maximum over training' if take == 'best' else 'end'}" + (
         f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -228,7 +231,7 @@ def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) ->
         if not any(curves):
             continue
         colour, dashes = _LINES[index % len(_LINES)]
-        band(axis, curves, _factor(metric), color=colour, ls=dashes, lw=1.7, label=_TITLES.get(metric, metric))
+        band(axis, curves, _factor(metric), color=colour, ls=dashes, lw=1.7, label=_title(metric))
     axis.grid(alpha=0.3)
 
 
@@ -249,8 +252,13 @@ def of_one_unit(metrics: Sequence[str]) -> list[list[str]]:
     return [*groups.values()]
 
 
+def _title(metric: str) -> str:
+    unit = ", %" if metric_named(metric).share else ""
+    return _TITLES.get(metric, f"{metric.replace('_', ' ')}{unit}")
+
+
 def _unit_of(metric: str) -> str:
-    return _GRADIENTS.get(metric, _TITLES.get(metric, metric))
+    return _GRADIENTS.get(metric, _title(metric))
 
 
 def _unit(metrics: Sequence[str]) -> str:
@@ -261,7 +269,7 @@ def _unit(metrics: Sequence[str]) -> str:
 
 def _factor(metric: str) -> float:
     """Return the factor for a metric's values: shares appear in percent, others unchanged."""
-    return 100.0 if metric in SHARES else 1.0
+    return 100.0 if metric_named(metric).share else 1.0
 
 
 def _curve(document: Document, metric: str) -> list[tuple[int, float]]:

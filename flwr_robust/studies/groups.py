@@ -12,6 +12,7 @@ import numpy as np
 
 from flwr_robust.errors import FlwrRobustError
 from flwr_robust.studies.study import Study
+from flwr_robust.tasks.metrics import metric_named
 
 __all__ = ["Group", "Groups", "gather", "percent"]
 
@@ -88,9 +89,12 @@ def _group(study: Study, documents: Sequence[Mapping[str, Any]]) -> Group:
         if metric not in document["final"]:
             raise FlwrRobustError(f"a result of study {study.name} has no {metric}; take another metric in [report]")
     curves = tuple(tuple((p["round"], p[metric]) for p in d["curve"] if metric in p) for d in documents)
-    last = (d["final"][metric] for d in documents)
+    if study.report.take == "best":
+        values = tuple(metric_named(metric).best(value for _, value in curve) for curve in curves)
+    else:
+        values = tuple(d["final"][metric] for d in documents)
     return Group(
-        tuple(max(value for _, value in curve) for curve in curves) if study.report.take == "best" else tuple(last),
+        values,
         curves,
         tuple(d["attackers_weight"] for d in documents),
         tuple(d["final"]["attack_success"] for d in documents if "attack_success" in d["final"]),

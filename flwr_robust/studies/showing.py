@@ -4,8 +4,8 @@
 rows = "defence"                       # axes of the table; when left out the first and the last, seeds aside
 columns = "setting"
 baseline = "mean()"                    # the row the others are compared with
-metric = "accuracy"                    # what is looked at: a share among the numbers of the curve
-take = "final"                         # at the end of the run, or "best": the largest of the curve
+metric = "accuracy"                    # what is looked at: a number of the curve; see `METRICS`
+take = "final"                         # at the end of the run, or "best": the best value of the curve
 against = "none"                       # a column; every other is also shown as its drop from that one
 plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
 contest = "defence"
@@ -28,6 +28,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
+from flwr_robust.tasks.metrics import METRICS, VALIDATION
 
 __all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
 
@@ -39,12 +40,6 @@ REPETITION = "seed"
 
 Axes = Mapping[str, Sequence[str]]
 """The labels of each axis."""
-
-SHARES = ("accuracy", "accuracy_unweighted", "attack_success")
-"""The numbers of a curve in [0, 1], which are shown in percent."""
-
-METRICS = (*SHARES, "loss", "xi", "A", "sigma2")
-"""All numbers that a curve may hold."""
 
 _TAKES = ("final", "best")
 
@@ -167,11 +162,11 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     if report.against:
         _label(f"against of study {study}", report.against, axes[report.columns])
     check_choice(f"study {study}", "take", report.take, _TAKES)
-    check_choice(f"study {study}", "metric", report.metric, SHARES)
+    _metric(study, "metric", report.metric)
     for plot in report.plots:
         check_choice(f"study {study}", "plots", plot, PLOTS)
     for metric in report.metrics:
-        check_choice(f"study {study}", "metrics", metric, METRICS)
+        _metric(study, "metrics", metric)
     if report.contest in (report.rows, report.columns):
         raise ConfigurationError(f"study {study}: contest must be a third axis; got {report.contest}, which is shown")
     if ("winners" in report.plots) != bool(report.contest):
@@ -289,6 +284,11 @@ def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:
     for axis, label in labels.items():
         _axis(study, f"axis of [[{name}]]", axis, axes)
         _label(f"label on axis {axis} in [[{name}]] of study {study}", label, axes[axis])
+
+
+def _metric(study: str, key: str, name: str) -> None:
+    if name.removeprefix(VALIDATION) not in METRICS:
+        check_choice(f"study {study}", key, name, METRICS)
 
 
 def _axis(study: str, what: str, axis: Any, axes: Axes) -> None:

@@ -3,16 +3,19 @@
 from flwr_robust.tasks.data import TASKS, DataWarning, Task, content_digest, load_task, task_of
 from flwr_robust.tasks.grouped import Grouped
 from flwr_robust.tasks.learner import Learner, descend
+from flwr_robust.tasks.metrics import METRICS, Metric, metric_named
 from flwr_robust.tasks.models import MODELS, build_model, check_model_name, model_outline
 from flwr_robust.tasks.split import Split, split_arrays
 from flwr_robust.tasks.tail import Tail
 
 __all__ = [
+    "METRICS",
     "MODELS",
     "TASKS",
     "DataWarning",
     "Grouped",
     "Learner",
+    "Metric",
     "Split",
     "Tail",
     "Task",
@@ -21,6 +24,7 @@ __all__ = [
     "content_digest",
     "descend",
     "load_task",
+    "metric_named",
     "model_outline",
     "split_arrays",
     "task_of",
