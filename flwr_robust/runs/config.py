@@ -640,8 +640,7 @@ class RunConfig:
         if not self.personal:
             return None
         # The name of an array and its number of dimensions depend on the data for a user's model alone.
-        shape, classes = (self.data_set.shape, self.data_set.classes) if self.model not in MODELS else ((1, 8, 8), 2)
-        model = model_outline(self.model, shape, classes)
+        model = model_outline(self.model, (1, 8, 8), 2) if self.model in MODELS else self.outline
         return split_arrays({name: tuple(array.shape) for name, array in model.state_dict().items()}, self.personal)
 
     @property
@@ -700,13 +699,25 @@ class RunConfig:
         task = load_task(self.task, self.data or None)
         if self.data_attack and (sentence := self.data_attack.check(task.classes, task.shape)):
             raise ConfigurationError(sentence)
+        if self.data_attack and task.tokens and self.data_attack.changes_inputs:
+            raise ConfigurationError(
+                f"{self.data_attack.name} changes inputs that are real numbers; those of task {self.task} are token "
+                f"numbers: choose an attack on labels or on messages"
+            )
         if message_kind(self.message).class_wise:
             check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
         return task
 
+    @property
+    def outline(self) -> nn.Module:
+        """The model's layers and shapes for these data; the numbers in it mean nothing."""
+        task = self.data_set
+        return model_outline(self.model, task.shape, task.classes, task.vocabulary)
+
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Build the seeded model with its steps."""
-        model = build_model(self.model, self.data_set.shape, self.data_set.classes, self.seed)
+        task = self.data_set
+        model = build_model(self.model, task.shape, task.classes, self.seed, task.vocabulary)
         if not message_kind(self.message).local_steps:
             self._check_gradients(model)
         return Learner(model, self.weight_decay, device)

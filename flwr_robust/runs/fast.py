@@ -36,7 +36,7 @@ from flwr_robust.runs.fast_classes import ClassWise
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.runs.world import World
-from flwr_robust.tasks import Grouped, Tail, descend, model_outline
+from flwr_robust.tasks import Grouped, Tail, descend
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
 
@@ -51,7 +51,7 @@ def unbatched(config: RunConfig) -> str | None:
     guards = (config.quarantine_after, config.rest_after, config.probation, config.deadline, config.wait)
     if any(guards) or config.on_infeasible != "keep":
         return "who is asked, how long, and a stop after an infeasible round, are for the guard of Flower's strategies"
-    return Grouped.check(model_outline(config.model, config.data_set.shape, config.data_set.classes))
+    return Grouped.check(config.outline)
 
 
 def simulate(config: RunConfig) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = ["TASKS", "DataWarning", "Task", "content_digest", "data_folder", "loa
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _OWNERS = "owners_train"
+_TOKENS = "tokens"
 _CHANNELS = (1, 3, 4)  # of an image: grey, colours, colours with transparency
 _USUAL = 100.0  # inputs beyond it were hardly scaled
 
@@ -59,6 +60,9 @@ class Task:
         The names of the classes, if the data name them.
     digest : str
         SHA-256 of the file that the data came from; empty if they did not come from one file.
+    tokens : bool
+        Whether inputs are token numbers >= 0, such as the places of characters in an alphabet. A model sees them as
+        int64, for ``nn.Embedding``, and nothing is scaled.
     """
 
     name: str
@@ -72,11 +76,17 @@ class Task:
     owners: Tensor | None = None
     labels: tuple[str, ...] = ()
     digest: str = ""
+    tokens: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.x_train.shape[1:])
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of tokens: one more than the largest in any sample; 0 if inputs are real numbers."""
+        return max(int(x.max()) for x in (self.x_train, self.x_test)) + 1 if self.tokens else 0
 
     @cached_property
     def span(self) -> tuple[float, float]:
@@ -85,7 +95,9 @@ class Task:
         return smallest, largest
 
     def inputs(self, x: Tensor, device: torch.device | str = "cpu") -> Tensor:
-        """Scale stored inputs to what a model sees, float32."""
+        """Scale stored inputs to what a model sees, float32; tokens become int64."""
+        if self.tokens:
+            return x.to(device).to(torch.int64)
         scaled = x.to(device, torch.float32)
         if (self.scale, self.shift) == (1.0, 0.0):
             return scaled
@@ -162,7 +174,7 @@ def _images(name: str, x_train: object, labels_train: object, x_test: object, la
 def _from_npz(path: Path, name: str) -> Task:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in (*_KEYS, _OWNERS) if key in file}
+            arrays = {key: file[key] for key in (*_KEYS, _OWNERS, _TOKENS) if key in file}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
             f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
@@ -180,6 +192,8 @@ def task_of(
     x_test: NDArray[Any],
     y_test: NDArray[Any],
     owners: NDArray[Any] | None = None,
+    *,
+    tokens: bool = False,
 ) -> Task:
     """Make a task from arrays.
 
@@ -194,6 +208,8 @@ def task_of(
         Labels: 0 .. K - 1, or texts, which are numbered in alphabetical order. Every test label is in training.
     owners : array (N,), optional
         Who every training sample came from, as numbers or texts; for the partition ``natural``.
+    tokens : bool
+        Whether inputs are token numbers: integers >= 0 of any shape, which a model sees as int64.
 
     Raises
     ------
@@ -209,20 +225,25 @@ def task_of(
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     if owners is not None:
         arrays[_OWNERS] = owners
+    if tokens:
+        arrays[_TOKENS] = np.asarray(True)
     return _task(name, name, {key: np.asarray(array) for key, array in arrays.items()})
 
 
 def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = "") -> Task:
     """Return a task from its arrays; ``where`` is what errors call them."""
-    x_train, x_test = (_inputs(where, part, arrays[f"x_{part}"], arrays[f"y_{part}"]) for part in ("train", "test"))
+    tokens = bool(np.any(arrays.get(_TOKENS, False)))
+    x_train, x_test = (
+        _inputs(where, part, arrays[f"x_{part}"], arrays[f"y_{part}"], tokens) for part in ("train", "test")
+    )
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise ConfigurationError(
             f"task {where}: x_train and x_test must hold inputs of one shape and type; got "
             f"{tuple(x_train.shape[1:])} {x_train.dtype} and {tuple(x_test.shape[1:])} {x_test.dtype}"
         )
     y_train, y_test, labels = _labels(where, arrays["y_train"], arrays["y_test"])
-    scale, shift = (1 / 127.5, -1.0) if x_train.dtype == torch.uint8 else (1.0, 0.0)
-    if x_train.dtype != torch.uint8:
+    scale, shift = (1 / 127.5, -1.0) if x_train.dtype == torch.uint8 and not tokens else (1.0, 0.0)
+    if x_train.dtype != torch.uint8 and not tokens:
         smallest, largest = (float(end) for end in x_train.aminmax())
         if max(-smallest, largest) > _USUAL:
             warnings.warn(
@@ -233,10 +254,10 @@ def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = 
             )
     owners = _owners(where, arrays[_OWNERS], len(y_train)) if _OWNERS in arrays else None
     classes = int(y_train.max()) + 1
-    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift, owners, labels, digest)
+    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift, owners, labels, digest, tokens)
 
 
-def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> None:
+def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: bool) -> None:
     """Refuse arrays that are not usable for training."""
     if len(np.atleast_1d(x)) == 0 or len(np.atleast_1d(y)) == 0:
         raise ConfigurationError(f"task {where}: x_{part} and y_{part} must hold samples; they are empty")
@@ -251,18 +272,25 @@ def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> No
         )
     if x.dtype.kind not in "uif" or x.dtype.itemsize > 8:
         raise ConfigurationError(f"task {where}: x_{part} must hold real numbers; got {x.dtype}")
+    if tokens and (x.dtype.kind not in "ui" or x.min() < 0):
+        raise ConfigurationError(
+            f"task {where}: x_{part} must hold token numbers, integers >= 0, because tokens is True; got "
+            f"{x.dtype} from {x.min()}: number the tokens from 0, or leave out tokens"
+        )
     if not np.isfinite(x).all():
         raise ConfigurationError(f"task {where}: x_{part} must be finite; it holds NaN or Inf")
-    if x.dtype == np.uint8 and x.ndim == 4 and not {x.shape[1], x.shape[-1]} & {*_CHANNELS}:
+    if x.dtype == np.uint8 and x.ndim == 4 and not tokens and not {x.shape[1], x.shape[-1]} & {*_CHANNELS}:
         raise ConfigurationError(
             f"task {where}: images in x_{part} must have 1, 3 or 4 channels, first or last; got shape {x.shape}: "
             f"pass other inputs as floats"
         )
 
 
-def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any]) -> Tensor:
+def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: bool) -> Tensor:
     """Return inputs, images with channels first; refuse arrays that are not usable for training."""
-    _check_inputs(where, part, x, y)
+    _check_inputs(where, part, x, y, tokens)
+    if tokens:
+        return torch.from_numpy(np.ascontiguousarray(x, np.uint8 if x.dtype == np.uint8 else np.int64))
     inputs = torch.from_numpy(x.astype(x.dtype.newbyteorder("="), order="C"))
     if inputs.dtype == torch.uint8 and inputs.dim() == 3:
         return inputs[:, None]
@@ -319,7 +347,7 @@ def _of_a_user(name: str, found: Any) -> Task:
     """Return the task that a user's function made: a `Task`, or two torch data sets, of training and of test."""
     if isinstance(found, Task):
         for part, x, y in (("train", found.x_train, found.y_train), ("test", found.x_test, found.y_test)):
-            _check_inputs(name, part, x.numpy(), y.numpy())
+            _check_inputs(name, part, x.numpy(), y.numpy(), found.tokens)
             if y.dim() != 1 or y.dtype != torch.int64:
                 raise ConfigurationError(
                     f"task {name}: y_{part} must be a tensor (N,) of int64; got {y.dtype} of shape {tuple(y.shape)}"
@@ -371,10 +399,10 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     name : str
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
         or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
-        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train, as for
-        `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an entry point of
-        the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data sets of pairs
-        (input, label).
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train and tokens, as
+        for `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an entry point
+        of the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data sets of
+        pairs (input, label).
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA or ``./data`` when not given.
 

@@ -2,11 +2,13 @@
 
 A user's model is a function (input shape, classes) -> nn.Module. It is named as ``module:function``, as an entry point
 of the group ``flwr_robust.models``, or by an entry in `MODELS`. It may hold any layers. It is built on the CPU, and
-what it draws from PyTorch's global generator comes from the run's seed.
+what it draws from PyTorch's global generator comes from the run's seed. A function with a parameter ``vocabulary`` is
+also given the number of tokens of the task, for its ``nn.Embedding``.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -20,7 +22,7 @@ from flwr_robust.seeds import derive, torch_generator
 __all__ = ["MODELS", "build_model", "check_model_name", "model_outline"]
 
 Shape = tuple[int, ...]
-Maker = Callable[[Shape, int], nn.Module]
+Maker = Callable[..., nn.Module]
 
 
 def _softmax(shape: Shape, classes: int) -> nn.Module:
@@ -107,16 +109,21 @@ def check_model_name(name: str) -> None:
     _maker(name)
 
 
-def model_outline(name: str, shape: Shape, classes: int) -> nn.Module:
+def model_outline(name: str, shape: Shape, classes: int, vocabulary: int = 0) -> nn.Module:
     """Return a model for its layers and shapes alone; the numbers in it mean nothing.
 
     Parameters
     ----------
-    name, shape, classes
+    name, shape, classes, vocabulary
         As for `build_model`.
     """
     if not _is_own(name):
-        return build_model(name, shape, classes, 0)
+        return build_model(name, shape, classes, 0, vocabulary)
+    if vocabulary:
+        raise ConfigurationError(
+            f"model {name} computes with real numbers, and the task's inputs are token numbers below {vocabulary}: "
+            f"take a model that embeds them"
+        )
     with torch.device("meta"):
         return MODELS[name](shape, classes)
 
@@ -125,7 +132,7 @@ def _is_own(name: str) -> bool:
     return name in _OWN and MODELS.get(name) is _OWN[name]
 
 
-def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: int = 0) -> nn.Module:
     """Build a model with its own initialisation, drawn from the seed.
 
     Parameters
@@ -139,6 +146,8 @@ def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
         K.
     seed : int
         The run's seed; afterwards the global generator is as it was before.
+    vocabulary : int
+        The number of tokens that inputs may hold, as `Task.vocabulary` has it; 0: inputs are real numbers.
 
     Raises
     ------
@@ -146,7 +155,8 @@ def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
         If there is no such model.
     ConfigurationError
         If a user's function fails, or what it makes is no classifier of such inputs: scores (b, K), at least one
-        trainable parameter, and finite numbers throughout.
+        trainable parameter, and finite numbers throughout. If inputs are token numbers, and the model is one of the
+        four for real numbers.
 
     Examples
     --------
@@ -154,8 +164,8 @@ def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
     7850
     """
     if not _is_own(name):
-        return _built(name, shape, classes, seed)
-    model = model_outline(name, shape, classes).to_empty(device="cpu")
+        return _built(name, shape, classes, seed, vocabulary)
+    model = model_outline(name, shape, classes, vocabulary).to_empty(device="cpu")
     generator = torch_generator(seed, "model", name)
     with torch.no_grad():
         for module in model.modules():
@@ -169,14 +179,20 @@ def build_model(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _built(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
+def _built(name: str, shape: Shape, classes: int, seed: int, vocabulary: int) -> nn.Module:
     """Build a user's model on the CPU, and check it."""
     make = _maker(name)
+    also = {"vocabulary": vocabulary} if _asks_for(make, "vocabulary") else {}
+    if also and not vocabulary:
+        raise ConfigurationError(
+            f"model {name} embeds token numbers, and the task's inputs are real numbers: take another model, or a task "
+            f"whose tokens is True"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "model", name.rpartition(":")[2]))  # wherever the file lies
         try:
             with torch.device("cpu"):
-                model = make(shape, classes)
+                model = make(shape, classes, **also)
         except Exception as error:  # a function of the user's may raise anything
             raise ConfigurationError(
                 f"model {name}: making it for inputs {shape} and {classes} classes fails "
@@ -185,8 +201,17 @@ def _built(name: str, shape: Shape, classes: int, seed: int) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"model {name}: its function must return an nn.Module; got {type(model).__name__}")
         _check_numbers(name, model)
-        _check_scores(name, model, shape, classes)
+        zeros = torch.zeros(2, *shape, dtype=torch.int64 if vocabulary else torch.float32)
+        _check_scores(name, model, zeros, classes)
     return model
+
+
+def _asks_for(make: Maker, parameter: str) -> bool:
+    """Say whether a function has a parameter of this name."""
+    try:
+        return parameter in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some built-in functions tell nothing
+        return False
 
 
 def _check_numbers(name: str, model: nn.Module) -> None:
@@ -197,15 +222,16 @@ def _check_numbers(name: str, model: nn.Module) -> None:
         raise ConfigurationError(f"model {name}: it has no trainable parameter; leave at least one unfrozen")
 
 
-def _check_scores(name: str, model: nn.Module, shape: Shape, classes: int) -> None:
-    """Raise unless the model turns inputs (b, ...) of float32 into scores (b, K)."""
+def _check_scores(name: str, model: nn.Module, inputs: torch.Tensor, classes: int) -> None:
+    """Raise unless the model turns two inputs into scores (2, K)."""
     trains = model.training
     try:
         with torch.no_grad():
-            scores = model.eval()(torch.zeros(2, *shape))
+            scores = model.eval()(inputs)
     except Exception as error:
+        kind = "inputs" if inputs.is_floating_point() else "token numbers (int64)"
         raise ConfigurationError(
-            f"model {name}: it fails on inputs of shape (2, {', '.join(map(str, shape))}) "
+            f"model {name}: it fails on {kind} of shape {tuple(inputs.shape)} "
             f"({type(error).__name__}: {error}); make it for this task"
         ) from error
     model.train(trains)

@@ -208,6 +208,79 @@ def test_what_does_not_fit_is_named(named, function, words):
         build_model(named(WRONG)(function), SHAPE, 10, seed=0)
 
 
+TOKENS = """
+import numpy as np
+from torch import nn
+from flwr_robust.tasks import task_of
+def words(folder):
+    draw = np.random.default_rng(0)
+    y = draw.integers(0, 2, 400)
+    x = draw.integers(0, 6, (400, 7)) + 6 * (y[:, None] ^ (draw.random((400, 7)) < 0.2))
+    return task_of("words", x[:300], y[:300], x[300:], y[300:], tokens=True)
+def numbers(folder):
+    task = words(folder)
+    return task_of("numbers", task.x_train.numpy(), task.y_train.numpy(), task.x_test.numpy(), task.y_test.numpy())
+def fixed(shape, classes):
+    return nn.Sequential(nn.Embedding(12, 4), nn.Flatten(), nn.Linear(4 * shape[0], classes))
+def linear(shape, classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0], classes))
+""" + re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("model", ["BagOfWords", "fixed"])
+def test_tokens_reach_a_model_that_embeds_them(named, model):
+    function = named(TOKENS)
+    values = {
+        **{key: value for key, value in SETTING.items() if key != "defence"},
+        "rounds": 30,
+        "local-steps": 5,
+        "evaluate-every": 30,
+        "defence": "mean",
+        "task": function("words"),
+        "model": function(model),
+    }
+    config = RunConfig.from_mapping(values)
+    model = config.learner().model
+    (words,) = (module for module in model.modules() if isinstance(module, nn.Embedding))
+    assert words.num_embeddings == config.data_set.vocabulary == 12
+    curve = run_fast_cell(values)["curve"]
+    assert curve[-1]["accuracy"] > 0.8 > 0.7 > curve[0]["accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "words"),
+    [
+        (
+            "words",
+            "softmax",
+            "model softmax computes with real numbers, and the task's inputs are token numbers below 12",
+        ),
+        ("words", "linear", "it fails on token numbers (int64) of shape (2, 7)"),
+        ("numbers", "BagOfWords", "embeds token numbers, and the task's inputs are real numbers"),
+        ("numbers", "fixed", "it fails on inputs of shape (2, 7)"),
+    ],
+)
+def test_tokens_and_numbers_are_told_apart(named, task, model, words):
+    function = named(TOKENS)
+    config = RunConfig(task=function(task), model=model if model == "softmax" else function(model), clients=3)
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        config.learner()
+
+
+@pytest.mark.parametrize(
+    ("attack", "refused"),
+    [("pixel_invert()", True), ("pixel_noise()", True), ("backdoor(target=0)", True), ("label_flip()", False)],
+)
+def test_attacks_on_pixels_refuse_tokens(named, attack, refused):
+    config = RunConfig(task=named(TOKENS)("words"), clients=3, attack=attack, attackers=1)
+    if not refused:
+        assert config.data_set.tokens
+        return
+    name = attack.partition("(")[0]
+    with pytest.raises(ConfigurationError, match=f"^{name} changes inputs that are real numbers; .* are token numbers"):
+        _ = config.data_set
+
+
 def test_a_model_that_is_nowhere_is_refused_before_the_run():
     with pytest.raises(UnknownNameError, match="<module>:<function>"):
         RunConfig(model="softmix")

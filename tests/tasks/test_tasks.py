@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from flwr_robust.tasks import (
     build_model,
     content_digest,
     load_task,
+    task_of,
 )
 from flwr_robust.tasks.data import data_folder
 
@@ -281,6 +283,37 @@ def test_owners_are_numbered(npz):
     task = load_task(npz(owners_train=np.array(["rome", "oslo", "rome"] * 4)))
     assert task.owners.tolist() == [1, 0, 1] * 4
     assert load_task("digits").owners is None
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint16, ">i8"])
+def test_tokens_stay_numbers(npz, kind):
+    x = np.arange(12 * 5).reshape(12, 5)
+    task = load_task(npz(x_train=x.astype(kind), x_test=(x[:6] + 40).astype(kind), tokens=np.array(True)))
+    assert (task.tokens, task.shape, task.vocabulary) == (True, (5,), 70)
+    seen, labels = task.batch(torch.tensor([11, 0]))
+    assert seen.dtype == torch.int64
+    assert seen.tolist() == [[55, 56, 57, 58, 59], [0, 1, 2, 3, 4]]
+    assert labels.tolist() == [2, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # of numbers that are hardly scaled
+        numbers = load_task(npz(x_train=x.astype(np.int64), x_test=x[:6].astype(np.int64), tokens=np.array(False)))
+    assert (numbers.tokens, numbers.vocabulary) == (False, 0)
+    assert numbers.inputs(numbers.x_train).dtype == torch.float32
+
+
+def test_tokens_of_the_form_of_images_are_not_turned():
+    x = np.arange(4 * 5 * 3, dtype=np.uint8).reshape(4, 5, 3, 1)
+    task = task_of("own", x, np.arange(4) % 2, x, np.arange(4) % 2, tokens=True)
+    assert task.shape == (5, 3, 1)
+    assert task.inputs(task.x_test).flatten().tolist() == list(range(60))
+
+
+@pytest.mark.parametrize("x", [np.full((4, 2), 0.5), np.full((4, 2), -1)])
+def test_what_is_no_token_is_refused(x):
+    with pytest.raises(
+        ConfigurationError, match=r"x_train must hold token numbers, integers >= 0, .*number the tokens"
+    ):
+        task_of("own", x, np.arange(4) % 2, x, np.arange(4) % 2, tokens=True)
 
 
 @pytest.mark.parametrize(("factor", "warned"), [(1.0, False), (1000.0, True)])

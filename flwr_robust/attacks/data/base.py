@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -64,11 +64,14 @@ class DataAttack(Component, ABC):
         n / server learning rate is the model replacement of Bagdasaryan et al., "How To Backdoor Federated Learning"
         (AISTATS 2020): under the mean the poisoned model takes the place of the global one. A momentum (the running
         mean of a client's gradients) is scaled when it is sent; the stored one stays as it is.
+    changes_inputs : bool, class attribute
+        Whether the attack computes new inputs from real numbers; it then refuses tasks of token numbers.
     """
 
     p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
     per: Annotated[str, Choice(("label", "batch"))] = "label"
     scale: Annotated[float, Number(above=0)] = 1.0
+    changes_inputs: ClassVar[bool] = True
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
         """Return why a task with so many classes and this shape of inputs does not fit, in one sentence, or None."""
@@ -127,6 +130,8 @@ class DataAttack(Component, ABC):
 @dataclass(frozen=True)
 class LabelAttack(DataAttack):
     """A data attack that leaves the inputs alone."""
+
+    changes_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def wrong(self, labels: Tensor, view: ClientView) -> Tensor:
