@@ -27,13 +27,16 @@ from flwr_robust.errors import ConfigurationError, check_choice
 from flwr_robust.studies.places import shipped
 
 if TYPE_CHECKING:
+    from flwr_robust.studies.failures import Failures
     from flwr_robust.studies.report import Rendered
+    from flwr_robust.studies.runner import Summary
     from flwr_robust.studies.study import Study
 
 __all__ = ["demo_command", "in_clone", "record_command", "report_command", "reproduce_command", "run_command"]
 
 _ENGINES = "in-process, fast, ray"
 _PAPERS = ", ".join(sorted(path.stem for path in shipped("papers").glob("*.toml")))
+_REASON = 400  # characters of an error that a table shows
 _RESULTS, _RECORDED = Path("results"), Path("results/recorded")
 
 StudyName = Annotated[str, typer.Argument(help="A study that comes with the project (`list studies`), or a TOML file.")]
@@ -74,7 +77,8 @@ def run_command(
 ) -> None:
     """Run the cells of a study that have no result yet. You can stop it at any time and start it again.
 
-    If another study in --results has run a cell with the same configuration, its result is copied.
+    If another study in --results has run a cell with the same configuration, its result is copied. A cell that failed
+    leaves a file CELL.failed.json with the error, and is tried again by the next run.
 
     Exit status: 0 all cells have a result, 1 a cell failed, 2 wrong input. JSON: study, results, finished, skipped,
     failed (errors by the name of the cell).
@@ -97,9 +101,11 @@ def run_command(
     if as_json:
         counts = {"finished": summary.finished, "skipped": summary.skipped, "failed": summary.failed}
         print_json({"study": loaded.name, "results": folder, **counts})
-    else:
-        console().print(f"{summary.finished} cells run, {summary.skipped} found finished, in {folder}")
-    _exit_if_failed(summary.failed)
+        _exit_if_failed(summary.failed)
+        return
+    _show_summary(loaded, summary, folder)
+    if summary.failed:
+        raise typer.Exit(1)
 
 
 def report_command(
@@ -117,13 +123,13 @@ def report_command(
     With --export, also write the tables (md, latex, csv) and the plots (pdf, svg) in other formats, beside the report.
     In Python, flwr_robust.studies.export.load(folder) returns all results as a data frame.
 
-    JSON: study, title, question, cells, finished, places (labels, values, mean, spread, success, all shares of one, one
-    value per repetition), claims (text, holds, detail), report, exported.
+    JSON: study, title, question, cells, finished, failed (labels, reason), places (labels, values, mean, spread,
+    success), claims (text, holds, detail), report, exported. Values and success are shares of one, one per repetition.
     """
     with told(plugins):
         from flwr_robust.studies.export import FORMATS, export
         from flwr_robust.studies.recorded import read_recorded
-        from flwr_robust.studies.runner import read_results
+        from flwr_robust.studies.runner import read_failures, read_results
 
         for each in formats or []:
             check_choice("report", "--export", each, FORMATS)
@@ -134,12 +140,14 @@ def report_command(
         said = ["report", study, "--recorded"] if recorded else ["run", study]
         if not recorded and {document["engine"] for document in documents} == {"fast"}:
             said += ["--engine", "fast"]
-        rendered, path = _report(loaded, documents, results, _command(said, results, data, overrides, plugins))
+        failures = {} if recorded else read_failures(loaded, results / loaded.name)
+        command = _command(said, results, data, overrides, plugins)
+        rendered, path = _report(loaded, documents, results, command, failures=failures)
         exported = export(rendered, path.parent, formats or [])
         if as_json:
-            print_json({**_report_document(rendered, path), "exported": exported})
+            print_json({**_report_document(rendered, path, failures), "exported": exported})
             return
-        _show(rendered, path)
+        _show(rendered, path, failures)
         if exported:
             console().print(f"exported: {', '.join(each.name for each in exported)}", soft_wrap=True)
 
@@ -185,7 +193,7 @@ def reproduce_command(
         from flwr_robust.studies.page import write_page
         from flwr_robust.studies.paper import load_paper
         from flwr_robust.studies.recorded import read_recorded
-        from flwr_robust.studies.runner import ENGINES, make_folder, read_results, run_study
+        from flwr_robust.studies.runner import ENGINES, make_folder, read_failures, read_results, run_study
 
         check_choice("reproduce", "--engine", engine, ENGINES)
         loaded = load_paper(paper, keys_of(data, overrides), only)
@@ -206,6 +214,7 @@ def reproduce_command(
                 ).failed
             documents[study.name] = read_recorded(study) if recorded else read_results(study, results / study.name)
         if not any(documents.values()):
+            _exit_if_failed(failed)
             raise ConfigurationError(
                 f"paper {paper}: no result {'is recorded' if recorded else 'came about'} of "
                 f"{', '.join(documents)} with these settings{'; leave out --recorded to compute them' * recorded}"
@@ -218,20 +227,26 @@ def reproduce_command(
             if not as_json:
                 console().rule(study.name, align="left")
                 console().print(study.title, style="bold")
+            failures = {} if recorded else read_failures(study, results / study.name)
             if documents[study.name]:
                 notes = loaded.notes.get(study.name, ())
                 rendered[study.name], path = _report(study, documents[study.name], shown, command, notes)
-                reports.append(_report_document(rendered[study.name], path))
+                reports.append(_report_document(rendered[study.name], path, failures))
                 if not as_json:
-                    _show(rendered[study.name], path)
+                    _show(rendered[study.name], path, failures)
             elif not as_json:
-                console().print("no cell has been run yet", style="yellow")
+                console().print("no cell is finished", style="yellow")
+                if failures:
+                    _show_counts(study, "failed cells", [], failures)
         page = write_page(loaded, rendered, shown, command, ", ".join(overrides or []))
         if as_json:
             print_json({"paper": paper, "title": loaded.title, "page": page, "studies": reports, "failed": failed})
         else:
             console().print(f"page: {page}", soft_wrap=True)
-    _exit_if_failed(failed)
+    if as_json:
+        _exit_if_failed(failed)
+    if failed:
+        raise typer.Exit(1)
 
 
 def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
@@ -260,7 +275,7 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
             end="\n\n",
         )
         documents = read_results(study, results / study.name)
-        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)))
+        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)), {})
         if not same:
             raise typer.Exit(1)
 
@@ -295,27 +310,67 @@ def _command(
 
 
 def _report(
-    study: Study, documents: Sequence[Mapping[str, Any]], results: Path, command: str, notes: Sequence[str] = ()
+    study: Study,
+    documents: Sequence[Mapping[str, Any]],
+    results: Path,
+    command: str,
+    notes: Sequence[str] = (),
+    failures: Failures | None = None,
 ) -> tuple[Rendered, Path]:
     """Render results and write their report; return the rendered results and the report's path."""
+    from flwr_robust.studies.failures import grouped
     from flwr_robust.studies.report import render, write_report
     from flwr_robust.studies.runner import make_folder
 
     folder = results / study.name
     if not documents:
-        raise ConfigurationError(f"{folder} holds no result of study {study.name}; run `{command}` first")
+        failed = ""
+        if failures:
+            reason, places = next(iter(grouped(failures).items()))
+            failed = f", and {len(failures)} cells failed, {len(places)} of them with {reason}"
+        raise ConfigurationError(f"{folder} holds no result of study {study.name}{failed}; run `{command}` first")
     make_folder(folder)
     rendered = render(study, documents, folder)
     return rendered, write_report(rendered, command, notes)
 
 
-def _show(rendered: Rendered, path: Path) -> None:
-    """Print a report's tables and sentences."""
+def _show_summary(study: Study, summary: Summary, folder: Path) -> None:
+    """Print what a call of `run_study` did: how many cells finished, were skipped and failed, and why."""
+    names = {cell.name: tuple(cell.labels[axis] for axis in study.axes) for cell in study.cells}
+    lines = [("finished now", summary.finished), ("finished before, skipped", summary.skipped)]
+    _show_counts(study, f"{study.name}, results in {folder}", lines, {names[n]: r for n, r in summary.failed.items()})
+
+
+def _show_counts(study: Study, title: str, lines: Sequence[tuple[str, int]], failures: Failures) -> None:
+    """Print a table of numbers of cells, with a line for each reason of failures."""
+    from rich.table import Table
+
+    from flwr_robust.studies.failures import cells_in_words, grouped
+
+    table = Table(title=as_text(title), title_justify="left", show_lines=bool(failures))
+    table.add_column("")
+    table.add_column("cells", justify="right")
+    if failures:
+        table.add_column("which, and why", overflow="fold")
+    for what, count in lines:
+        table.add_row(what, str(count))
+    for reason, places in grouped(failures).items():
+        shown = reason if len(reason) <= _REASON else f"{reason[: _REASON // 2]} ... {reason[-_REASON // 2 :]}"
+        which = as_text(f"{cells_in_words(study.axes, places)}: {shown}")
+        table.add_row(as_text("failed", "red"), str(len(places)), which)
+    console().print(table)
+
+
+def _show(rendered: Rendered, path: Path, failures: Failures) -> None:
+    """Print a report's tables and sentences, after what is missing and why."""
     from flwr_robust.studies.report import conclude, tables
 
     study, out = rendered.study, console()
     if missing := len(study.cells) - len(rendered.documents):
-        out.print(f"{missing} of {len(study.cells)} cells are not finished", style="yellow")
+        failed = f", {len(failures)} of them failed" if failures else ""
+        out.print(f"{missing} of {len(study.cells)} cells are not finished{failed}", style="yellow")
+    if failures:
+        _show_counts(study, "failed cells", [], failures)
     for section, _ in rendered.sections:
         for table in tables(study, section):
             out.print(table)
@@ -326,7 +381,7 @@ def _show(rendered: Rendered, path: Path) -> None:
     out.print(f"report: {path}", soft_wrap=True)
 
 
-def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
+def _report_document(rendered: Rendered, path: Path, failures: Failures) -> dict[str, Any]:
     """Return a report in the form that `--json` prints."""
     study = rendered.study
     places = [
@@ -347,6 +402,10 @@ def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
         "question": study.question,
         "cells": len(study.cells),
         "finished": len(rendered.documents),
+        "failed": [
+            {"labels": dict(zip(study.axes, labels, strict=True)), "reason": reason}
+            for labels, reason in failures.items()
+        ],
         "places": places,
         "claims": [{"text": v.text, "holds": v.holds, "detail": v.detail} for v in rendered.verdicts],
         "report": path,

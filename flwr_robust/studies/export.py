@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice, extra
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice, check_flag, extra
 from flwr_robust.files import write_atomically
+from flwr_robust.studies.failures import is_failure, is_open_failure
 from flwr_robust.studies.plots import as_file
 from flwr_robust.studies.report import Rendered, Sheet, drawn, sheets
 
@@ -36,13 +37,15 @@ _KEPT = (
 )
 
 
-def load(folder: Path | str) -> DataFrame:
+def load(folder: Path | str, *, failed: bool = False) -> DataFrame:
     """Return the results in a folder as a data frame, one line per finished run.
 
     Parameters
     ----------
     folder : Path
         The folder of a study's results, as ``flwr-robust run`` writes it, or one with several such folders.
+    failed : bool
+        Whether cells that failed have lines, too. The column ``failed`` then holds the error; elsewhere it is empty.
 
     Returns
     -------
@@ -65,21 +68,28 @@ def load(folder: Path | str) -> DataFrame:
     with extra("studies"):
         import pandas
 
-    paths = sorted(path for path in Path(folder).rglob("*.json") if path.is_file())
-    lines = [line for path in paths if (line := _line(path)) is not None]
+    check_flag("load", "failed", failed)
+    paths = [path for path in sorted(Path(folder).rglob("*.json")) if path.is_file()]
+    lines = [line for path in paths if not is_failure(path) and (line := _line(path)) is not None]
+    if failed:
+        lines = [{**line, "failed": ""} for line in lines]
+        lines += [line for path in paths if is_open_failure(path) and (line := _line(path)) is not None]
     if not lines:
         raise ConfigurationError(f"load: {folder} holds no result of a study; name the folder that --results named")
     return pandas.DataFrame(lines)
 
 
 def _line(path: Path) -> dict[str, object] | None:
-    """Return the line of a result; None if the file is no result of a study."""
+    """Return the line of a result or a failed cell; None if the file is neither."""
     try:
         document = json.loads(path.read_text())
-        if not isinstance(document, dict) or not {"study", "labels", "config", "final"} <= document.keys():
+        ends = "failed" if is_failure(path) else "final"
+        if not isinstance(document, dict) or not {"study", "labels", "config", ends} <= document.keys():
             return None
-        kept = {key: document[key] for key in _KEPT if key in document}
-        return {"study": document["study"], **document["config"], **document["labels"], **document["final"], **kept}
+        line = {"study": document["study"], **document["config"], **document["labels"]}
+        if is_failure(path):
+            return {**line, "failed": document["failed"]}
+        return {**line, **document["final"], **{key: document[key] for key in _KEPT if key in document}}
     except (ValueError, OSError, TypeError) as error:
         raise FlwrRobustError(f"result {path} cannot be read ({error}); delete it and run the study again") from None
 

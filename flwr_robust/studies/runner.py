@@ -1,4 +1,7 @@
-"""Run a study's cells side by side, and write each result as soon as it is finished."""
+"""Run a study's cells side by side, and write each result as soon as it is finished.
+
+A cell that fails leaves a file of its own (`flwr_robust.studies.failures`), and the next run tries it again.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_intege
 from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
+from flwr_robust.studies.failures import failure_path, is_failure, read_failures, reason_of, write_failure
 from flwr_robust.studies.study import Cell, Study
 from flwr_robust.studies.workers import side_by_side
 from flwr_robust.tasks import content_digest
@@ -33,6 +37,7 @@ __all__ = [
     "circumstances",
     "make_folder",
     "progress_bar",
+    "read_failures",
     "read_results",
     "run_fast_cell",
     "run_fast_cells",
@@ -117,7 +122,7 @@ def run_study(
     others: Path | None = None,
     console: Console | None = None,
 ) -> Summary:
-    """Run the cells that have no result yet.
+    """Run the cells that have no result yet, also those that failed before.
 
     Parameters
     ----------
@@ -194,7 +199,8 @@ def run_study(
         for cell, outcome in runs:
             for same in alike[cell.digest]:
                 if isinstance(outcome, BaseException):
-                    failed[same.name] = f"{type(outcome).__name__}: {outcome}"
+                    failed[same.name] = reason_of(outcome)
+                    write_failure(results, study, same, outcome, circumstances())
                 else:
                     _write(results, study, same, engine, outcome)
                 progress.advance(bar)
@@ -212,7 +218,7 @@ def make_folder(results: Path) -> None:
     try:
         results.mkdir(parents=True, exist_ok=True)
         write_atomically(results / ".writable", lambda file: None)
-        (results / ".writable").unlink()
+        (results / ".writable").unlink(missing_ok=True)  # another process may use the same folder
     except OSError as error:
         raise FlwrRobustError(
             f"results folder {results} cannot be written to ({error.strerror}); name another"
@@ -323,13 +329,15 @@ def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[s
 def _put(results: Path, cell: Cell, document: Mapping[str, Any]) -> None:
     text = json.dumps(document, indent=1).encode()
     write_atomically(_path(results, cell), lambda file: file.write(text))
+    failure_path(results, cell).unlink(missing_ok=True)
 
 
 def _by_digest(others: Path) -> dict[str, list[Path]]:
     """Return the result files of all studies by the digest in their names."""
     found: dict[str, list[Path]] = {}
     for path in sorted(others.glob("*/*-*.json")):
-        found.setdefault(path.stem.rpartition("-")[2], []).append(path)
+        if not is_failure(path):
+            found.setdefault(path.stem.rpartition("-")[2], []).append(path)
     return found
 
 
