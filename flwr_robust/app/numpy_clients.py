@@ -17,10 +17,11 @@ from flwr_robust.protocol.classes import answers, by_label, class_momenta, draw_
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.protocol.rounds import batch_generator, draw_batch
 from flwr_robust.runs.config import RunConfig, pick_device
-from flwr_robust.runs.personal import evaluate_client
+from flwr_robust.runs.personal import ClientScore, evaluate_client
 from flwr_robust.runs.world import world_of
 from flwr_robust.seeds import derive
 from flwr_robust.tasks import Learner, Tail
+from flwr_robust.tasks.metrics import VALIDATION
 
 __all__ = ["HonestClient", "Poisoner"]
 
@@ -39,6 +40,11 @@ def _learner(config: RunConfig, device: torch.device, role: str) -> Learner:
 def _initial(config: RunConfig) -> NDArrays:
     """Return all arrays of the initial model of every client."""
     return config.learner().arrays()
+
+
+def _told(score: ClientScore) -> dict[str, Scalar]:
+    """Return the metrics of a score that a reply holds beside its loss."""
+    return {"accuracy": score.accuracy, "trials": score.trials, "success": score.success}
 
 
 class HonestClient(NumPyClient):
@@ -100,16 +106,16 @@ class HonestClient(NumPyClient):
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own samples, with their true labels.
 
-        With personal parameters: evaluate the client's own model on its share of the test samples.
+        With personal parameters: evaluate the client's own model on its share of the test samples, and on the samples
+        that it holds out for validation.
         """
         self.learner.load(self._whole(parameters))
         if self.config.split is not None:
             score = evaluate_client(self.config, self.learner, self.client)
-            metrics: dict[str, Scalar] = {
-                "accuracy": score.accuracy,
-                "trials": score.trials,
-                "success": score.success,
-            }
+            metrics = _told(score)
+            if score.validation is not None:
+                held_out = {"loss": score.validation.loss, **_told(score.validation)}
+                metrics |= {f"{VALIDATION}{name}": value for name, value in held_out.items()}
             return score.loss, score.samples, metrics
         loss, accuracy = self.learner.evaluate(*self.task.batch(torch.from_numpy(self.samples), self.learner.device))
         return loss, len(self.samples), {"accuracy": accuracy}

@@ -50,6 +50,7 @@ from flwr_robust.tasks import (
     split_arrays,
 )
 from flwr_robust.tasks.partition import partitions
+from flwr_robust.tasks.validation import hold_out
 
 __all__ = [
     "ENGINES",
@@ -259,6 +260,14 @@ class RunConfig:
         "iid",
         "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``, ``sizes(shares=[5, 1])``, or "
         "``natural``.",
+    )
+    validation: float = _key(
+        0.0,
+        "Share of every client's training samples that is held out of training; 0: none. It is drawn from the seed "
+        "after the partition, from each class alike. The samples that honest clients held out are the validation set. "
+        "Each evaluation then also gives ``validation_accuracy`` and so on, by which to choose; see choosing.md.",
+        minimum=0,
+        below=1,
     )
     clients: int = _key(10, "Number of clients; Flower's num-supernodes must be the same.", minimum=1)
     defence: str = _key("mean()", "Defence string, with the declared f: the number of attackers it is made for.")
@@ -531,6 +540,7 @@ class RunConfig:
         self._check_read()
         check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, hyphens=True)
         self._check_local()
+        self._check_validation()
         check_model_name(self.model)
         partitions.parse(self.partition)
         looking = attack if isinstance(attack, MessageAttack) else None
@@ -634,6 +644,16 @@ class RunConfig:
                 f"below clients={self.clients}; got attackers={self.attackers}"
             )
 
+    def _check_validation(self) -> None:
+        """Check that there is a client whose validation samples can be believed."""
+        if self.validation and not self.honest:
+            among, change = (", redraw=True", "redraw=False") if self.redraw else ("", "fewer attackers")
+            raise ConfigurationError(
+                f"{_OWNER}: validation={self.validation} needs a client that never attacks, because an attacker's "
+                f"labels could be anything; got attackers={self.attackers} of clients={self.clients}{among}: set "
+                f"{change}, or validation=0"
+            )
+
     @cached_property
     def split(self) -> Split | None:
         """Which of the model's arrays are personal; None if there are none."""
@@ -671,6 +691,11 @@ class RunConfig:
     def attacks(self, client: int) -> bool:
         """Say whether a client may attack: the last ``attackers``, or any of them when they are redrawn."""
         return self.attackers > 0 if self.redraw else client >= self.clients - self.attackers
+
+    @property
+    def honest(self) -> list[int]:
+        """The clients that never attack, in ascending order."""
+        return [client for client in range(self.clients) if not self.attacks(client)]
 
     def attackers_in(self, server_round: int) -> Sequence[int]:
         """Return the clients that attack in a round, in ascending order."""
@@ -735,16 +760,31 @@ class RunConfig:
 
     @cached_property
     def samples(self) -> list[NDArray[np.int64]]:
-        """The indices of every client's training samples, in the partition's order."""
+        """The indices of the samples that every client trains on, in the partition's order."""
+        return self._divided[0]
+
+    @cached_property
+    def held_out(self) -> list[NDArray[np.int64]]:
+        """The indices of the training samples that every client holds out for validation, in the partition's order."""
+        return self._divided[1]
+
+    @cached_property
+    def _divided(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         labels, owners = self.data_set.y_train.numpy(), self.data_set.owners
         partition = partitions.parse(self.partition)
-        samples = partition(labels, self.clients, self.seed, None if owners is None else owners.numpy())
-        if empty := [client for client, held in enumerate(samples) if len(held) == 0]:
+        dealt = partition(labels, self.clients, self.seed, None if owners is None else owners.numpy())
+        if empty := [client for client, held in enumerate(dealt) if len(held) == 0]:
             raise ConfigurationError(
                 f"{_OWNER}: partition={self.partition!r} leaves clients {empty} without samples; take fewer "
                 f"clients or another partition"
             )
-        return samples
+        training, validation = hold_out(labels, dealt, self.validation, self.seed)
+        if self.validation and not any(len(validation[client]) for client in self.honest):
+            raise ConfigurationError(
+                f"{_OWNER}: validation={self.validation} holds out no sample of an honest client, of whom the largest "
+                f"has {max(len(dealt[client]) for client in self.honest)}: take a larger share, or fewer clients"
+            )
+        return training, validation
 
 
 def _defaults(key: Key, form: Callable[[object], str] = repr) -> str:

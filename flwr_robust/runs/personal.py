@@ -20,6 +20,9 @@ honest_clients
 attack_success
     For attacks with a target: the share of successful trials among all trials on the clients' shares.
 
+With ``validation`` each of these clients also evaluates its own model on the training samples that it held out. The
+same means over them have the prefix ``validation_``; clients that held out nothing do not count there.
+
 Only honest clients with test samples count. An attacker's accuracy means nothing, because under Flower the attacker
 could state any value.
 """
@@ -27,17 +30,19 @@ could state any value.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.seeds import numpy_generator
 from flwr_robust.tasks import Learner
+from flwr_robust.tasks.metrics import VALIDATION
 
 __all__ = ["ClientScore", "averaged", "evaluate_client", "evaluated_clients", "evaluation_shares"]
 
@@ -56,6 +61,8 @@ class ClientScore:
         How many of its samples are trials of the attack.
     success : float
         The share of successful trials; 0 if there are none.
+    validation : ClientScore, optional
+        The same on the samples that the client held out of training; None if there are none.
     """
 
     samples: int
@@ -63,6 +70,7 @@ class ClientScore:
     accuracy: float
     trials: int = 0
     success: float = 0.0
+    validation: ClientScore | None = None
 
 
 @lru_cache(maxsize=8)
@@ -96,7 +104,7 @@ def evaluated_clients(config: RunConfig) -> list[int]:
         If there is no such client.
     """
     shares = evaluation_shares(config)
-    found = [client for client in range(config.clients) if not config.attacks(client) and len(shares[client])]
+    found = [client for client in config.honest if len(shares[client])]
     if not found:
         raise ConfigurationError(
             f"configuration: personal={config.personal!r} needs an honest client with test samples, but of "
@@ -106,15 +114,21 @@ def evaluated_clients(config: RunConfig) -> list[int]:
 
 
 def evaluate_client(config: RunConfig, learner: Learner, client: int) -> ClientScore:
-    """Evaluate the model that a learner holds on a client's share of the test samples."""
+    """Evaluate the model that a learner holds on a client's test samples, and on those that it held out."""
     task, picked = config.data_set, torch.from_numpy(evaluation_shares(config)[client])
     x = task.inputs(task.x_test.index_select(0, picked), learner.device)
-    y = task.y_test.index_select(0, picked).to(learner.device)
+    score = _score(config, learner, x, task.y_test.index_select(0, picked).to(learner.device))
+    if not len(held := config.held_out[client]):
+        return score
+    return replace(score, validation=_score(config, learner, *task.batch(torch.from_numpy(held), learner.device)))
+
+
+def _score(config: RunConfig, learner: Learner, x: Tensor, y: Tensor) -> ClientScore:
     loss, accuracy = learner.evaluate(x, y)
-    trial = config.data_attack and config.data_attack.trial(x, y, task.span)
+    trial = config.data_attack and config.data_attack.trial(x, y, config.data_set.span)
     trials = len(trial[1]) if trial else 0
     success = learner.evaluate(*trial)[1] if trial and trials else 0.0
-    return ClientScore(len(picked), loss, accuracy, trials, success)
+    return ClientScore(len(y), loss, accuracy, trials, success)
 
 
 def averaged(scores: Sequence[ClientScore]) -> dict[str, float]:
@@ -136,4 +150,5 @@ def averaged(scores: Sequence[ClientScore]) -> dict[str, float]:
     }
     if trials:
         metrics["attack_success"] = sum(s.trials * s.success for s in scores) / trials
-    return metrics
+    held_out = averaged([s.validation for s in scores if s.validation is not None])
+    return metrics | {f"{VALIDATION}{name}": value for name, value in held_out.items()}

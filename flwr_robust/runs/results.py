@@ -24,7 +24,8 @@ from flwr_robust.protocol.rounds import check_trained
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.personal import ClientScore, averaged
 from flwr_robust.runs.probe import Probe
-from flwr_robust.tasks import Task
+from flwr_robust.tasks import Learner, Task
+from flwr_robust.tasks.metrics import VALIDATION
 
 __all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
 
@@ -80,18 +81,32 @@ def evaluator(
     config: RunConfig,
     device: torch.device | str = "cpu",
     ask: Callable[[Arrays], Sequence[ClientScore]] | None = None,
+    honest: Sequence[int] | None = None,
 ) -> Evaluator:
     """Return a function that evaluates the global model on the test samples, every few rounds and after the last.
 
     The function takes the round and a function that returns the model. The latter is called only in rounds with an
     evaluation, or if the caller demands one. For attacks with a target, the report holds their success rate. With
     ``diagnose`` it holds what `Probe` measures. With personal parameters the server has no whole model: ``ask`` returns
-    the clients' scores instead.
+    the clients' scores instead. With ``validation`` the same metrics are measured on the validation set, too.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run.
+    device : torch.device or str
+        Where to compute.
+    ask : callable, optional
+        Takes the shared arrays, and returns the clients' scores.
+    honest : sequence of int, optional
+        The clients whose held-out samples are the validation set. When not given, those that never attack in the
+        configuration. A caller says them if the attack is not in the configuration.
     """
-    task = config.data_set
     learner = config.learner(device)
-    x, y = _test_samples(task, torch.device(device))
-    trial = config.data_attack and config.data_attack.trial(x, y, task.span)
+    parts = {"": _test_samples(config.data_set, torch.device(device))}
+    if config.validation:
+        parts[VALIDATION] = _validation_samples(config, honest, device)
+    measures = {prefix: _measure(config, learner, *part) for prefix, part in parts.items()}
     probe = Probe(config, learner) if config.diagnose else None
 
     def evaluate(server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
@@ -100,15 +115,37 @@ def evaluator(
         if ask is not None:
             return averaged(ask(model())) or None
         learner.load(list(model().values()))
-        loss, accuracy = learner.evaluate(x, y)
-        metrics = {"loss": loss, "accuracy": accuracy}
-        if trial and len(trial[1]):
-            metrics["attack_success"] = learner.evaluate(*trial)[1]
+        metrics = {
+            f"{prefix}{name}": value for prefix, measure in measures.items() for name, value in measure().items()
+        }
         if probe is not None:
             metrics.update(probe.measure(server_round).metrics)
         return metrics
 
     return evaluate
+
+
+def _measure(config: RunConfig, learner: Learner, x: Tensor, y: Tensor) -> Callable[[], dict[str, float]]:
+    """Return a function that measures the model of a learner on samples."""
+    trial = config.data_attack and config.data_attack.trial(x, y, config.data_set.span)
+
+    def measure() -> dict[str, float]:
+        loss, accuracy = learner.evaluate(x, y)
+        metrics = {"loss": loss, "accuracy": accuracy}
+        if trial and len(trial[1]):
+            metrics["attack_success"] = learner.evaluate(*trial)[1]
+        return metrics
+
+    return measure
+
+
+def _validation_samples(
+    config: RunConfig, honest: Sequence[int] | None, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Return the pooled inputs and labels that honest clients held out, in the order of the data."""
+    chosen = config.honest if honest is None else honest
+    picked = np.sort(np.concatenate([config.held_out[client] for client in chosen]))
+    return config.data_set.batch(torch.from_numpy(picked), device)
 
 
 @lru_cache(maxsize=1)  # shared by runs that advance together

@@ -64,6 +64,15 @@ WRONG = [
     ({"attack-stop": -1}, ["attack-stop", ">= 1", "-1", "or 0: never"]),
     ({"attack-start": 9, "attack-stop": 8}, ["attack-stop", "0 (never)", "attack-start=9", "attack-stop=8"]),
     ({"redraw": 1}, ["redraw", "true or false", "redraw=1"]),
+    ({"validation": 1.0}, ["validation", ">= 0 and < 1", "1.0"]),
+    (
+        {"validation": 0.1, "attack": "crash()", "attackers": 10},
+        ["validation=0.1", "never attacks", "attackers=10 of clients=10", "set fewer attackers"],
+    ),
+    (
+        {"validation": 0.1, "attack": "crash()", "attackers": 1, "redraw": True},
+        ["validation=0.1", "never attacks", "attackers=1 of clients=10, redraw=True", "set redraw=False"],
+    ),
     ({"model": "resnet"}, ["model", "resnet", "softmax"]),
     ({"message": "weights"}, ["message", "delta, gradient, momentum, parameters", "weights"]),
     ({"alpha": 0.0}, ["alpha", "> 0", "0.0"]),
@@ -207,6 +216,23 @@ def test_clients_without_samples_are_an_error_before_round_1():
         _ = config.samples
 
 
+def test_validation_samples_are_held_out_of_training_after_the_partition():
+    keys = {"clients": 7, "partition": "dirichlet(beta=0.5)", "attack": "label_flip()", "attackers": 2}
+    plain, config = RunConfig(**keys), RunConfig(**keys, validation=0.2)
+    assert [len(held) for held in plain.held_out] == [0] * 7
+    for dealt, training, held in zip(plain.samples, config.samples, config.held_out, strict=True):
+        assert np.array_equal(np.sort(np.concatenate([training, held])), dealt)
+        assert abs(len(held) - 0.2 * len(dealt)) <= 0.5
+
+
+def test_a_share_that_holds_out_nothing_is_an_error_before_round_1():
+    config = RunConfig(clients=300, validation=0.05)  # four or five samples each
+    with pytest.raises(ConfigurationError, match=r"validation=0.05 holds out no sample .*largest has 5: take a larger"):
+        _ = config.samples
+    enough = RunConfig(clients=300, validation=0.1)
+    assert {len(held) for held in enough.held_out} == {0, 1}
+
+
 # -- the table of keys ---------------------------------------------------------------------------------
 
 
@@ -321,6 +347,7 @@ OTHER = {
     "task": ("<a file>", {}),
     "model": ("mlp", {}),
     "partition": ("iid", {}),
+    "validation": (0.2, {}),
     "clients": (6, {}),
     "defence": ("median()", {}),
     "attack": ("sign_flip()", FLIP),

@@ -68,6 +68,13 @@ CASES = {
     "cnn delta": {"message": "delta", "local_steps": 2, "model": "cnn", "rounds": 2, "batch_size": 4, "clients": 3},
     "local steps on single samples": {"message": "delta", "local_steps": 3, "batch_size": 1, "model": "mlp"},
     "one client": {"clients": 1},
+    "validation": {
+        "validation": 0.2,
+        "attack": "backdoor(target=0)",
+        "attackers": 2,
+        "batching": "consecutive",
+        "partition": "dirichlet(beta=0.5, order='by_class')",
+    },
     "parts that draw": {
         "defence": "resampling(s=2) | mixtailor(f=1, pool=['dnc(sub_dimension=50)', 'median', 'bucketing(s=2) | cge'])",
         "clients": 10,

@@ -136,6 +136,7 @@ CASES = {
     "all compensation": {"gamma": 1.0, "alpha": 0.3},
     "small cnn": {"model": "small_cnn", "rounds": 3, "defence": "multi_krum(f=4, strict=False)"},
     "dirichlet": {"partition": "dirichlet(beta=0.5)", "clients": 6, "batch_size": 33, "defence": "clustering()"},
+    "validation": {"validation": 0.15, "attack": "sign_flip()", "attackers": 1, "defence": "median()"},
     "not finite": {
         "attack": "label_flip(scale=1e39)",
         "attackers": 1,

@@ -145,6 +145,29 @@ def test_what_is_reported_by_hand():
     assert averaged([]) == {}
 
 
+def test_validation_counts_for_those_that_held_out_samples():
+    held_out = [ClientScore(5, 3.0, 0.2, 2, 0.5), None, ClientScore(15, 1.0, 0.6, 0, 0.0)]
+    scores = [ClientScore(10, 1.0, 0.5, validation=score) for score in held_out]
+    found = averaged(scores)
+    assert {name: value for name, value in found.items() if name.startswith("validation")} == {
+        "validation_loss": pytest.approx(1.5),
+        "validation_accuracy": pytest.approx(0.5),
+        "validation_accuracy_unweighted": pytest.approx(0.4),
+        "validation_honest_clients": 2,
+        "validation_attack_success": pytest.approx(0.5),
+    }
+    assert found["accuracy"] == 0.5
+
+
+def test_a_client_evaluates_its_model_on_the_samples_that_it_held_out():
+    config = RunConfig(**{**KEYS, "clients": 3, "validation": 0.25})
+    arrays = config.learner().arrays()
+    _, _, metrics = HonestClient(config, 1, RecordDict()).evaluate([arrays[i] for i in config.split.shared], {})
+    x, y = config.data_set.batch(torch.from_numpy(config.held_out[1]))
+    assert (metrics["validation_loss"], metrics["validation_accuracy"]) == config.learner().evaluate(x, y)
+    assert len(y) == pytest.approx(0.25 / 0.75 * len(config.samples[1]), abs=1)
+
+
 # -- runs --------------------------------------------------------------------------------------------
 
 
@@ -204,6 +227,7 @@ CASES = {
     "flip": {"attack": "label_flip(scale=3.0)", "attackers": 3, "defence": "krum(f=3)"},
     "looking": {"attack": "dynamic_label_flip(p=0.7)", "attackers": 2, "fraction_train": 0.5, "rounds": 6},
     "trial": {"attack": "backdoor(target=0)", "attackers": 2, "attack_start": 2, "weight_decay": 0.01},
+    "validated": {"validation": 0.2, "attack": "backdoor(target=0)", "attackers": 2, "fraction_train": 0.5},
     "momentary": {"attack": "targeted_flip(source=1, target=7)", "attackers": 1, "attack_stop": 2},
 }
 
@@ -218,7 +242,8 @@ def test_the_fast_engine_gives_the_same_bits(tmp_path, name):
     config = RunConfig.from_mapping(keys)
     assert len(found) == len(config.split.shared)
     assert {point["honest_clients"] for point in quick["curve"]} == {config.clients - config.attackers}
-    assert ("attack_success" in quick["curve"][-1]) == (name in ("trial", "momentary"))
+    assert ("attack_success" in quick["curve"][-1]) == (name in ("trial", "momentary", "validated"))
+    assert ("validation_accuracy" in quick["curve"][-1]) == (name == "validated")
     # What is personal matters to what is shared.
     plain = simulate(RunConfig.from_mapping({**keys, "personal": ""}))
     assert plain["curve"][-1]["accuracy"] != quick["curve"][-1]["accuracy"]
@@ -327,6 +352,17 @@ def test_an_answer_without_an_accuracy_is_left_out(answer, caplog):
     ask = asking(Liars({11: {"loss": 1.0, "accuracy": 1.0, "num-examples": 10**9}}), config, partitions)
     assert [score.samples for score in ask(model)] == [len(shares[c]) for c in range(3)]
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("wrong", [{"validation_accuracy": 1.5}, {"validation_loss": [1.0]}, {}])
+def test_an_answer_without_its_validation_is_left_out(wrong):
+    InProcessGrid(client_app, 1)  # tells Flower that this process is a server
+    config = RunConfig(**{**KEYS, "clients": 2, "validation": 0.2})
+    whole = {"loss": 1.0, "accuracy": 0.5, "validation_loss": 2.0, "validation_accuracy": 0.25}
+    lacking = {"loss": 1.0, "accuracy": 0.5, **wrong}
+    model = dict(zip(("1.weight", "1.bias"), (np.zeros((2, 2), np.float32), np.zeros(2, np.float32)), strict=True))
+    (score,) = asking(Liars({10: whole, 11: lacking}), config, {10: 0, 11: 1})(model)
+    assert score.validation == ClientScore(len(config.held_out[0]), 2.0, 0.25)
 
 
 def test_a_client_that_was_never_asked_has_the_seeded_parameters():
