@@ -89,7 +89,6 @@ COVERED = {
     "kernels": "kernels/test_kernels.py",
     "redteam": "redteam/test_red_team.py",
     "runs/probe.py": "diagnostics/test_diagnostics.py",
-    "runs/results.py": "runs/test_fast.py",
     "studies": "studies/test_studies.py",
     "tasks": "tasks/test_tasks.py",
 }

@@ -172,10 +172,8 @@ def run_study(
     if others is not None:
         there = _by_digest(others)
         waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
-    splits = {
-        (c.config.task, c.config.data, c.config.partition, c.config.clients, c.config.seed, c.config.attack): c
-        for c in waiting
-    }
+    keys = ("task", "data", "partition", "clients", "seed", "attack", "attackers", "validation")
+    splits = {tuple(getattr(cell.config, key) for key in keys): cell for cell in waiting}
     for cell in splits.values():
         _ = cell.config.samples  # loads and divides the data, to raise errors early
     alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
