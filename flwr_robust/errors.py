@@ -130,7 +130,7 @@ def extra(name: str) -> Iterator[None]:
     Parameters
     ----------
     name : str
-        ``sim``, ``fast`` or ``studies``, as pyproject.toml has them.
+        ``sim``, ``fast``, ``studies`` or ``datasets``, as pyproject.toml has them.
 
     Raises
     ------

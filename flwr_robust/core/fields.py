@@ -28,6 +28,7 @@ from flwr_robust.errors import ConfigurationError, check_choice, check_flag, che
 __all__ = [
     "Choice",
     "Constraint",
+    "Dictionary",
     "Either",
     "Flag",
     "Integer",
@@ -311,6 +312,41 @@ class ListOf(Constraint):
         """Return an empty list, values that are no list, and lists with one refused item."""
         good = self.item.valid()[0]
         return (), [], None, {good: good}, *((good, bad) for bad in self.item.invalid())
+
+
+@dataclass(frozen=True)
+class Dictionary(Constraint):
+    """Values by name; which names are allowed is checked where they are used.
+
+    Attributes
+    ----------
+    example : sequence of (str, value)
+        The items of an allowed dictionary.
+
+    Examples
+    --------
+    >>> Dictionary((("size", 3),)).admits({"any": "value"}), Dictionary((("size", 3),)).admits({3: "value"})
+    (True, False)
+    """
+
+    example: tuple[tuple[str, Any], ...]
+
+    def check(self, owner: str, name: str, value: object) -> None:
+        """Refuse anything but a dictionary whose keys are names."""
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+            self._refuse(owner, name, value)
+
+    def describe(self) -> str:
+        """Say what the keys are."""
+        return "a dictionary of values by name"
+
+    def valid(self) -> tuple[Any, ...]:
+        """Return the example, and a dictionary without items."""
+        return dict(self.example), {}
+
+    def invalid(self) -> tuple[Any, ...]:
+        """Return other types, and keys that are no names."""
+        return list(self.example), "size=3", 3, {3: 1}, {"a b": 1}
 
 
 @dataclass(frozen=True)

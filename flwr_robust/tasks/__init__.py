@@ -2,6 +2,7 @@
 
 from flwr_robust.tasks.data import TASKS, DataWarning, Task, content_digest, load_task, task_of
 from flwr_robust.tasks.grouped import Grouped
+from flwr_robust.tasks.hugging_face import task_from_dataset
 from flwr_robust.tasks.learner import Learner, descend
 from flwr_robust.tasks.metrics import METRICS, Metric, metric_named
 from flwr_robust.tasks.models import MODELS, build_model, check_model_name, model_outline
@@ -27,5 +28,6 @@ __all__ = [
     "metric_named",
     "model_outline",
     "split_arrays",
+    "task_from_dataset",
     "task_of",
 ]

@@ -39,7 +39,7 @@ Indices = NDArray[np.int64]
 
 _REDRAWS = 20_000
 
-partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks.partition", "flwr_robust.partitions")
+partitions: Registry[Partition] = Registry("partition", "flwr_robust.tasks", "flwr_robust.partitions")
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,14 @@ class Partition(Component, ABC):
         seed : int
             The run's seed.
         owners : array (N,) of int, optional
-            Who every sample came from, 0 .. owners - 1; only `Natural` reads it.
+            Who every sample came from, 0 .. owners - 1; `Natural` and some of `FlwrDatasets` read it.
 
         Returns
         -------
         list of array of int64
-            ``clients`` arrays of sample indices, disjoint, covering 0 .. N - 1. They are ascending, unless the
-            partition says otherwise: clients that take consecutive samples follow this order.
+            ``clients`` arrays of sample indices, disjoint, covering 0 .. N - 1 unless the partition says that it leaves
+            samples over. They are ascending, unless the partition says otherwise: clients that take consecutive samples
+            follow this order.
 
         Raises
         ------

@@ -18,6 +18,7 @@ from flwr_robust.attacks.message.base import message_attacks
 from flwr_robust.core.fields import (
     Choice,
     Constraint,
+    Dictionary,
     Either,
     Flag,
     Integer,
@@ -71,7 +72,9 @@ def described(constraint: Constraint) -> list[str]:
     text = constraint.describe().removesuffix(", or None")
     if text.startswith("one of "):
         return text.removeprefix("one of ").split(", ")
-    bounds = re.findall(r"[<>]=? \S+\b|'\w+'|True or False|the name of an array|a \w+ (?:string|attack)", text)
+    bounds = re.findall(
+        r"[<>]=? \S+\b|'\w+'|True or False|the name of an array|a \w+ (?:string|attack|of values)", text
+    )
     return bounds or ["finite number"]
 
 
@@ -152,6 +155,7 @@ KINDS = [
     ListOf(Number(above=0)),
     Either(Integer(minimum=1), ListOf(Text("a word", example="x"))),
     OrNone(Integer(minimum=0)),
+    Dictionary((("size", 3),)),
 ]
 
 
@@ -184,6 +188,7 @@ def test_examples_are_what_they_are_said_to_be(constraint):
         (ListOf(Integer(minimum=1)), "a list, not empty, of: integer >= 1"),
         (Either(Flag(), Integer(minimum=2)), "True or False, or integer >= 2"),
         (OrNone(Integer(minimum=0)), "integer >= 0, or None"),
+        (Dictionary((("size", 3),)), "a dictionary of values by name"),
     ],
 )
 def test_what_is_allowed_in_words(constraint, text):
