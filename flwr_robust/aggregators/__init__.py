@@ -25,6 +25,7 @@ from flwr_robust.aggregators.monna import Monna
 from flwr_robust.aggregators.multi_krum import MultiKrum
 from flwr_robust.aggregators.norm_bound import NormBound
 from flwr_robust.aggregators.phocas import Phocas
+from flwr_robust.aggregators.reweighted_geometric_median import ReweightedGeometricMedian
 from flwr_robust.aggregators.sign_majority import SignMajority
 from flwr_robust.aggregators.signguard import SignGuard
 from flwr_robust.aggregators.smea import SMEA
@@ -57,6 +58,7 @@ __all__ = [
     "MultiKrum",
     "NormBound",
     "Phocas",
+    "ReweightedGeometricMedian",
     "SignGuard",
     "SignMajority",
     "TrimmedMean",

@@ -147,19 +147,22 @@ class HonestClient(NumPyClient):
     def _answer(self, server_round: int, asked: Scalar) -> tuple[NDArrays, int, dict[str, Scalar]]:
         """Update the momenta of all classes in the batch; return those of the requested classes, if any."""
         run, own_classes = self.config, self.world.classes_of(self.client)
-        parts = draw_class_batch(run.seed, self.client, server_round, own_classes, run.batching, run.batch_size)
-        own = self.task.batch(torch.cat(parts), self.learner.device)
-        gradients = {
-            k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])
-            for k, batch in by_label(*self.batch(*own)).items()
-        }
+        assert isinstance(asked, list)  # from the server; Flower's type of a config has no lists
+        whole = self.world.whole_batches(self.client, server_round, asked)
+        parts = draw_class_batch(run.seed, self.client, server_round, own_classes, run.batching, run.batch_size, whole)
+        gradients = {}
+        if parts:
+            own = self.task.batch(torch.cat([*parts.values()]), self.learner.device)
+            gradients = {
+                k: torch.cat([layer.reshape(-1) for layer in self.learner.gradient(*batch)])
+                for k, batch in by_label(*self.batch(*own)).items()
+            }
         record = self.state.get(_MOMENTA)
         held = record.items() if isinstance(record, ArrayRecord) else ()
         previous = {int(k): as_tensor(decode(array)).to(self.learner.device) for k, array in held}
         following = class_momenta(previous, gradients, self.config.alpha)
         self.state[_MOMENTA] = encode_record({str(k): flat.cpu().numpy() for k, flat in following.items()})
         fresh = {k: following[k] for k in gradients}
-        assert isinstance(asked, list)  # from the server; Flower's type of a config has no lists
         sent = answers(fresh, asked, self.world.claims(self.client, server_round))
         shapes = [parameter.shape for parameter in self.learner.parameters]
         sizes = [shape.numel() for shape in shapes]

@@ -20,8 +20,9 @@ Xu, Yan, Zheng, Huang, "Mitigating model poisoning attacks on distributed learni
 Convention: alpha, the weight of the new gradient, is the paper's beta, 0.9 there. The buffer fades by the same number.
 Other messages use a small `alpha`, so it has to be set here. The buffer starts at zero, and m- is the mean over all K
 classes, even those that were never asked for. It is updated before m- is formed. In the cyclic schedule the first round
-asks for class 0. If a round asks for several classes, each is aggregated separately. m^ is the mean of the aggregates,
-and each aggregate replaces its line in the buffer.
+asks for class 0. A batch is split over a worker's classes, whose momenta all move; with ``class_batch = "asked"`` it is
+drawn from each class that is asked for, and only its momentum moves. If a round asks for several classes, each is
+aggregated separately. m^ is the mean of the aggregates, and each aggregate replaces its line in the buffer.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from flwr_robust.protocol.rounds import draw_batch
 from flwr_robust.seeds import numpy_generator, torch_generator
 
 __all__ = [
+    "CLASS_BATCHES",
     "SCHEDULES",
     "ClassBuffer",
     "answer_names",
@@ -59,6 +61,10 @@ _BUFFER = "desgd.buffer"  # beside what the rule remembers
 
 SCHEDULES = ("cyclic", "random")
 """How the classes of a round are chosen: in turn, or drawn from the seed, each as likely."""
+
+
+CLASS_BATCHES = ("split", "asked")
+"""What a worker's batch is: one that is split over its classes, or one of each class asked for."""
 
 
 def check_desgd(
@@ -164,8 +170,14 @@ def part_sizes(batch_size: int, parts: int) -> list[int]:
 
 
 def draw_class_batch(
-    seed: int, client: int, server_round: int, held: Mapping[int, Tensor], batching: str, size: int
-) -> list[Tensor]:
+    seed: int,
+    client: int,
+    server_round: int,
+    held: Mapping[int, Tensor],
+    batching: str,
+    size: int,
+    whole: Collection[int] | None = None,
+) -> dict[int, Tensor]:
     """Return the samples that a client trains on in a round, class by class.
 
     Parameters
@@ -179,17 +191,24 @@ def draw_class_batch(
     batching : str
         How a batch is drawn, see `flwr_robust.protocol.rounds.draw_batch`.
     size : int
-        The batch's size, which is split over the classes.
+        The batch's size, which is split over the client's classes.
+    whole : collection of int, optional
+        Classes of which a batch of this size each is drawn, and of no others; a class that the client lacks is left
+        out.
 
     Returns
     -------
-    list of Tensor of int64
-        Indices of samples; each class's are drawn from (seed, client, round, class).
+    dict of int to Tensor of int64
+        Indices of samples by class, ascending; each class's are drawn from (seed, client, round, class).
     """
-    parts = []
-    for (k, places), part in zip(held.items(), part_sizes(size, len(held)), strict=True):
+    if whole is None:
+        sizes = dict(zip(held, part_sizes(size, len(held)), strict=True))
+    else:
+        sizes = {k: size for k in held if k in whole}
+    parts = {}
+    for k, part in sizes.items():
         generator = torch_generator(seed, "class batch", client, server_round, k)
-        parts.append(places[draw_batch(batching, part, len(places), generator)])
+        parts[k] = held[k][draw_batch(batching, part, len(held[k]), generator)]
     return parts
 
 

@@ -36,7 +36,7 @@ from flwr_robust.errors import (
     DataUnavailableError,
     UnknownNameError,
 )
-from flwr_robust.protocol.classes import SCHEDULES, check_desgd
+from flwr_robust.protocol.classes import CLASS_BATCHES, SCHEDULES, check_desgd
 from flwr_robust.protocol.messages import CLASS_MOMENTUM, MESSAGE_KINDS, MESSAGES, message_kind
 from flwr_robust.tasks import (
     MODELS,
@@ -334,6 +334,13 @@ class RunConfig:
         "cyclic",
         "``cyclic`` or ``random``: the order in which classes are asked for.",
         choices=SCHEDULES,
+        messages=(CLASS_MOMENTUM,),
+    )
+    class_batch: str = _key(
+        "split",
+        "``split``: a client's batch is split over its classes, and all their momenta move. ``asked``: a batch of each "
+        "class asked for, and only its momentum moves. Clients whose labels are poisoned then draw one of every class.",
+        choices=CLASS_BATCHES,
         messages=(CLASS_MOMENTUM,),
     )
     classes_per_round: int = _key(1, "How many classes a round asks for.", minimum=1, messages=(CLASS_MOMENTUM,))

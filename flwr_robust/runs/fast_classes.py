@@ -218,7 +218,7 @@ class ClassWise:
         """Return the messages of all clients."""
         config, learner = self.config, self._grouped.learner
         poisons = self.world.poisons(asked, server_round, lambda _, x: learner.scores(x))
-        gradients = self._gradients(self._batches(server_round, asked, poisons), asked, shared)
+        gradients = self._gradients(self._batches(server_round, asked, wanted, poisons), asked, shared)
         sent = {}
         for client in asked:
             momenta = self._momenta[client] = class_momenta(self._momenta[client], gradients[client], config.alpha)
@@ -230,29 +230,32 @@ class ClassWise:
         return sent
 
     def _batches(
-        self, server_round: int, asked: Sequence[int], poisons: dict[int, Poison]
+        self, server_round: int, asked: Sequence[int], wanted: Sequence[int], poisons: dict[int, Poison]
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """Return inputs and labels by client and class."""
         config = self.config
         parts = {
             client: draw_class_batch(
-                config.seed, client, server_round, self._held[client], config.batching, config.batch_size
+                *(config.seed, client, server_round, self._held[client], config.batching, config.batch_size),
+                self.world.whole_batches(client, server_round, wanted),
             )
             for client in asked
         }
         device = self._grouped.learner.device
-        picked = torch.cat([part for drawn in parts.values() for part in drawn]).to(device)
+        if not any(parts.values()):
+            return {}
+        picked = torch.cat([part for drawn in parts.values() for part in drawn.values()]).to(device)
         inputs = self.config.data_set.inputs(self._x.index_select(0, picked), device)
         labels = self._y.index_select(0, picked)
         batches, start = {}, 0
         for client, drawn in parts.items():
             if client in poisons:
-                own = slice(start, start + sum(map(len, drawn)))
+                own = slice(start, start + sum(map(len, drawn.values())))
                 for k, batch in by_label(*poisons[client].batch(inputs[own], labels[own])).items():
                     batches[client, k] = batch
                 start = own.stop
                 continue
-            for k, part in zip(self._held[client], drawn, strict=True):  # the result that `by_label` would give
+            for k, part in drawn.items():  # the result that `by_label` would give
                 batches[client, k] = inputs[start : start + len(part)], labels[start : start + len(part)]
                 start += len(part)
         return batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
@@ -115,6 +115,21 @@ class World:
         """
         config = self.config
         return isinstance(config.attack_object, MessageAttack) and client in config.attackers_in(server_round)
+
+    def whole_batches(self, client: int, server_round: int, asked: Collection[int]) -> Collection[int] | None:
+        """Return the classes of which a client draws a whole batch each; None if one is split over its classes.
+
+        These are the classes asked for. A client with poisoned labels draws of all its classes, because only the
+        poison says which labels come out. So does one that claims a class that it lacks.
+        """
+        config = self.config
+        if config.class_batch == "split":
+            return None
+        held = self.classes_of(client)
+        poisoned = config.data_attack is not None and client in config.attackers_in(server_round)
+        if poisoned or (self.claims(client, server_round) and not set(asked) <= held.keys()):
+            return held
+        return asked
 
     def poisons(
         self,

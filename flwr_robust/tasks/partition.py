@@ -285,10 +285,29 @@ class ByLabel(Partition):
         return _deal(owners, classes, clients)
 
 
+_EXCHANGES = 20  # per pair; after about ten nothing is left of the order they started in
+
+
+def _mix(pairs: list[tuple[int, int]], generator: np.random.Generator) -> None:
+    """Let two clients exchange one class each, many times, where both then still hold different classes."""
+    held = set(pairs)
+    for first, second in generator.integers(len(pairs), size=(_EXCHANGES * len(pairs), 2)).tolist():
+        (i, a), (j, b) = pairs[first], pairs[second]
+        if i == j or (i, b) in held or (j, a) in held:  # a == b is among the latter
+            continue
+        held -= {(i, a), (j, b)}
+        pairs[first], pairs[second] = (i, b), (j, a)
+        held |= {(i, b), (j, a)}
+
+
 @partitions.register("k_classes")
 @dataclass(frozen=True)
 class KClasses(Partition):
-    """k classes per client, dealt in turn from a random order; a class is split evenly over its holders.
+    """k different classes per client, dealt at random and evenly; a class is split evenly over its holders.
+
+    The numbers of holders of any two classes differ by at most one, and every such deal is about as likely. The deal
+    starts in turns and is then mixed by exchanges between two clients (Kannan, Tetali, Vempala, "Simple Markov-chain
+    algorithms for generating bipartite graphs and tournaments", Random Structures and Algorithms 14 (1999)).
 
     The last ``others`` clients are different: they hold samples of all classes. Together they hold the share
     others / clients of each class, split evenly. Attackers are the last clients, so such a client can be an attacker.
@@ -300,10 +319,14 @@ class KClasses(Partition):
         Classes per client; 1 <= k <= number of classes, and (clients - others) * k >= number of classes.
     others : int
         How many of the last clients hold samples of all classes; 0 <= others < clients.
+    deal : str
+        ``random``, or ``turns``: clients take k classes in turn from one random order of all classes. Then clients
+        whose numbers differ by a multiple of K / gcd(K, k) hold the same classes, of K.
     """
 
     k: Annotated[int, Integer(minimum=1)]
     others: Annotated[int, Integer(minimum=0)] = 0
+    deal: Annotated[str, Choice(("random", "turns"))] = "random"
 
     def drawn_from(self) -> tuple[object, ...]:
         """Return k, and others if it is not 0; if it is, the draw is that of ``k_classes(k=...)``."""
@@ -330,9 +353,10 @@ class KClasses(Partition):
                 f"got {given}, k={self.k}"
             )
         order = generator.permutation(count)
-        owners: list[list[int]] = [[] for _ in range(count)]
-        for position in range(dealt * self.k):
-            owners[order[position % count]].append(position // self.k)
+        pairs = [(position // self.k, int(order[position % count])) for position in range(dealt * self.k)]
+        if self.deal == "random":
+            _mix(pairs, generator)
+        owners = [[client for client, own in pairs if own == k] for k in range(count)]
         if self.others == 0:
             return _deal(owners, classes, clients)
         cuts = [round(len(indices) * self.others / clients) for indices in classes]

@@ -30,6 +30,7 @@ OWN = np.array([[1.0, 0.0], [0.0, 2.0]])
 EXAMPLES = {
     "alie()": Knowledge.OMNISCIENT,
     "alie(z=1.5, sign=1, ddof=0, share='clients', known='own')": Knowledge.OWN,
+    "alie(z=1.0, known='clients')": Knowledge.OMNISCIENT,
     "constant(c=5.0)": Knowledge.NOTHING,
     "fang_krum()": Knowledge.OMNISCIENT,
     "fang_krum(known='own')": Knowledge.OWN,
@@ -93,6 +94,15 @@ def test_alie_z():
     # "auto" looks at the clients asked, not at those that answered.
     view = view_of(n=50, own=np.zeros((24, 2)))
     np.testing.assert_allclose(craft("alie()", view)[0], np.tile(MEAN - edge(50, 24) * np.array([2.0, 4.0]), (24, 1)))
+
+
+@pytest.mark.parametrize("text", ["alie({})", "ipm(epsilon=1.0, {})", "min_max({})", "fang_krum({})"])
+def test_known_clients_are_the_honest_and_the_attackers_own(text):
+    # The same numbers, all of them honest, give the same line from the same rows.
+    both = craft(text.format("known='clients'"), view_of())[0]
+    joined = view_of(honest=np.vstack([X, OWN]), own=OWN, n=view_of().n)
+    np.testing.assert_allclose(both, craft(text.format("known='all'"), joined)[0], atol=1e-9)
+    assert not np.allclose(both, craft(text.format("known='all'"))[0])
 
 
 def test_min_max_and_min_sum_by_hand():
@@ -408,7 +418,7 @@ def test_attacks_are_deterministic_and_keep_their_hands_off(text):
     [
         ("ipm()", "epsilon must be given"),
         ("ipm(epsilon=0)", "ipm: epsilon must be a finite number and > 0; got epsilon=0"),
-        ("ipm(epsilon=1, known=0)", "ipm: known must be 'all' or 'own' or an integer >= 1; got known=0"),
+        ("ipm(epsilon=1, known=0)", "ipm: known must be 'all' or 'clients' or 'own' or an integer >= 1; got known=0"),
         ("alie(z='max')", "alie: z must be 'auto' or a finite number; got z='max'"),
         ("alie(sign=2)", "alie: sign must be one of -1, 1; got sign=2"),
         ("alie(ddof=True)", "alie: ddof must be one of 0, 1; got ddof=True"),

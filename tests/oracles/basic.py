@@ -110,10 +110,11 @@ def summed_distance(x, z, weights):
 
 
 def geometric_median(
-    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="medoid", **_
+    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="medoid", alpha=None, **_
 ):
     """Weiszfeld's iteration on the point itself: so many steps, or until it stands still, unless a row is better."""
-    alpha = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
+    if alpha is None:
+        alpha = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
     around = np.abs(x - np.median(x, axis=0))
     tiny = max(1e-13 * (float(np.median(around)) or float(around.max())), 1e-150)
     z, weights = np.zeros(x.shape[1]) if start == "zero" else alpha @ x, alpha
@@ -132,6 +133,16 @@ def geometric_median(
             weights = alpha * (np.array(sums) <= min(sums) * (1 + 1e-13))
             weights = weights / weights.sum()
             z = weights @ x
+    return z, weights
+
+
+def reweighted_geometric_median(x, f=None, times=2, scale=1.0, **_):
+    z, weights = geometric_median(x)
+    logarithms = np.zeros(len(x))
+    for _ in range(times):
+        logarithms -= np.sqrt(((x - z) ** 2).sum(1)) / scale
+        alpha = np.exp(logarithms - logarithms.max())
+        z, weights = geometric_median(x, alpha=alpha / alpha.sum())
     return z, weights
 
 
@@ -231,6 +242,7 @@ RULES = {
     "mean": mean,
     "median": median,
     "multi_krum": multi_krum,
+    "reweighted_geometric_median": reweighted_geometric_median,
     "trimmed_mean": trimmed_mean,
 }
 NEEDS_COUNTS = {"geometric_median", "mean"}

@@ -357,6 +357,7 @@ OTHER = {
     "redraw": (True, FLIP),
     "alpha": (0.5, {}),
     "gamma": (0.25, {}),
+    "class-batch": ("asked", {}),
     "schedule": ("random", {}),
     "classes-per-round": (2, {}),
     "server-learning-rate": (0.3, {}),

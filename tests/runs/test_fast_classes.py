@@ -78,8 +78,9 @@ def test_a_clients_momenta_like_oracle(attack, client):
     for t in range(1, 5):
         model = {"1.weight": rng.normal(size=(10, 64)).astype(np.float32) / 5, "1.bias": np.zeros(10, np.float32)}
         parts = draw_class_batch(config.seed, client, t, World(config).classes_of(client), "random", 20)
-        assert [len(part) for part in parts] == part_sizes(20, len(held))
-        for k, part in zip(held, parts, strict=True):
+        assert list(parts) == held
+        assert [len(part) for part in parts.values()] == part_sizes(20, len(held))
+        for k, part in parts.items():
             assert set(config.data_set.y_train[part].tolist()) == {k}
             assert set(part.tolist()) <= set(config.samples[client].tolist())
             x = config.data_set.x_train[part].numpy().reshape(len(part), -1) / 16
@@ -100,7 +101,7 @@ def test_batches_are_drawn_per_class_round_and_client():
     held = World(RunConfig.from_mapping(DIGITS)).classes_of(23)
 
     def drawn(client=23, t=1, seed=0, held=held, size=20):
-        return [part.tolist() for part in draw_class_batch(seed, client, t, held, "random", size)]
+        return [part.tolist() for part in draw_class_batch(seed, client, t, held, "random", size).values()]
 
     assert drawn() == drawn()
     assert drawn() != drawn(t=2)
@@ -109,6 +110,32 @@ def test_batches_are_drawn_per_class_round_and_client():
     fewer = {k: held[k] for k in list(held)[::2]}
     assert drawn(held=fewer, size=10) == drawn()[::2]  # a class's draw does not depend on the other classes
     assert [len(part) for part in drawn(size=3)] == [1] * 10
+
+
+def test_a_whole_batch_of_each_class_asked_for():
+    held = World(RunConfig.from_mapping(DIGITS)).classes_of(2)
+    first, other = list(held)[:2]
+    parts = draw_class_batch(0, 2, 1, held, "random", 20, [first, max(set(range(10)) - set(held))])
+    assert {k: len(part) for k, part in parts.items()} == {first: 20}
+    assert set(parts[first].tolist()) <= set(held[first].tolist())
+    assert list(draw_class_batch(0, 2, 1, held, "random", 20, held)) == list(held)
+    assert draw_class_batch(0, 2, 1, held, "random", 20, []) == {}
+    split = draw_class_batch(0, 2, 1, held, "random", 20 * len(held))
+    assert split[other].tolist() == draw_class_batch(0, 2, 1, held, "random", 20, [other])[other].tolist()
+
+
+def test_only_the_momentum_of_a_class_asked_for_moves():
+    model = {"1.weight": np.zeros((10, 64), np.float32), "1.bias": np.zeros(10, np.float32)}
+
+    def last(asked, **keys):
+        """Answer rounds, and return what the last one says about class 4."""
+        alone = Alone(RunConfig.from_mapping({**DIGITS, "batch_size": 40, "alpha": 0.5, **keys}), 23)
+        return [alone(model, t, [k]) for t, k in asked.items()][-1]["1.weight"]
+
+    whole = {"class_batch": "asked"}
+    assert np.array_equal(last({1: 4, 2: 5, 3: 4}, **whole), last({1: 4, 3: 4}, **whole))
+    assert not np.array_equal(last({1: 4, 2: 5, 3: 4}), last({1: 4, 3: 4}))  # a split batch moves all momenta
+    assert not np.array_equal(last({1: 4, 3: 4}, **whole), last({3: 4}, **whole))
 
 
 # -- one run on every engine -------------------------------------------------------------------------
@@ -132,6 +159,20 @@ CASES = {
         "defence": "bucketing(s=2) | geometric_median()",
     },
     "sampled": {"fraction_train": 0.5, "defence": "dnc(f=1)", "gamma": 0.2},
+    "asked": {"class_batch": "asked", "classes_per_round": 2, "defence": "median()"},
+    "asked, flipped": {
+        "class_batch": "asked",
+        "attack": "label_flip()",
+        "attackers": 4,
+        "defence": "trimmed_mean(f=4)",
+    },
+    "asked, claimed": {
+        "class_batch": "asked",
+        "partition": "k_classes(k=3)",
+        "attack": "sign_flip()",
+        "attackers": 4,
+        "defence": "median()",
+    },
     "no compensation": {"gamma": 0.0, "model": "mlp", "batching": "consecutive", "batch_size": 7},
     "all compensation": {"gamma": 1.0, "alpha": 0.3},
     "small cnn": {"model": "small_cnn", "rounds": 3, "defence": "multi_krum(f=4, strict=False)"},
@@ -190,7 +231,10 @@ def test_the_fast_engine_is_the_run_in_process_to_the_bit(tmp_path, name):
     assert told == ({"refused"} if refused else {"missing"} if attack.startswith("crash") else set())
 
 
-@pytest.mark.parametrize("changes", [{"gamma": 0.6}, {"schedule": "random"}, {"classes_per_round": 2}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"gamma": 0.6}, {"schedule": "random"}, {"classes_per_round": 2}, {"seed": 1}, {"class_batch": "asked"}],
+)
 def test_another_run_is_another_model(changes):
     keys = {**DIGITS, "rounds": 4, "evaluate_every": 4}
     first, again = (simulate(RunConfig.from_mapping(keys))["model_sha256"] for _ in range(2))
@@ -198,7 +242,9 @@ def test_another_run_is_another_model(changes):
     assert simulate(RunConfig.from_mapping({**keys, **changes}))["model_sha256"] != first
 
 
-@pytest.mark.parametrize("changes", [{"gamma": 0.9}, {"schedule": "random"}, {"classes_per_round": 2}])
+@pytest.mark.parametrize(
+    "changes", [{"gamma": 0.9}, {"schedule": "random"}, {"classes_per_round": 2}, {"class_batch": "asked"}]
+)
 def test_keys_of_class_momenta_are_refused_with_other_messages(changes):
     with pytest.raises(ConfigurationError, match="changes nothing with message='momentum', only with 'class_momentum'"):
         RunConfig.from_mapping(changes)

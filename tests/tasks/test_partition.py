@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -288,9 +290,10 @@ def test_by_label_without_enough_samples_leaves_clients_empty():
 # -- k classes -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("deal", ["random", "turns"])
 @pytest.mark.parametrize(("clients", "k"), [(10, 1), (10, 3), (4, 3), (20, 3), (7, 10)])
-def test_k_classes_per_client(clients, k):
-    table = histogram(LABELS, KClasses(k=k)(LABELS, clients, seed=0))
+def test_k_classes_per_client(clients, k, deal):
+    table = histogram(LABELS, KClasses(k=k, deal=deal)(LABELS, clients, seed=0))
     assert ((table > 0).sum(1) == k).all()
     holders = (table > 0).sum(0)
     assert holders.max() - holders.min() <= 1
@@ -302,6 +305,27 @@ def test_k_classes_per_client(clients, k):
 def test_k_classes_are_drawn():
     tables = [histogram(LABELS, KClasses(k=2)(LABELS, 10, seed)) > 0 for seed in range(5)]
     assert any(not np.array_equal(tables[0], table) for table in tables[1:])
+
+
+def test_no_client_has_a_twin_by_its_number():
+    # Dealt in turns, clients i and i + 10 of 20 hold the same three classes, whatever the seed; at random seldom.
+    def twins(deal):
+        found = 0
+        for seed in range(20):
+            held = histogram(LABELS, KClasses(k=3, deal=deal)(LABELS, 20, seed)) > 0
+            found += int((held[:10] == held[10:]).all(1).sum())
+        return found
+
+    assert twins("turns") == 200
+    assert twins("random") < 10  # 1 / 120 of 200 are expected
+
+
+def test_every_even_deal_is_about_as_likely():
+    # Two of four classes each, for two clients: 4 over 2 = 6 deals.
+    labels = np.repeat(np.arange(4), 5)
+    found = Counter(tuple((histogram(labels, KClasses(k=2)(labels, 2, seed))[0] > 0).tolist()) for seed in range(600))
+    assert len(found) == 6
+    assert 70 < min(found.values()) <= max(found.values()) < 130  # 100 each, standard deviation 9
 
 
 @pytest.mark.parametrize(
@@ -323,7 +347,7 @@ def test_k_is_checked(k):
 
 
 def test_without_others_the_draw_is_what_it_was_before_there_were_any():
-    sums = [int(part.sum()) for part in KClasses(k=3)(LABELS, 10, seed=3)]
+    sums = [int(part.sum()) for part in KClasses(k=3, deal="turns")(LABELS, 10, seed=3)]
     assert sums == [17569, 16214, 17878, 16988, 18937, 16866, 18421, 19081, 20319, 17427]
     assert same(KClasses(k=3)(LABELS, 10, seed=3), KClasses(k=3, others=0)(LABELS, 10, seed=3))
 

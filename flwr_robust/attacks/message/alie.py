@@ -7,10 +7,13 @@ crafted row and support it. Phi: the standard normal distribution function. Baru
 enough: circumventing defenses for distributed learning" (NeurIPS 2019), where mean and std are estimated from the
 attackers' own clients (``known="own"``).
 
-Convention: minus, std with n - 1 (``ddof=1``). ByzFL adds (``sign=1``) with z = 1.5; others divide by the number
-(``ddof=0``), or take Phi^-1((n - s) / n) (``share="clients"``). FLANDERS's baseline uses Phi instead of its inverse and
-the root of std instead of std. The argument of Phi^-1 is kept 1 / (2 n - 2 f) away from 0 and 1. Where it is below one
-half, z is negative and the published formula moves to the other side. The std of a single row is 0.
+Convention: minus, std with n - 1 (``ddof=1``). The code of Xu, Huang, Song, Lan, "Byzantine-robust federated learning
+through collaborative malicious gradient filtering" (SignGuard, ICDCS 2022) takes both over the messages of all clients,
+honest as the attackers' would be too (``known="clients"``), with z = 1. ByzFL adds (``sign=1``) with z = 1.5; others
+divide by the number (``ddof=0``), or take Phi^-1((n - s) / n) (``share="clients"``). FLANDERS's baseline uses Phi
+instead of its inverse and the root of std instead of std. The argument of Phi^-1 is kept 1 / (2 n - 2 f) away from 0
+and 1. Where it is below one half, z is negative and the published formula moves to the other side. The std of a single
+row is 0.
 
 Knows: omniscient; with ``known`` own or partial.
 """
@@ -55,7 +58,7 @@ class ALIE(InformedAttack, LineAttack):
         0 or 1: the variance divides by the number of rows minus ddof.
     share : str
         For "auto": "honest" or "clients", the group of which the supporters are a share.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 
@@ -88,6 +91,8 @@ CASES = (
         source="squares about the mean: 8 and 32",
     ),
     MessageCase("alie(z=1.0, known=1)", [(1, 2)], source="one row has no spread"),
+    # Honest (1, 2), (3, -2), (5, 6) and own (1, 0), (0, 2): mean (2, 1.6), variances 4 and 35.2 / 4.
+    MessageCase("alie(z=1.0, known='clients')", [(2 - 2, 1.6 - 8.8**0.5)], source="the formula over all five"),
     # An odd n: 5 clients, 2 attack, s = floor(5 / 2 + 1) - 2 = 1, not ceil; Phi^-1(2 / 3) from a table.
     MessageCase("alie()", [(3 - 0.4307272993 * 2, 2 - 0.4307272993 * 4)], source="the formula, a table of Phi"),
     # An even n: 6 clients, 2 attack, s = 4 - 2 = 2; Phi^-1(2 / 4) = 0.

@@ -345,18 +345,18 @@ class InformedAttack(MessageAttack):
 
     Attributes
     ----------
-    known : "all", "own" or int
-        The rows that it is computed from: all honest ones, the first ``known`` of them, or what the attackers' own
-        clients would have sent.
+    known : "all", "clients", "own" or int
+        The rows that it is computed from: all honest ones; those and what the attackers' own clients would have sent;
+        the latter alone; or the first ``known`` honest ones.
     """
 
-    known: Annotated[int | str, Integer(minimum=1, words=("all", "own"))] = "all"
+    known: Annotated[int | str, Integer(minimum=1, words=("all", "clients", "own"))] = "all"
 
     @property
     def knowledge(self) -> Knowledge:
         """Omniscient, own or partial."""
         if isinstance(self.known, str):
-            return {"all": Knowledge.OMNISCIENT, "own": Knowledge.OWN}[self.known]
+            return Knowledge.OWN if self.known == "own" else Knowledge.OMNISCIENT
         return Knowledge.PARTIAL
 
     @property
@@ -366,6 +366,11 @@ class InformedAttack(MessageAttack):
 
     def seen(self, view: View) -> Rows:
         """Return the rows that it is computed from."""
+        if self.known == "clients":
+            rows, own = view.honest, view.own
+            for one in torch.eye(own.n, dtype=torch.float64):
+                rows = rows.with_row(own.mix(one))
+            return rows
         if isinstance(self.known, str):
             return view.honest if self.known == "all" else view.own
         rows = view.known

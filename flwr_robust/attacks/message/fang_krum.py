@@ -45,7 +45,7 @@ class FangKrum(InformedAttack, LineAttack):
         lambda.
     least : float
         Where halving ends; > 0.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

@@ -41,7 +41,7 @@ class FangTrimmedMean(InformedAttack):
     ----------
     b : float
         How far beyond, as a factor; > 1.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`; all but "all" is partial knowledge.
     """
 

@@ -44,7 +44,7 @@ class IPM(InformedAttack, LineAttack):
     ----------
     epsilon : float
         Factor of the mean; > 0.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

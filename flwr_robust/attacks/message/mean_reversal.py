@@ -47,7 +47,7 @@ class MeanReversal(InformedAttack, LineAttack):
         Whether the mean to be reversed weighs messages by their numbers of examples.
     clamp : float
         With ``weighted``: a number above this multiple of the median number is lowered to it, as in `Mean`; >= 1.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

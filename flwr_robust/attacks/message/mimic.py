@@ -45,7 +45,7 @@ class Mimic(InformedAttack):
         Its position among the honest rows; the last one where there are fewer.
     warmup : int
         For "auto": the number of rounds before the choice is final.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

@@ -46,7 +46,7 @@ class MinMax(InformedAttack, LineAttack):
         "unit", "std" or "sign": the direction.
     gamma : float or "auto"
         How far along the deviation; "auto" is as far as the bound allows, a number is used unchanged.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

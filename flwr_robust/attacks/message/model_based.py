@@ -43,7 +43,7 @@ class ModelBased(InformedAttack, LineAttack):
         lambda; > 0.
     movement : str
         "round" or "past".
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

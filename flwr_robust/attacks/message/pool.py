@@ -51,7 +51,7 @@ class Pool(InformedAttack, LineAttack):
         A number > 0, or the search.
     budget : int
         How many numbers the search tries.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 

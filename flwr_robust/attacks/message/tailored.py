@@ -40,7 +40,7 @@ class Tailored(InformedAttack, LineAttack):
         A number > 0, several to draw from, or the search.
     budget : int
         How many numbers the search tries.
-    known : "all", "own" or int
+    known : "all", "clients", "own" or int
         As for `InformedAttack`.
     """
 
