@@ -4,9 +4,9 @@
     alpha_i <- alpha_i exp(-||x_i - z_(t-1)|| / scale),   z_t = argmin_z sum_i alpha_i ||x_i - z||,   t = 1 .. times
     value = z_times
 
-x_i: the rows; alpha_i: their importance, equal at first; ``scale``: a length. This is the rule called GeoMed in the
-public code of Xu, Huang, Song, Lan, "Byzantine-robust federated learning through collaborative malicious gradient
-filtering" (SignGuard, ICDCS 2022), with two repetitions and a scale of 1. It stands here to repeat published results.
+x_i: the rows; alpha_i: their importance, equal at first; ``scale``: a length. The public code of Xu, Huang, Song, Lan
+(SignGuard, ICDCS 2022) calls this rule GeoMed, with two repetitions and a scale of 1. It stands here to repeat
+published results.
 
 Where rows lie further apart than ``scale``, the weights choose among the rows: the row nearest to z_0 soon holds more
 than half of the importance, and then is the value. So it falls where Krum falls, and is no geometric median there.

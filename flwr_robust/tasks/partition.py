@@ -306,8 +306,8 @@ class KClasses(Partition):
     """k different classes per client, dealt at random and evenly; a class is split evenly over its holders.
 
     The numbers of holders of any two classes differ by at most one, and every such deal is about as likely. The deal
-    starts in turns and is then mixed by exchanges between two clients (Kannan, Tetali, Vempala, "Simple Markov-chain
-    algorithms for generating bipartite graphs and tournaments", Random Structures and Algorithms 14 (1999)).
+    starts in turns. Exchanges between two clients then mix it, as Kannan, Tetali and Vempala (Random Structures and
+    Algorithms 14, 1999) do for bipartite graphs.
 
     The last ``others`` clients are different: they hold samples of all classes. Together they hold the share
     others / clients of each class, split evenly. Attackers are the last clients, so such a client can be an attacker.
