@@ -20,6 +20,8 @@ __all__ = ["data_sets", "describe_command", "list_command"]
 
 _CLOSE = 4  # suggestions for an unknown name
 _MODELS = {
+    "char_gru": "a small GRU of 128 units for token numbers",
+    "char_lstm": "LEAF's two layers of 256 LSTM units for token numbers",
     "cnn": "two 3x3 convolutions of 16 and 32 channels, then 128 units",
     "mlp": "two hidden layers of 50 units with ReLU",
     "small_cnn": "cnn with half of all channels and units",
@@ -30,7 +32,9 @@ _TASKS = {
     "digits": "1,797 handwritten digits of 8 x 8 pixels, which come with scikit-learn",
     "emnist": "EMNIST by class: digits and letters, 62 classes",
     "fashion_mnist": "Fashion-MNIST, 70,000 images of 10 kinds of clothing",
+    "heart_disease": "740 patients of four hospitals, with or without heart disease",
     "mnist": "MNIST, 70,000 handwritten digits",
+    "shakespeare": "the next character of 1,016 speaking roles in Shakespeare's plays",
 }
 _PLACES = {  # folders in which torchvision stores the data sets
     "cifar10": ("cifar-10-batches-py",),
@@ -98,11 +102,15 @@ def data_sets(data: str = "") -> tuple[Path, dict[str, bool]]:
     data : str
         The folder; the default folder when empty.
     """
-    from flwr_robust.tasks.data import TASKS, data_folder
+    from flwr_robust.tasks.data import ARCHIVES, TASKS, data_folder
 
     folder = data_folder(data or None)
     return folder, {
-        name: name == "digits" or any((folder / place).exists() for place in (f"{name}.npz", *_PLACES.get(name, ())))
+        name: name == "digits"
+        or any(
+            (folder / place).exists()
+            for place in ([ARCHIVES[name]] if name in ARCHIVES else [f"{name}.npz", *_PLACES.get(name, ())])
+        )
         for name in sorted(TASKS)
     }
 

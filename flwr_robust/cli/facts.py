@@ -32,6 +32,7 @@ _VALUES: Mapping[str, Any] = {  # values of required fields in examples
     "c": 2.0,
     "epsilon": 1.0,
     "k": 2,
+    "partitioner": "IidPartitioner",
     "pool": ["krum(f=1)", "median()"],
     "s": 2,
     "shares": (0.6, 10.2, 37.5, 51.7),

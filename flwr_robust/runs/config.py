@@ -39,12 +39,12 @@ from flwr_robust.errors import (
 from flwr_robust.protocol.classes import CLASS_BATCHES, SCHEDULES, check_desgd
 from flwr_robust.protocol.messages import CLASS_MOMENTUM, MESSAGE_KINDS, MESSAGES, message_kind
 from flwr_robust.tasks import (
-    MODELS,
     Learner,
     Split,
     Task,
     build_model,
     check_model_name,
+    depends_on_data,
     load_task,
     model_outline,
     split_arrays,
@@ -667,7 +667,7 @@ class RunConfig:
         if not self.personal:
             return None
         # The name of an array and its number of dimensions depend on the data for a user's model alone.
-        model = model_outline(self.model, (1, 8, 8), 2) if self.model in MODELS else self.outline
+        model = self.outline if depends_on_data(self.model) else model_outline(self.model, (1, 8, 8), 2)
         return split_arrays({name: tuple(array.shape) for name, array in model.state_dict().items()}, self.personal)
 
     @property

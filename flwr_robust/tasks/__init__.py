@@ -5,7 +5,7 @@ from flwr_robust.tasks.grouped import Grouped
 from flwr_robust.tasks.hugging_face import task_from_dataset
 from flwr_robust.tasks.learner import Learner, descend
 from flwr_robust.tasks.metrics import METRICS, Metric, metric_named
-from flwr_robust.tasks.models import MODELS, build_model, check_model_name, model_outline
+from flwr_robust.tasks.models import MODELS, build_model, check_model_name, depends_on_data, model_outline
 from flwr_robust.tasks.split import Split, split_arrays
 from flwr_robust.tasks.tail import Tail
 
@@ -23,6 +23,7 @@ __all__ = [
     "build_model",
     "check_model_name",
     "content_digest",
+    "depends_on_data",
     "descend",
     "load_task",
     "metric_named",

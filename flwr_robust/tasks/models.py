@@ -19,7 +19,7 @@ from flwr_robust.core.spec import entry_points, load_function
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 from flwr_robust.seeds import derive, torch_generator
 
-__all__ = ["MODELS", "build_model", "check_model_name", "model_outline"]
+__all__ = ["MODELS", "build_model", "check_model_name", "depends_on_data", "model_outline"]
 
 Shape = tuple[int, ...]
 Maker = Callable[..., nn.Module]
@@ -66,22 +66,44 @@ def _convolutional(name: str, shape: Shape, classes: int, width: int, units: int
     )
 
 
-MODELS: dict[str, Maker] = {
-    "cnn": _cnn,
-    "mlp": _mlp,
-    "small_cnn": _small_cnn,
-    "softmax": _softmax,
-}
+class _Characters(nn.Module):
+    """A recurrent network that reads token numbers, and scores the next one."""
+
+    def __init__(self, cells: type[nn.GRU | nn.LSTM], units: int, layers: int, vocabulary: int, classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, 8)
+        self.cells = cells(8, units, layers, batch_first=True)
+        self.head = nn.Linear(units, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the scores (b, K) of token numbers (b, L)."""
+        scores: torch.Tensor = self.head(self.cells(self.embedding(x))[0][:, -1])
+        return scores
+
+
+def _char_gru(shape: Shape, classes: int, vocabulary: int) -> nn.Module:
+    return _Characters(nn.GRU, 128, 1, vocabulary, classes)
+
+
+def _char_lstm(shape: Shape, classes: int, vocabulary: int) -> nn.Module:
+    return _Characters(nn.LSTM, 256, 2, vocabulary, classes)
+
+
+_OWN: dict[str, Maker] = {"cnn": _cnn, "mlp": _mlp, "small_cnn": _small_cnn, "softmax": _softmax}
+"""Models of real numbers, whose layers are all filled below."""
+
+MODELS: dict[str, Maker] = {**_OWN, "char_gru": _char_gru, "char_lstm": _char_lstm}
 """Builders by model name; each takes the shape of one input and the number of classes.
 
 softmax: softmax regression with bias (7,850 parameters on MNIST). mlp: two hidden layers of 50 with ReLU (42,310).
 cnn: two 3x3 convolutions of 16 and 32 channels, each with ReLU and max-pooling, then 128 units (268,650 on CIFAR-10).
 They are the models of Peng et al., JMLR 26 (2025). small_cnn: cnn with half of all channels and units, 8, 16 and 64
 (52,138 on Fashion-MNIST).
+
+The others read token numbers, and also take the size of the vocabulary. Each embeds a token in 8 numbers. char_lstm:
+two layers of 256 LSTM units, the model of LEAF (Caldas et al., arXiv:1812.01097) for ``shakespeare`` (815,945).
+char_gru: one layer of 128 GRU units, for CPUs (61,897). PyTorch initialises them, as it does a model of a user's.
 """
-
-
-_OWN = dict(MODELS)  # whose layers are all filled below
 
 
 def _maker(name: str) -> Maker:
@@ -128,6 +150,17 @@ def model_outline(name: str, shape: Shape, classes: int, vocabulary: int = 0) ->
         return MODELS[name](shape, classes)
 
 
+def depends_on_data(name: str) -> bool:
+    """Say whether the names and dimensions of a model's arrays may depend on the task.
+
+    Examples
+    --------
+    >>> depends_on_data("mlp"), depends_on_data("module:function")
+    (False, True)
+    """
+    return not _is_own(name)
+
+
 def _is_own(name: str) -> bool:
     return name in _OWN and MODELS.get(name) is _OWN[name]
 
@@ -138,8 +171,9 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     Parameters
     ----------
     name : str
-        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``, which have PyTorch's default initialisation. Or a model of the
-        user's: ``module:function``, or a name in `MODELS` or among the entry points.
+        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``, or ``char_gru`` or ``char_lstm`` for token numbers. All have
+        PyTorch's default initialisation. Or a model of the user's: ``module:function``, or a name in `MODELS` or among
+        the entry points.
     shape : tuple of int
         Shape of one input.
     classes : int

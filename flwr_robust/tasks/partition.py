@@ -436,7 +436,19 @@ class Natural(Partition):
 
     With as many owners as clients, owner i is client i. With more, whole owners are dealt to clients in turn, in a
     random order. No client is empty.
+
+    Attributes
+    ----------
+    largest : bool
+        Each client is one owner: client 0 the one with most samples, and so on. Samples of smaller owners are left
+        over. Of equal sizes the first owner comes first.
     """
+
+    largest: Annotated[bool, Flag()] = False
+
+    def drawn_from(self) -> tuple[object, ...]:
+        """Return nothing: the draw depends on no field."""
+        return ()
 
     def split_owned(
         self,
@@ -456,6 +468,9 @@ class Natural(Partition):
             raise ConfigurationError(
                 f"natural: clients must be at most the number of owners, {count}; got clients={clients}"
             )
+        if self.largest:
+            order = np.argsort(-np.bincount(owners), kind="stable")[:clients]
+            return [np.flatnonzero(owners == owner) for owner in order]
         order = np.arange(count) if clients == count else generator.permutation(count)
         place = np.empty(count, np.int64)
         place[order] = np.arange(count) % clients
