@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from flwr_robust.studies.failures import Failures
     from flwr_robust.studies.report import Rendered
     from flwr_robust.studies.runner import Summary
+    from flwr_robust.studies.shards import Shard
     from flwr_robust.studies.study import Study
 
 __all__ = ["demo_command", "in_clone", "record_command", "report_command", "reproduce_command", "run_command"]
@@ -45,6 +46,9 @@ RayAddress = Annotated[str, typer.Option(help="Ray cluster that runs the cells, 
 BatchRuns = Annotated[
     int | None,
     typer.Option(min=1, help="With fast: runs of one process that advance together; 16 on a GPU, else 1, by default."),
+]
+ShardName = Annotated[
+    str, typer.Option("--shard", metavar="I/N", help="Run part I of N only; the parts may run at the same time.")
 ]
 Recorded = Annotated[
     bool, typer.Option("--recorded", help="Show the results that come with the project, without a run.")
@@ -71,8 +75,10 @@ def run_command(
     workers: Workers = None,
     ray_address: RayAddress = "",
     batch_runs: BatchRuns = None,
+    shard: ShardName = "1/1",
     overrides: Overrides = None,
     plugins: Plugins = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run nothing; list the cells with their state.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the cells of a study that have no result yet. You can stop it at any time and start it again.
@@ -81,14 +87,19 @@ def run_command(
     leaves a file CELL.failed.json with the error, and is tried again by the next run.
 
     Exit status: 0 all cells have a result, 1 a cell failed, 2 wrong input. JSON: study, results, finished, skipped,
-    failed (errors by the name of the cell).
+    failed (errors by the name of the cell); with --dry-run study, results, cells (labels, name, state).
     """
-    with told(plugins, resumable=True):
+    with told(plugins, resumable=not dry_run):
         from flwr_robust.studies.runner import ENGINES, run_study
+        from flwr_robust.studies.shards import read_shard
 
         check_choice("run", "--engine", engine, ENGINES)
+        part = read_shard(shard)
         loaded = _load(study, data, overrides)
         folder = results / loaded.name
+        if dry_run:
+            _survey(loaded, folder, results, part, as_json)
+            return
         summary = run_study(
             loaded,
             folder,
@@ -97,10 +108,10 @@ def run_command(
             ray_address=ray_address,
             batch_runs=batch_runs,
             others=results,
+            shard=part,
         )
     if as_json:
-        counts = {"finished": summary.finished, "skipped": summary.skipped, "failed": summary.failed}
-        print_json({"study": loaded.name, "results": folder, **counts})
+        print_json(_counts(loaded, summary, folder))
         _exit_if_failed(summary.failed)
         return
     _show_summary(loaded, summary, folder)
@@ -176,6 +187,7 @@ def reproduce_command(
     workers: Workers = None,
     ray_address: RayAddress = "",
     batch_runs: BatchRuns = None,
+    shard: ShardName = "1/1",
     overrides: Overrides = None,
     recorded: Recorded = False,
     plugins: Plugins = None,
@@ -184,35 +196,52 @@ def reproduce_command(
     """Reproduce a paper: run its studies, and show the results beside those of the paper.
 
     Finished cells are kept, so you can stop it at any time and start it again. For a shorter run: --set rounds=500.
-    With --recorded, the report goes into results/recorded unless you name a folder.
+    With --recorded, the report goes into results/recorded unless you name a folder. With --shard nothing is reported;
+    the same command without it runs what is left and reports all.
 
     Exit status: 0 all cells have a result, 1 a cell failed, 2 wrong input. JSON: paper, title, page, studies (each as
-    in `report --json`), failed.
+    in `report --json`), failed; with --shard no page, and studies as in `run --json`.
     """
     with told(plugins, resumable=True):
         from flwr_robust.studies.page import write_page
         from flwr_robust.studies.paper import load_paper
         from flwr_robust.studies.recorded import read_recorded
         from flwr_robust.studies.runner import ENGINES, make_folder, read_failures, read_results, run_study
+        from flwr_robust.studies.shards import WHOLE, read_shard
 
         check_choice("reproduce", "--engine", engine, ENGINES)
+        part = read_shard(shard)
+        if recorded and part != WHOLE:
+            raise ConfigurationError(
+                f"reproduce: --recorded runs nothing; got --shard={shard!r}: leave one of them out"
+            )
         loaded = load_paper(paper, keys_of(data, overrides), only)
         shown = _RECORDED if recorded and results == _RESULTS else results
         make_folder(shown)
-        failed: dict[str, str] = {}
-        documents = {}
-        for study in loaded.studies:
-            if not recorded:
-                failed |= run_study(
-                    study,
-                    results / study.name,
-                    engine=engine,
-                    workers=workers,
-                    ray_address=ray_address,
-                    batch_runs=batch_runs,
-                    others=results,
-                ).failed
-            documents[study.name] = read_recorded(study) if recorded else read_results(study, results / study.name)
+        summaries = {}
+        for study in () if recorded else loaded.studies:
+            summaries[study.name] = run_study(
+                study,
+                results / study.name,
+                engine=engine,
+                workers=workers,
+                ray_address=ray_address,
+                batch_runs=batch_runs,
+                others=results,
+                shard=part,
+            )
+            if part != WHOLE and not as_json:
+                _show_summary(study, summaries[study.name], results / study.name)
+        failed = {name: reason for summary in summaries.values() for name, reason in summary.failed.items()}
+        if part != WHOLE:
+            if as_json:
+                counts = [_counts(study, summaries[study.name], results / study.name) for study in loaded.studies]
+                print_json({"paper": paper, "title": loaded.title, "studies": counts, "failed": failed})
+            raise typer.Exit(1 if failed else 0)
+        documents = {
+            study.name: read_recorded(study) if recorded else read_results(study, results / study.name)
+            for study in loaded.studies
+        }
         if not any(documents.values()):
             _exit_if_failed(failed)
             raise ConfigurationError(
@@ -334,11 +363,43 @@ def _report(
     return rendered, write_report(rendered, command, notes)
 
 
+def _counts(study: Study, summary: Summary, folder: Path) -> dict[str, Any]:
+    """Return what a call of `run_study` did, in the form that `--json` prints."""
+    counts = {"finished": summary.finished, "skipped": summary.skipped, "failed": summary.failed}
+    return {"study": study.name, "results": folder, **counts}
+
+
 def _show_summary(study: Study, summary: Summary, folder: Path) -> None:
     """Print what a call of `run_study` did: how many cells finished, were skipped and failed, and why."""
     names = {cell.name: tuple(cell.labels[axis] for axis in study.axes) for cell in study.cells}
     lines = [("finished now", summary.finished), ("finished before, skipped", summary.skipped)]
     _show_counts(study, f"{study.name}, results in {folder}", lines, {names[n]: r for n, r in summary.failed.items()})
+
+
+def _survey(study: Study, folder: Path, results: Path, shard: Shard, as_json: bool) -> None:
+    """Print the cells of a shard with their state, and how many there are of each."""
+    from rich.table import Table
+
+    from flwr_robust.studies.runner import STATES, read_failures, survey
+
+    found = survey(study, folder, others=results, shard=shard)
+    if as_json:
+        cells = [{"labels": dict(cell.labels), "name": cell.name, "state": state} for cell, state in found]
+        print_json({"study": study.name, "results": folder, "cells": cells})
+        return
+    table = Table()
+    for axis in study.axes:
+        table.add_column(as_text(axis), overflow="fold")
+    table.add_column("state", no_wrap=True)
+    colours = {"finished": "green", "finished elsewhere": "green", "failed": "red", "waiting": ""}
+    for cell, state in found:
+        table.add_row(*(as_text(cell.labels[axis]) for axis in study.axes), as_text(state, colours[state]))
+    console().print(table)
+    own = {tuple(cell.labels[axis] for axis in study.axes) for cell, state in found if state == "failed"}
+    failures = {labels: reason for labels, reason in read_failures(study, folder).items() if labels in own}
+    states = [state for _, state in found]
+    lines = [(state, states.count(state)) for state in STATES if state != "failed"]
+    _show_counts(study, f"{study.name}, results in {folder}", lines, failures)
 
 
 def _show_counts(study: Study, title: str, lines: Sequence[tuple[str, int]], failures: Failures) -> None:

@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,12 +27,14 @@ from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies.failures import failure_path, is_failure, read_failures, reason_of, write_failure
+from flwr_robust.studies.shards import WHOLE, Shard
 from flwr_robust.studies.study import Cell, Study
 from flwr_robust.studies.workers import side_by_side
 from flwr_robust.tasks import content_digest
 
 __all__ = [
     "ENGINES",
+    "STATES",
     "Summary",
     "circumstances",
     "make_folder",
@@ -43,9 +45,13 @@ __all__ = [
     "run_fast_cells",
     "run_in_process_cell",
     "run_study",
+    "survey",
 ]
 
 ENGINES = ("in-process", "fast", "ray")
+STATES = ("finished", "finished elsewhere", "failed", "waiting")
+"""What a cell can be: with a result, with one in another study that would be copied, tried in vain, or neither."""
+
 _ON_GPU = 16  # runs that advance together there
 _PACKAGES = ("flwr", "flwr-robust", "numpy", "ray", "torch")
 _NEEDED = ("finished", "labels", "config", "config_digest", "curve", "final", "seconds")  # in every result
@@ -120,6 +126,7 @@ def run_study(
     ray_address: str = "",
     batch_runs: int | None = None,
     others: Path | None = None,
+    shard: Shard = WHOLE,
     console: Console | None = None,
 ) -> Summary:
     """Run the cells that have no result yet, also those that failed before.
@@ -144,12 +151,15 @@ def run_study(
         busy. Their results are written when the last of them ends. When not given, 16 on a GPU and 1 otherwise.
     others : Path, optional
         Folder with one folder of results per study. A cell that another study has run is copied from there.
+    shard : Shard
+        The part of the study to run. Several processes may run different shards into one folder at the same time.
     console : Console, optional
         The console that shows progress; standard error when not given.
 
     Returns
     -------
     Summary
+        It counts the cells of the shard only.
 
     Raises
     ------
@@ -168,7 +178,8 @@ def run_study(
                 f"{' with --ray-address ' + ray_address if ray_address else ''}: leave one of them out"
             )
     make_folder(results)
-    waiting = [cell for cell in study.cells if _found(results, cell) is None]
+    cells = shard.cells(study)
+    waiting = [cell for cell in cells if _found(results, cell) is None]
     if others is not None:
         there = _by_digest(others)
         waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
@@ -179,7 +190,7 @@ def run_study(
     alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
     for cell in waiting:
         alike.setdefault(cell.digest, []).append(cell)
-    first = [cells[0] for cells in alike.values()]
+    first = [same[0] for same in alike.values()]
     failed: dict[str, str] = {}
     run = run_fast_cell if engine == "fast" else run_in_process_cell
     if engine == "ray":
@@ -191,9 +202,8 @@ def run_study(
     else:
         runs = _in_processes(first, workers or os.cpu_count() or 1, run)
     with closing(runs), progress_bar(console) as progress:
-        bar = progress.add_task(
-            f"{study.name} ({engine})", total=len(study.cells), completed=len(study.cells) - len(waiting)
-        )
+        name = f"{study.name} ({engine}{'' if shard == WHOLE else f', shard {shard.index}/{shard.count}'})"
+        bar = progress.add_task(name, total=len(cells), completed=len(cells) - len(waiting))
         for cell, outcome in runs:
             for same in alike[cell.digest]:
                 if isinstance(outcome, BaseException):
@@ -202,7 +212,7 @@ def run_study(
                 else:
                     _write(results, study, same, engine, outcome)
                 progress.advance(bar)
-    return Summary(len(waiting) - len(failed), len(study.cells) - len(waiting), failed)
+    return Summary(len(waiting) - len(failed), len(cells) - len(waiting), failed)
 
 
 def make_folder(results: Path) -> None:
@@ -341,14 +351,44 @@ def _by_digest(others: Path) -> dict[str, list[Path]]:
 
 def _adopt(results: Path, study: Study, cell: Cell, there: Iterable[Path]) -> bool:
     """Copy a cell's result from another study with the same configuration; say whether there is one."""
-    for path in there:
-        try:
-            document = _read(path, cell)
-        except FlwrRobustError:  # the error belongs to that study
-            continue
+    document = _elsewhere(cell, there)
+    if document is not None:
         _put(results, cell, {**document, "study": study.name, "labels": dict(cell.labels)})
-        return True
-    return False
+    return document is not None
+
+
+def _elsewhere(cell: Cell, there: Iterable[Path]) -> dict[str, Any] | None:
+    """Return the result of another study with the configuration of a cell; None if there is none."""
+    for path in there:
+        with suppress(FlwrRobustError):  # the error belongs to that study
+            return _read(path, cell)
+    return None
+
+
+def survey(study: Study, results: Path, *, others: Path | None = None, shard: Shard = WHOLE) -> list[tuple[Cell, str]]:
+    """Return the state of each cell without a run: one of `STATES`.
+
+    Parameters
+    ----------
+    study, results, others, shard
+        As for `run_study`; the folder need not exist.
+
+    Raises
+    ------
+    FlwrRobustError
+        If the file of a result or of a failed cell cannot be read.
+    """
+    there = {} if others is None else _by_digest(others)
+    failures = read_failures(study, results)
+
+    def state(cell: Cell) -> str:
+        if _found(results, cell) is not None:
+            return "finished"
+        if _elsewhere(cell, there.get(cell.digest, ())) is not None:
+            return "finished elsewhere"
+        return "failed" if tuple(cell.labels[axis] for axis in study.axes) in failures else "waiting"
+
+    return [(cell, state(cell)) for cell in shard.cells(study)]
 
 
 def circumstances() -> dict[str, Any]:

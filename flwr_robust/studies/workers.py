@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from types import FrameType
 from typing import Any, TypeVar
 
 __all__ = ["side_by_side"]
@@ -67,8 +68,14 @@ def side_by_side(
 
 def _begin(end: Connection) -> None:
     """Connect this process to its parent's end of the lifeline."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
+    # Ctrl-C and schedulers signal every process of a job; the parent decides. Subprocesses would inherit SIG_IGN.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _left_to_parent)
     threading.Thread(target=_end_with_parent, args=(end,), daemon=True).start()
+
+
+def _left_to_parent(number: int, frame: FrameType | None) -> None:
+    """Do nothing at a signal."""
 
 
 def _end_with_parent(end: Connection) -> None:

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from flwr_robust.cli import app, shared
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 
+ROOT = Path(__file__).resolve().parents[2]
 STUDY = """
 title = "Something short, and something that never ends"
 question = "Who is left?"
@@ -98,6 +101,68 @@ def test_a_run_that_is_stopped(endless, number, status):
     assert not list(results.glob("endless/*.part"))
     if number != signal.SIGKILL:
         assert "what is finished is kept" in process.stderr.read()
+
+
+SHARDED = """
+[config]
+task = "digits"
+clients = 4
+evaluate-every = 2
+[axes]
+defence = ["mean()"]
+rounds = [2, 3, 3000, 3001]
+"""
+
+
+@pytest.mark.slow
+def test_a_job_of_an_array_that_is_stopped_continues(tmp_path):
+    """The script of docs/large-studies.md: SIGTERM reaches every process of the job, and the same job ends the rest."""
+    from flwr_robust.studies.runner import read_failures, read_results
+    from flwr_robust.studies.study import load_study
+
+    script = re.search(r"```bash\n(.*?)```", (ROOT / "docs" / "large-studies.md").read_text(), re.DOTALL)[1]
+    (tmp_path / "grid.sbatch").write_text(script.replace("SHARDS=8", "SHARDS=2"))
+    (tmp_path / "grid.toml").write_text(SHARDED)
+    command = tmp_path / "flwr-robust"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flwr_robust.cli "$@"\n')
+    command.chmod(0o755)
+    results = tmp_path / "results" / "grid"
+
+    def job(part, log):
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "SLURM_ARRAY_TASK_ID": str(part),
+            "SLURM_CPUS_PER_TASK": "1",
+        }
+        with (tmp_path / log).open("w") as file:
+            options = {"stdout": file, "stderr": file, "start_new_session": True}
+            return subprocess.Popen(["bash", "grid.sbatch"], cwd=tmp_path, env=environment, **options)
+
+    jobs = [job(1, "1.log"), job(2, "2.log")]
+    try:
+        first = jobs[0]
+        assert wait_for(lambda: list(results.glob("*-2-*.json"))), (tmp_path / "1.log").read_text()
+        processes = family(first)
+        assert len(processes) >= 2
+        os.killpg(first.pid, signal.SIGTERM)
+        assert first.wait(PATIENCE) == 143
+        assert "the same command continues from there" in (tmp_path / "1.log").read_text()
+        assert wait_for(lambda: not alive(processes)), "orphans"
+        study = load_study(str(tmp_path / "grid.toml"))
+        assert read_failures(study, results) == {}
+        assert not list(results.glob(".*.part"))
+        assert not list(results.glob("*-3001-*.json")), "the job was stopped before its last cell"
+        jobs.append(job(1, "again.log"))
+        assert [each.wait(PATIENCE) for each in jobs[1:]] == [0, 0]
+        assert [d["labels"]["rounds"] for d in read_results(study, results)] == ["2", "3", "3000", "3001"]
+        assert "finished before, skipped" in (tmp_path / "again.log").read_text()
+    finally:
+        for left in alive([p for each in jobs for p in family(each)]):
+            left.kill()
+        for each in jobs:
+            each.wait()
 
 
 @pytest.mark.slow
