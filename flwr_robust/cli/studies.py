@@ -381,6 +381,7 @@ def _survey(study: Study, folder: Path, results: Path, shard: Shard, as_json: bo
     from rich.table import Table
 
     from flwr_robust.studies.runner import STATES, read_failures, survey
+    from flwr_robust.studies.showing import ALONE
 
     found = survey(study, folder, others=results, shard=shard)
     if as_json:
@@ -388,12 +389,13 @@ def _survey(study: Study, folder: Path, results: Path, shard: Shard, as_json: bo
         print_json({"study": study.name, "results": folder, "cells": cells})
         return
     table = Table()
-    for axis in study.axes:
+    axes = [axis for axis in study.axes if axis != ALONE]
+    for axis in axes:
         table.add_column(as_text(axis), overflow="fold")
     table.add_column("state", no_wrap=True)
     colours = {"finished": "green", "finished elsewhere": "green", "failed": "red", "waiting": ""}
     for cell, state in found:
-        table.add_row(*(as_text(cell.labels[axis]) for axis in study.axes), as_text(state, colours[state]))
+        table.add_row(*(as_text(cell.labels[axis]) for axis in axes), as_text(state, colours[state]))
     console().print(table)
     own = {tuple(cell.labels[axis] for axis in study.axes) for cell, state in found if state == "failed"}
     failures = {labels: reason for labels, reason in read_failures(study, folder).items() if labels in own}

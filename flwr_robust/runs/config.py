@@ -208,7 +208,9 @@ class Key:
             return not self.choices or plain in self.choices
         if self.zero and plain == 0:
             return True
-        return math.isfinite(plain) and all(_COMPARED[sign](plain, bound) for sign, bound in self._bounds().items())
+        return abs(plain) <= sys.float_info.max and all(  # nan and inf are not, nor integers that no float reaches
+            _COMPARED[sign](plain, bound) for sign, bound in self._bounds().items()
+        )
 
     def _bounds(self) -> dict[str, float]:
         """Return the existing bounds, by their comparison signs."""

@@ -141,7 +141,7 @@ def grouped(failures: Failures) -> dict[str, list[tuple[str, ...]]]:
 
 
 def cells_in_words(axes: Mapping[str, Sequence[str]], places: Iterable[tuple[str, ...]]) -> str:
-    """Describe cells by their labels: as a product where they are one, else one by one.
+    """Describe cells by their labels: as a product where they are one, else one by one. Axes of one label are left out.
 
     Parameters
     ----------
@@ -159,6 +159,9 @@ def cells_in_words(axes: Mapping[str, Sequence[str]], places: Iterable[tuple[str
     'defence krum(f=1), seed 0; defence mean(), seed 1'
     """
     cells = list(dict.fromkeys(places))
+    chosen = [number for number, labels in enumerate(axes.values()) if len(labels) > 1] or list(range(len(axes)))
+    axes = {axis: labels for number, (axis, labels) in enumerate(axes.items()) if number in chosen}
+    cells = [tuple(labels[number] for number in chosen) for labels in cells]
     along = [list(dict.fromkeys(labels)) for labels in zip(*cells, strict=True)]
     if math.prod(map(len, along)) == len(cells):
         return ", ".join(

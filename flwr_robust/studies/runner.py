@@ -434,4 +434,4 @@ def _read(path: Path, cell: Cell) -> dict[str, Any]:
         raise FlwrRobustError(
             f"result {path} is of other data than {cell.config.task} holds now; delete it and run the study again"
         )
-    return document
+    return {**document, "labels": dict(cell.labels)}

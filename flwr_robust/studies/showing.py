@@ -2,6 +2,7 @@
 
 [report]
 rows = "defence"                       # axes of the table; when left out the first and the last, seeds aside
+                                       # (a study of one axis has one column: "all" of the axis "all runs")
 columns = "setting"
 baseline = "mean()"                    # the row the others are compared with
 metric = "accuracy"                    # what is looked at: a number of the curve; see `METRICS`
@@ -30,7 +31,18 @@ from typing import Any
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
 from flwr_robust.tasks.metrics import METRICS, VALIDATION
 
-__all__ = ["PLOTS", "REPETITION", "Axes", "Claim", "Report", "Reported", "read_claims", "read_report", "read_reported"]
+__all__ = [
+    "ALONE",
+    "PLOTS",
+    "REPETITION",
+    "Axes",
+    "Claim",
+    "Report",
+    "Reported",
+    "read_claims",
+    "read_report",
+    "read_reported",
+]
 
 PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
 """The kinds of plots of a study."""
@@ -38,10 +50,14 @@ PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
 REPETITION = "seed"
 """The axis whose cells are repetitions of each other."""
 
+ALONE = "all runs"
+"""The axis of one label that stands for the columns of a study with one axis, seeds aside."""
+
 Axes = Mapping[str, Sequence[str]]
 """The labels of each axis."""
 
 _TAKES = ("final", "best")
+_LARGEST = 1e9  # among reported numbers
 
 
 @dataclass(frozen=True)
@@ -143,8 +159,9 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     keys = [field.name for field in fields(Report)]
     if unknown := set(table) - set(keys):
         raise UnknownNameError(f"key of [report] in study {study}", min(unknown), keys)
-    shown = [axis for axis in axes if axis != REPETITION] or [*axes]
-    values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1] if len(shown) > 1 else [*axes][-1]}
+    shown = [axis for axis in axes if axis != REPETITION]
+    shown = shown if len(shown) > 1 else [*axes]
+    values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1]}
     for key, value in table.items():
         several = key in ("plots", "metrics")
         words = value if several and isinstance(value, list) else [value]
@@ -152,6 +169,8 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
             kind = "a list of texts" if several else "a text"
             raise ConfigurationError(f"study {study}: {key} of [report] must be {kind}; got {value!r}")
         values[key] = tuple(words) if several else value
+    for key in ("rows", "columns"):
+        _axis(study, f"axis in {key} of [report]", values[key], axes)
     report = Report(**values)
     for axis in filter(None, (report.rows, report.columns, report.contest)):
         _axis(study, "axis", axis, axes)
@@ -190,10 +209,10 @@ def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[
             raise ConfigurationError(f"study {study}: values of [[reported]] must be a table; got {table['values']!r}")
         for row, numbers in table["values"].items():
             _label(f"row of [[reported]] in study {study}", row, axes[report.rows])
-            sound = isinstance(numbers, list) and all(isinstance(x, float | int) for x in numbers)
+            sound = isinstance(numbers, list) and all(map(_is_reported, numbers))
             if not sound or len(numbers) != len(axes[report.columns]):
                 raise ConfigurationError(
-                    f"study {study}: [[reported]] must hold one number per {report.columns}, "
+                    f"study {study}: values of [[reported]] must hold one finite number, or nan, per {report.columns}, "
                     f"{len(axes[report.columns])}; got {row} = {numbers}"
                 )
             values.update({(row, column): float(x) for column, x in zip(axes[report.columns], numbers, strict=True)})
@@ -246,6 +265,12 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
     return tuple(found)
 
 
+def _is_reported(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value != value or abs(value) <= _LARGEST
+
+
 def _complete(kind: str, own: set[str]) -> bool:
     if kind == "contrasts":
         return "contrasts" in own and len(own) > 1
@@ -261,6 +286,9 @@ def _tables(study: str, name: str, tables: Any, allowed: set[str], needed: set[s
             )
         if unknown := set(table) - allowed:
             raise UnknownNameError(f"key of [[{name}]] in study {study}", min(unknown), sorted(allowed))
+        for key in sorted({"source", "text"} & set(table)):
+            if not isinstance(table[key], str) or not table[key].strip():
+                raise ConfigurationError(f"study {study}: {key} of [[{name}]] must be a text; got {table[key]!r}")
     return list(found)
 
 

@@ -44,7 +44,16 @@ from typing import Any
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 from flwr_robust.runs.config import KEYS, PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.studies.places import shipped
-from flwr_robust.studies.showing import REPETITION, Claim, Report, Reported, read_claims, read_report, read_reported
+from flwr_robust.studies.showing import (
+    ALONE,
+    REPETITION,
+    Claim,
+    Report,
+    Reported,
+    read_claims,
+    read_report,
+    read_reported,
+)
 from flwr_robust.studies.variables import Filled, fill, is_scalar
 
 __all__ = ["REPETITION", "STUDIES", "Cell", "Claim", "Study", "load_study"]
@@ -85,7 +94,8 @@ class Cell:
     @property
     def name(self) -> str:
         """The file name of the cell's result, without suffix."""
-        words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_") for label in self.labels.values())
+        shown = [label for axis, label in self.labels.items() if axis != ALONE]
+        words = "-".join(re.sub(r"[^A-Za-z0-9.]+", "_", label).strip("_") for label in shown)
         return f"{words[:80]}-{self.digest}"
 
     def differs(self, values: Mapping[str, object]) -> str | None:
@@ -176,7 +186,8 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
     stated = _keys(f"study {path}, [config]", document.get("config", {}))
     replaced = _keys(f"study {path}, --set", overrides or {})
     common = {**stated, **replaced}
-    points = {axis: [_point(path, axis, value) for value in values] for axis, values in document["axes"].items()}
+    points: dict[str, list[tuple[str, Keys]]] = {}
+    points |= {axis: [_point(path, axis, value) for value in values] for axis, values in document["axes"].items()}
     for axis, found in points.items():
         names = [label for label, _ in found]
         if len(set(names)) < len(names):
@@ -190,6 +201,8 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
                 f"study and change the axis"
             )
     _check_effect(path, stated, points)
+    if _is_alone(points, document.get("report", {})):
+        points[ALONE] = [("all", {})]
     labels_of = {axis: tuple(label for label, _ in values) for axis, values in points.items()}
     report = read_report(str(path), document.get("report", {}), labels_of)
     reported = read_reported(str(path), document.get("reported", []), labels_of, report)
@@ -246,6 +259,12 @@ def _read(source: str) -> tuple[Path, dict[str, Any]]:
     return path, document
 
 
+def _is_alone(points: Points, report: Mapping[str, object]) -> bool:
+    """Say whether a study has one axis to show, and none for columns."""
+    shown = [axis for axis in points if axis != REPETITION]
+    return len(shown) < 2 and (not shown or REPETITION not in (report.get("rows"), report.get("columns")))
+
+
 def _cells(path: Path, common: Keys, points: Points, exceptions: Exceptions) -> tuple[list[Cell], set[str]]:
     """Return the product of the axes, and the variables that have an effect in a cell."""
     cells: list[Cell] = []
@@ -259,7 +278,7 @@ def _cells(path: Path, common: Keys, points: Points, exceptions: Exceptions) -> 
             used |= filled.used
             cells.append(Cell(labels, RunConfig.from_mapping(_settled(filled, tables), warn=False)))
         except FlwrRobustError as error:
-            where = ", ".join(f"{axis}={label}" for axis, label in labels.items())
+            where = ", ".join(f"{axis}={label}" for axis, label in labels.items() if axis != ALONE)
             raise ConfigurationError(f"study {path.stem}, cell {where}: {error}") from None
     return cells, used
 
@@ -363,9 +382,10 @@ def _check_twins(path: Path, axes: Mapping[str, Sequence[str]], cells: Sequence[
     for cell in cells:
         other = names.setdefault(cell.name, cell)
         if other is not cell:
+            first, second = (", ".join(v for k, v in c.labels.items() if k != ALONE) for c in (other, cell))
             raise ConfigurationError(
-                f"study {path}: the cells {', '.join(other.labels.values())} and {', '.join(cell.labels.values())} "
-                f"would have one file of results; give them labels that differ in letters or digits"
+                f"study {path}: the cells {first} and {second} would have one file of results; give them "
+                f"labels that differ in letters or digits"
             )
     for axis, labels in axes.items():
         runs: dict[tuple[str, ...], str] = {}

@@ -315,7 +315,11 @@ WRONG = [
     ),
     ('[axes]\ndefence = ["krum(f=9)"]\n', ConfigurationError, "cell defence=krum.*n >= 2f"),
     ("[axes]\nsedd = [0]\n", ConfigurationError, "sedd is no variable.*configuration key 'sedd'.*seed"),
-    ('[axes]\nseed = [0]\n[report]\nrows = "rule"\n', UnknownNameError, "axis of study.*'rule'.*seed"),
+    (
+        '[axes]\nseed = [0]\n[report]\nrows = "rule"\n',
+        UnknownNameError,
+        "axis in rows of .report. of study.*'rule'.*seed",
+    ),
     ("[axes\n", ConfigurationError, "no TOML"),
     ("axes = 3\n", ConfigurationError, r"\[axes\] must be a table"),
     ("config = 3\n[axes]\nseed = [0]\n", ConfigurationError, r"\[config\] must be a table"),
@@ -326,7 +330,7 @@ WRONG = [
     ('[axes]\nseed = [0]\n[report]\ntake = "mean"\n', ConfigurationError, "take must be one of best, final"),
     ('[axes]\nseed = [0]\n[report]\nplots = ["winners"]\n', ConfigurationError, "winners and the axis contest"),
     ('[axes]\nseed = [0]\n[report]\nplots = ["metrics"]\n', ConfigurationError, "metrics and the list metrics"),
-    ('[axes]\nseed = [0]\n[report]\nagainst = "2"\n', UnknownNameError, "against of study.*'2'.*allowed: 0"),
+    ('[axes]\nseed = [0]\n[report]\nagainst = "2"\n', UnknownNameError, "against of study.*'2'.*allowed: all"),
     ('[axes]\nseed = [0]\n[report]\nbaseline = "1"\n', UnknownNameError, "baseline of study.*'1'.*allowed: 0"),
     ('[axes]\nseed = [0]\nalpha = [1.0]\n[report]\nrows = "seed"\ncolumns = "seed"\n', ConfigurationError, "two axes"),
     (

@@ -5,6 +5,7 @@ from typer.testing import CliRunner
 
 from flwr_robust.cli import app
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
+from flwr_robust.studies.showing import ALONE
 from flwr_robust.studies.study import load_study
 from flwr_robust.studies.variables import fill
 
@@ -16,7 +17,10 @@ def study(tmp_path, text, overrides=None):
 
 def configs(found, *keys):
     """The keys of each cell, by its labels."""
-    return {tuple(c.labels.values()): tuple(c.config.to_mapping()[k] for k in keys) for c in found.cells}
+    return {
+        tuple(label for axis, label in c.labels.items() if axis != ALONE): tuple(c.config.to_mapping()[k] for k in keys)
+        for c in found.cells
+    }
 
 
 GRID = """
