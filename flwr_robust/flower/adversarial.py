@@ -47,7 +47,6 @@ from flwr_robust.errors import (
     check_integer,
 )
 from flwr_robust.flower._compat import fill, set_message_id
-from flwr_robust.flower.expected import STATISTICS, learnt
 from flwr_robust.flower.replies import rows_of
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import (
@@ -59,6 +58,7 @@ from flwr_robust.flower.wire import (
     encode_record,
     records_of,
 )
+from flwr_robust.protocol.buffers import STATISTICS, learnt
 from flwr_robust.protocol.messages import MESSAGES, message_kind
 
 __all__ = ["AdversarialGrid", "AttackRecord", "parse_attack"]

@@ -65,7 +65,6 @@ from flwr_robust.files import open_to_append
 from flwr_robust.flower._compat import registered_nodes
 from flwr_robust.flower.admission import Admitted, Refusal
 from flwr_robust.flower.client_states import ClientStates, most_bytes
-from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.memory import thaw
 from flwr_robust.flower.observer import Observer, check_observers
@@ -73,6 +72,7 @@ from flwr_robust.flower.rests import Rest
 from flwr_robust.flower.round_records import Aggregation, Opening, Progress, Round, RoundRecord, Scalar
 from flwr_robust.flower.snapshots import check_fits, progress_of, remembered, snapshot_of
 from flwr_robust.flower.wire import decode_record
+from flwr_robust.protocol.buffers import learnt
 
 __all__ = ["Audit", "observing"]
 

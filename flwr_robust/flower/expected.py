@@ -13,13 +13,9 @@ from numpy.typing import NDArray
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill
 from flwr_robust.flower.wire import PayloadError, decode, is_finite
+from flwr_robust.protocol.buffers import STATISTICS, learnt
 
-__all__ = ["STATISTICS", "Expected", "SentModel", "check_statistics", "idle_patterns", "learnt"]
-
-_BATCH_NORM = ("running_mean", "running_var", "num_batches_tracked")
-STATISTICS = tuple(f"{place}{name}" for name in _BATCH_NORM for place in ("", "*."))
-"""The patterns of the names that torch gives to BatchNorm's statistics."""
-
+__all__ = ["Expected", "SentModel", "check_statistics", "idle_patterns"]
 
 class Expected(Protocol):
     """What admission has to know about the replies to a round of training."""
@@ -39,30 +35,6 @@ def check_statistics(owner: str, statistics: object) -> None:
             f"{owner}: statistics must be a tuple of patterns of names, such as ('*/moving_mean',); "
             f"got statistics={statistics!r:.100}"
         )
-
-
-def learnt(arrays: Mapping[str, NDArray[Any]], statistics: Collection[str] = STATISTICS) -> list[str]:
-    """Return the names of the learnt arrays: floating point, not empty, and not statistics.
-
-    Parameters
-    ----------
-    arrays : mapping of str to array
-        The model's arrays by name.
-    statistics : collection of str
-        Patterns of the names of statistics, as `fnmatch.fnmatchcase` reads them: ``*`` stands for any characters.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> model = {"dense/kernel": np.ones(2), "norm/moving_mean": np.ones(2)}
-    >>> learnt(model), learnt(model, ("*/moving_*",))
-    (['dense/kernel', 'norm/moving_mean'], ['dense/kernel'])
-    """
-    return [
-        name
-        for name, values in arrays.items()
-        if values.dtype.kind == "f" and values.size and not any(fnmatchcase(name, each) for each in statistics)
-    ]
 
 
 def idle_patterns(arrays: Collection[str], statistics: Collection[str]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from flwr.app import ArrayRecord
 from numpy.typing import NDArray
 
-from flwr_robust.flower.expected import STATISTICS, SentModel
+from flwr_robust.flower.expected import SentModel
+from flwr_robust.protocol.buffers import STATISTICS
 from flwr_robust.protocol.classes import answer_names, answered_classes
 
 __all__ = ["ClassesAsked"]

@@ -32,7 +32,7 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.flower._compat import fill, is_legacy
 from flwr_robust.flower.admission import MOST_EXAMPLES, Terms, check_names, short
 from flwr_robust.flower.audit import Audit, observing
-from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics
+from flwr_robust.flower.expected import SentModel, check_statistics
 from flwr_robust.flower.face import Face
 from flwr_robust.flower.failures import failure
 from flwr_robust.flower.guard import Guard
@@ -46,6 +46,7 @@ from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.saved import Fingerprint, Saved
 from flwr_robust.flower.waiting import wait_for_nodes
 from flwr_robust.flower.wire import decode, encode, is_finite
+from flwr_robust.protocol.buffers import STATISTICS
 from flwr_robust.round_seeds import round_seeds
 
 __all__ = ["Guarded"]

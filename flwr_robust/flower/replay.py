@@ -38,11 +38,11 @@ from flwr_robust.files import file_sha256
 from flwr_robust.flower._compat import become_server, fill
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.desgd import DeSGD
-from flwr_robust.flower.expected import learnt
 from flwr_robust.flower.round_records import Round
 from flwr_robust.flower.snapshots import progress_of
 from flwr_robust.flower.strategy import RobustStrategy
 from flwr_robust.flower.wire import decode_record, encode_record
+from flwr_robust.protocol.buffers import learnt
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.rounds import moved
 

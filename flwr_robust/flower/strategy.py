@@ -38,7 +38,7 @@ from flwr_robust.core.rule import Rule, State
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms, check_names
 from flwr_robust.flower.audit import Audit, observing
-from flwr_robust.flower.expected import STATISTICS, SentModel, check_statistics, idle_patterns
+from flwr_robust.flower.expected import SentModel, check_statistics, idle_patterns
 from flwr_robust.flower.face import Face
 from flwr_robust.flower.guard import Guard
 from flwr_robust.flower.metrics import robust_metrics
@@ -47,6 +47,7 @@ from flwr_robust.flower.options import FedAvgOptions, Options, TrustedFunction, 
 from flwr_robust.flower.replies import admitted_rows, layout_of, learnt_of
 from flwr_robust.flower.round_records import Round, Scalar
 from flwr_robust.flower.wire import encode_record
+from flwr_robust.protocol.buffers import STATISTICS, following
 from flwr_robust.protocol.messages import MESSAGES, MessageKind, message_kind
 from flwr_robust.protocol.momentum import HeavyBall
 from flwr_robust.protocol.rounds import ServerStep, least_replies, moved, settle_round, too_few
@@ -473,21 +474,11 @@ class RobustStrategy(Face, FedAvg):
             if index in learnt:
                 arrays[name] = moved(model, change[offset : offset + model.size].reshape(model.shape))
                 offset += model.size
-            elif "keep" in (self.buffers, self._kind.buffers) or not model.size:
+            elif self.buffers == "keep":
                 arrays[name] = model
             else:
-                arrays[name] = self._buffer(model, [reply.arrays[index] for reply in admitted])
+                arrays[name] = following(self._kind, model, [reply.arrays[index] for reply in admitted])
         return arrays
-
-    def _buffer(self, model: NDArray[Any], replies: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        stacked = np.stack(replies)
-        if model.dtype.kind == "f":
-            middle = np.median(stacked, axis=0)
-        else:
-            middle = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
-        if self._kind.buffers == "change":
-            middle = model ^ middle if model.dtype.kind == "b" else model + middle
-        return np.asarray(middle, dtype=model.dtype)
 
 
 def _least(rule: Rule) -> int:

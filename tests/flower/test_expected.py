@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from flwr_robust import ConfigurationError
-from flwr_robust.flower.expected import STATISTICS, SentModel, idle_patterns, learnt
+from flwr_robust.flower.expected import SentModel, idle_patterns
+from flwr_robust.protocol.buffers import STATISTICS
 from tests.flower_helpers import record
 
 MODEL = {"weight": np.zeros((2, 3), np.float32), "bias": np.array([1.0, -1.0], np.float32), "steps": np.int64(5)}
@@ -68,19 +69,6 @@ def test_a_model_demands_its_arrays_whatever_a_reply_holds_and_no_abstention():
     assert not sent.may_abstain
 
 
-def test_learnt_is_what_is_a_float_not_empty_and_no_statistic():
-    model = {
-        "w": np.zeros(2, np.float16),
-        "norm.running_mean": np.zeros(2),
-        "running_var": np.zeros(2),
-        "running_mean.w": np.zeros(2),
-        "empty": np.zeros((0, 2)),
-        "steps": np.int64(1),
-    }
-    assert learnt(model) == ["w", "running_mean.w"]
-    assert SentModel(record(model)).learnt == (0, 3)
-
-
 def test_the_model_stays_what_others_do_to_their_record():
     theirs = record(MODEL)
     sent = SentModel(theirs)
@@ -88,15 +76,10 @@ def test_the_model_stays_what_others_do_to_their_record():
     assert list(sent.record) == list(sent.arrays) == list(MODEL)
 
 
-def test_statistics_are_told_by_patterns():
-    model = {"dense/kernel": np.zeros(2), "norm/moving_mean": np.zeros(2), "norm/moving_variance": np.zeros(2)}
-    assert len(learnt(model)) == 3  # torch's names say nothing of Keras'
-    assert learnt(model, ("*/moving_*",)) == ["dense/kernel"]
-    assert learnt(model, ("*/moving_mean", "norm/*_variance")) == ["dense/kernel"]
-    assert learnt(model, ("*/Moving_mean", "moving_mean")) == list(model)
-    assert SentModel(record(model), ("*/moving_*",)).learnt == (0,)
-    assert learnt({"running_mean": np.zeros(1), "n.num_batches_tracked": np.zeros(1)}) == []
-    assert learnt({"running_mean": np.zeros(1)}, ()) == ["running_mean"]
+def test_the_model_knows_which_of_its_arrays_are_learnt():
+    model = {"a": np.zeros(2), "n.running_var": np.zeros(2), "dense/kernel": np.zeros(2), "norm/moving_mean": np.zeros(2)}
+    assert SentModel(record(model)).learnt == (0, 2, 3)
+    assert SentModel(record(model), ("*/moving_*",)).learnt == (0, 1, 2)
 
 
 def test_patterns_that_match_nothing_are_found():
