@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flwr_robust.attacks.poison import Poison
 from flwr_robust.flower.wire import as_tensor, decode, encode_record
+from flwr_robust.protocol.buffers import change
 from flwr_robust.protocol.classes import answers, by_label, class_momenta, draw_class_batch
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.protocol.rounds import batch_generator, draw_batch
@@ -101,7 +102,7 @@ class HonestClient(NumPyClient):
         arrays = self._keep_personal(self.learner.arrays())
         if self.kind.relative:
             return arrays
-        return [new - old for new, old in zip(arrays, parameters, strict=True)]
+        return [change(new, old) for new, old in zip(arrays, parameters, strict=True)]
 
     def evaluate(self, parameters: NDArrays, config: dict[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Evaluate the global model on the client's own samples, with their true labels.

@@ -57,6 +57,8 @@ class Poison:
     def scaled(self, arrays: Sequence[A], sent: Sequence[A]) -> list[A]:
         """Return the message to send instead of an unscaled one, array by array.
 
+        Counters and other integers are not scaled, because the server refuses them as fractions.
+
         Parameters
         ----------
         arrays : sequence of array or Tensor
@@ -68,5 +70,10 @@ class Poison:
         if scale == 1:
             return list(arrays)
         if self.kind.relative:
-            return [old + scale * (new - old) for new, old in zip(arrays, sent, strict=True)]
-        return [scale * array for array in arrays]
+            pairs = zip(arrays, sent, strict=True)
+            return [old + scale * (new - old) if _is_float(new) else new for new, old in pairs]
+        return [scale * array if _is_float(array) else array for array in arrays]
+
+
+def _is_float(array: Tensor | NDArray[Any]) -> bool:
+    return array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"

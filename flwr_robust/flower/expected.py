@@ -17,6 +17,7 @@ from flwr_robust.protocol.buffers import STATISTICS, learnt
 
 __all__ = ["Expected", "SentModel", "check_statistics", "idle_patterns"]
 
+
 class Expected(Protocol):
     """What admission has to know about the replies to a round of training."""
 

@@ -80,10 +80,8 @@ def following(kind: MessageKind, sent: NDArray[Any], replies: Sequence[NDArray[A
     if kind.buffers == "keep" or not sent.size:
         return sent
     stacked = np.stack(replies)
-    if sent.dtype.kind == "f":
-        middle = np.median(stacked, axis=0)
-    else:
-        middle = np.sort(stacked, axis=0)[(len(replies) - 1) // 2]
+    lower = (len(replies) - 1) // 2
+    middle = np.median(stacked, axis=0) if sent.dtype.kind == "f" else np.sort(stacked, axis=0)[lower]
     if kind.buffers == "change":
         middle = sent ^ middle if sent.dtype.kind == "b" else sent + middle
     return np.asarray(middle, dtype=sent.dtype)

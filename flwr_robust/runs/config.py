@@ -746,7 +746,7 @@ class RunConfig:
     def outline(self) -> nn.Module:
         """The model's layers and shapes for these data; the numbers in it mean nothing."""
         task = self.data_set
-        return model_outline(self.model, task.shape, task.classes, task.vocabulary)
+        return model_outline(self.model, task.shape, task.classes, task.vocabulary, self.seed)
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Build the seeded model with its steps."""

@@ -1,10 +1,11 @@
-"""The fast engine: a whole run in one process, without Flower, with all clients as one batched computation.
+"""The fast engine: a whole run in one process, without Flower, with the clients' messages as one tensor.
 
 It is made for sweeps over many runs. Draws, poison, momentum, attacks, faults, rule and server step are the same
-functions that the Flower apps call. It leaves out messages, contexts and records. The clients' data stay in memory. One
-pass over the model gives all their gradients (`Grouped`), and their momenta are one tensor. Several runs may advance
-together, with all their clients in one pass. For the same configuration and seed the model equals that of the apps to
-the bit on a CPU. On a GPU it agrees up to the rounding of float32.
+functions that the Flower apps call. It leaves out messages, contexts and records. The clients' data stay in memory, and
+their momenta are one tensor. If `Grouped` knows all layers of the model, one pass over it gives all gradients, even
+those of several runs that advance together. With any other model it computes one client after the other. For the same
+configuration and seed the model equals that of the apps to the bit on a CPU. On a GPU it agrees up to the rounding of
+float32.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from torch import Tensor
 
 from flwr_robust.attacks.adversary import written
 from flwr_robust.attacks.fault.base import Fault
-from flwr_robust.attacks.poison import Poison
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedError, check_integer
 from flwr_robust.kernels import steps
+from flwr_robust.protocol.buffers import change, following, learnt
 from flwr_robust.protocol.messages import message_kind
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round, too_few
 from flwr_robust.runs.config import RunConfig, pick_device
 from flwr_robust.runs.fast_classes import ClassWise
+from flwr_robust.runs.fast_gradients import Places, Turn, work_for
 from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_clients
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.runs.world import World
-from flwr_robust.tasks import Grouped, Tail, descend
+from flwr_robust.seeds import derive_each
+from flwr_robust.tasks import MODELS, Grouped
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
 
@@ -51,7 +54,21 @@ def unbatched(config: RunConfig) -> str | None:
     guards = (config.quarantine_after, config.rest_after, config.probation, config.deadline, config.wait)
     if any(guards) or config.on_infeasible != "keep":
         return "who is asked, how long, and a stop after an infeasible round, are for the guard of Flower's strategies"
-    return Grouped.check(config.outline)
+    return _unlike(config)
+
+
+def _unlike(config: RunConfig) -> str | None:
+    """Return a sentence if a model's arrays do not fit into one tensor per kind of message."""
+    if config.model in MODELS:
+        return None
+    state = {name: array.numpy() for name, array in config.outline.state_dict().items()}
+    names = learnt(state)
+    if len(types := sorted({str(state[name].dtype) for name in names})) > 1:
+        return f"the learnt arrays of the model are of several types, {' and '.join(types)}"
+    if not message_kind(config.message).local_steps and len(names) < len(state):
+        odd = next(name for name in state if name not in names)
+        return f"the model has a parameter {odd} that is not learnt, because of its name or its size"
+    return None
 
 
 def simulate(config: RunConfig) -> dict[str, Any]:
@@ -179,9 +196,9 @@ def _advance(runs: Sequence[_Run]) -> list[float]:
                 run.settle_classes(server_round)
         elif server_round > 0 and clients is not None:
             asked = [run.asked(server_round) for run in runs]
-            messages, kept = clients.messages(server_round, asked)
-            for run, own, places in zip(runs, messages.view(len(runs), len(asked[0]), -1), asked, strict=True):
-                run.settle(server_round, own, places, kept)
+            messages = clients.messages(server_round, asked)
+            for number, (run, own) in enumerate(zip(runs, asked, strict=True)):
+                run.settle(server_round, messages.part(number, len(own)), own)
         ends.append(time.perf_counter())
         for run in runs:
             run.measure(server_round)
@@ -190,6 +207,33 @@ def _advance(runs: Sequence[_Run]) -> list[float]:
 
 
 _SILENT = ""  # used as the reason if a client did not answer
+
+
+@dataclass(frozen=True)
+class _Messages:
+    """What clients send in a round."""
+
+    rows: Tensor  # (n, d): the learnt arrays, side by side
+    buffers: Mapping[int, NDArray[Any]]  # (n, *shape) by place
+    kept: bool  # whether the clients keep the rows' memory
+
+    def part(self, run: int, count: int) -> _Messages:
+        """Return the messages of the clients of one run; all runs have as many."""
+        own = slice(run * count, (run + 1) * count)
+        return _Messages(self.rows[own], {place: held[own] for place, held in self.buffers.items()}, self.kept)
+
+    def refused(self, suspected: Tensor) -> list[bool]:
+        """Say which messages hold NaN or Inf; only rows that are suspected are read."""
+        found = np.array(_not_finite(self.rows, suspected))
+        for held in self.buffers.values():
+            if held.dtype.kind == "f":
+                found |= ~np.isfinite(held).reshape(len(held), -1).all(1)
+        return [bool(each) for each in found]
+
+
+def _not_finite(rows: Tensor, suspected: Tensor) -> list[bool]:
+    """Say which of the suspected rows hold NaN or Inf; others have lengths whose squares are too large."""
+    return [each and not bool(rows[line].isfinite().all()) for line, each in enumerate(suspected.tolist())]
 
 
 @dataclass(frozen=True)
@@ -211,13 +255,15 @@ class _Run:
         self.kind = world.kind
         device = pick_device(config.device)
         self._learner = config.learner(device)
-        self.initial = self._learner.arrays()
-        shared = range(len(self.initial)) if config.split is None else config.split.shared
-        self.layout = [Layer(self._learner.names[place], self.initial[place].shape) for place in shared]
+        self.initial, self._names = self._learner.arrays(), self._learner.names
+        self.places = places = Places.of(self._names, self.initial, config.split)
+        self.one_by_one = Grouped.check(self._learner.model)  # why not all clients at once, or None
+        self.layout = [Layer(self._names[place], self.initial[place].shape) for place in places.learnt]
         if sentence := config.rule.check_layout(self.layout):
             raise ConfigurationError(sentence)
         self.sizes = [layer.size for layer in self.layout]
-        self.flat = np.concatenate([self.initial[place].ravel() for place in shared])
+        self.flat = np.concatenate([self.initial[place].ravel() for place in places.learnt])
+        self.buffers = {place: self.initial[place] for place in places.buffers}
         self.counts = torch.tensor([len(samples) for samples in config.samples], dtype=torch.float64)
         self.personal: Callable[[int], list[NDArray[Any]]] | None = None  # the part of the model that a client keeps
         if config.split is not None:
@@ -230,14 +276,18 @@ class _Run:
         self._adversary = world.adversary()
         self.class_wise: ClassWise | None = None
         if self.kind.class_wise:
-            task, grouped = config.data_set, Grouped(self._learner)
-            x, y = task.x_train.to(device), task.y_train.to(device)
-            self.class_wise = ClassWise(world, grouped, x, y, self.layout, self._rows, self._adversary)
+            together = self.one_by_one is None
+            self.class_wise = ClassWise(world, self._learner, together, self.layout, self._rows, self._adversary)
 
     def arrays(self) -> Arrays:
-        """Return the model's arrays by name."""
+        """Return the arrays of the model that are sent, by name."""
+        held = {**dict(zip(self.places.learnt, self._learnt(), strict=True)), **self.buffers}
+        return {self._names[place]: held[place] for place in self.places.shared}
+
+    def _learnt(self) -> list[NDArray[Any]]:
+        """Return the learnt arrays."""
         parts = torch.from_numpy(self.flat).split_with_sizes(self.sizes)
-        return {layer.name: p.numpy().reshape(layer.shape) for layer, p in zip(self.layout, parts, strict=True)}
+        return [part.numpy().reshape(layer.shape) for layer, part in zip(self.layout, parts, strict=True)]
 
     def _client_scores(self, model: Arrays) -> list[ClientScore]:
         """Return the honest clients' scores with the shared arrays and their own."""
@@ -265,6 +315,7 @@ class _Run:
         gpus = dict.fromkeys(range(config.clients), os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
         seconds = rounds.pop() - rounds[0]
         found = document(config, self.arrays(), self._curve, self._history, rounds, seconds, gpus)
+        found["gradients"] = "batched" if self.one_by_one is None else f"one client at a time: {self.one_by_one}"
         if together > 1:
             found["runs_together"] = together
         write(config, self.arrays(), found)
@@ -273,35 +324,38 @@ class _Run:
     def settle_classes(self, server_round: int) -> None:
         """Run a round of class-wise momenta and step the model."""
         assert self.class_wise is not None
-        shared = [parameter.detach().unsqueeze(0) for parameter in self._learner.parameters]
-        for parameter, part in zip(shared, torch.from_numpy(self.flat).split_with_sizes(self.sizes), strict=True):
-            parameter.copy_(part.view_as(parameter))
-        told, change = self.class_wise.round(server_round, self.asked(server_round), shared)
-        if change is not None:
-            self.flat[:] = moved(self.flat, change)
+        self._learner.load(self._learnt())
+        told, step = self.class_wise.round(server_round, self.asked(server_round))
+        if step is not None:
+            self.flat[:] = moved(self.flat, step)
         self._history.append(told)
 
-    def settle(self, server_round: int, messages: Tensor, asked: Sequence[int], kept: bool) -> None:
-        """Aggregate a round's messages (n, d) and step the model; restore messages that clients keep."""
+    def settle(self, server_round: int, messages: _Messages, asked: Sequence[int]) -> None:
+        """Aggregate a round's messages and step the model; restore messages that clients keep."""
         attacked = self._attacked(server_round, messages, asked)
         unheard = attacked.unheard
         seed = self.config.seed
-        rows = self._rows(messages, asked, seed) if not unheard else None
-        if rows is None or bool(rows.faulty.any()):
-            found = self._rows(messages, asked) if rows is None else rows
-            for client, faulty in zip(asked, found.faulty.tolist(), strict=True):
+        rows = self._rows(messages.rows, asked, seed) if not unheard else None
+        found = self._rows(messages.rows, asked) if rows is None else rows
+        refused = messages.refused(found.faulty)
+        if rows is None or any(refused):
+            for client, faulty in zip(asked, refused, strict=True):
                 if faulty:  # the server refuses such a message
                     unheard.setdefault(client, "NOT_FINITE")
             heard = [client not in unheard for client in asked]
-            rows = self._rows(messages[heard], list(itertools.compress(asked, heard)), seed) if any(heard) else None
+            senders = list(itertools.compress(asked, heard))
+            rows = self._rows(messages.rows[heard], senders, seed) if senders else None
         rule, least = self.config.rule, self.config.min_replies or None
         lacking = too_few(rule, 0 if rows is None else rows.n, len(asked), least)
         settled = settle_round(rule, {None: rows}, self._state, self.world.step, lacking=lacking)
         self._state = settled.state
         if settled.change is not None:
             self.flat[:] = moved(self.flat, settled.change)
-        if kept and attacked.places:
-            messages[attacked.places] = attacked.honest
+            heard = [client not in unheard for client in asked]
+            for place, held in messages.buffers.items():
+                self.buffers[place] = following(self.kind, self.buffers[place], list(held[heard]))
+        if messages.kept and attacked.places:
+            messages.rows[attacked.places] = attacked.honest
         self._history.append(
             RoundResult(
                 server_round,
@@ -314,58 +368,63 @@ class _Run:
             )
         )
 
-    def _attacked(self, server_round: int, messages: Tensor, asked: Sequence[int]) -> _Attacked:
+    def _attacked(self, server_round: int, messages: _Messages, asked: Sequence[int]) -> _Attacked:
         """Let the attackers among the clients asked overwrite their messages, or fail."""
-        adversary = self._adversary
+        adversary, sent = self._adversary, messages.rows
         if adversary is None:
-            return _Attacked([], messages[:0])
+            return _Attacked([], sent[:0])
         attackers = self.config.attackers_in(server_round)
         places = [place for place, client in enumerate(asked) if client in attackers]
         if not places:
-            return _Attacked([], messages[:0])
+            return _Attacked([], sent[:0])
         if isinstance(adversary.attack, Fault):
             return self._failed(server_round, messages, asked, places)
-        rows = self._rows(messages, asked)
+        rows = self._rows(sent, asked)
         attacking = torch.zeros(len(asked), dtype=torch.bool)
         attacking[places] = True
-        sound = ~rows.faulty  # other messages are invisible to the attack and stay unchanged
+        # Messages that are not finite are invisible to the attack and stay unchanged.
+        sound = ~torch.tensor(_not_finite(sent, rows.faulty))
         own, honest = attacking & sound, ~attacking & sound
         if not adversary.usable(int(own.sum()), int(honest.sum())):
-            return _Attacked([], messages[:0])
+            return _Attacked([], sent[:0])
         places = torch.nonzero(own).flatten().tolist()
         values = adversary.craft(
             server_round,
             rows.subset(own),
             rows.subset(honest) if bool(honest.any()) else None,
             torch.nonzero(attacking[sound]).flatten().tolist(),
-            list(self.arrays().values()),
+            self._learnt(),
             asked=len(asked),
-            unit=torch.finfo(messages.dtype).eps / 2,
+            unit=torch.finfo(sent.dtype).eps / 2,
             rule_state=self._state,
         )
-        kept = messages[places]
+        honestly = sent[places]
         reference = self.flat if self.kind.relative else None
-        messages[places] = torch.from_numpy(written(values, self.flat.dtype, reference)).to(messages.device)
-        return _Attacked(places, kept, strength=adversary.strength)
+        sent[places] = torch.from_numpy(written(values, self.flat.dtype, reference)).to(sent.device)
+        return _Attacked(places, honestly, strength=adversary.strength)
 
-    def _failed(self, server_round: int, messages: Tensor, asked: Sequence[int], places: Sequence[int]) -> _Attacked:
+    def _failed(self, server_round: int, messages: _Messages, asked: Sequence[int], places: Sequence[int]) -> _Attacked:
         """Let each client fail independently."""
         assert self._adversary is not None
-        attacked = _Attacked(places, messages[places])
+        attacked = _Attacked(places, messages.rows[places])
         own = attacked.honest.cpu().clone()  # faults keep the message
-        names = {layer.name for layer in self.layout}
+        learnt_names = [layer.name for layer in self.layout]
         for place, row in zip(places, own, strict=True):
             parts = zip(self.layout, row.split_with_sizes(self.sizes), strict=True)
-            layers = {layer.name: part.view(layer.shape) for layer, part in parts}
+            held = {layer.name: part.view(layer.shape) for layer, part in parts}
+            held |= {self._names[p]: torch.tensor(buffer[place]) for p, buffer in messages.buffers.items()}
+            layers = {name: held[name] for name in self._names if name in held}
             answer = self._adversary.answer(server_round, asked[place], layers)
             if answer is None:
                 attacked.unheard[asked[place]] = _SILENT
             elif isinstance(answer, str):
                 attacked.unheard[asked[place]] = "ERROR"
-            elif answer.keys() != names:
+            elif answer.keys() != layers.keys():
                 attacked.unheard[asked[place]] = "NAMES"
             elif answer is not layers:
-                messages[place] = torch.cat([answer[layer.name].flatten() for layer in self.layout])
+                messages.rows[place] = torch.cat([answer[name].flatten() for name in learnt_names])
+                for p, buffer in messages.buffers.items():
+                    buffer[place] = answer[self._names[p]].numpy()
         return attacked
 
     def _rows(self, messages: Tensor, clients: Sequence[int], seed: int | None = None) -> Rows:
@@ -393,57 +452,29 @@ class _Clients:
 
     def __init__(self, runs: Sequence[_Run]) -> None:
         self._runs = runs
-        self.config = config = runs[0].config
-        self._kind = runs[0].kind
-        self._learner = config.learner(pick_device(config.device))
-        task, device = config.data_set, self._learner.device
-        self._device = device
+        first = runs[0]
+        self.config = config = first.config
+        self._kind = first.kind
+        worlds, initial = [run.world for run in runs], [run.initial for run in runs]
+        self._work = work = work_for(worlds, first.places, initial, first.one_by_one)
         samples = [own for run in runs for own in run.config.samples]
         self._counts = np.array([len(own) for own in samples])
         self._held = np.concatenate(samples)  # client after client; each begins at
         self._first = np.cumsum(self._counts) - self._counts
-        self._grouped = Grouped(self._learner)
         models = np.stack([run.flat for run in runs])
-        for run, model in zip(runs, models, strict=True):
+        for number, (run, model) in enumerate(zip(runs, models, strict=True)):
             run.flat = model
-        self._models = torch.from_numpy(models)  # the runs' own memory
-        self._sizes = runs[0].sizes
-        self._model = self._grouped.models(len(runs))
-        places = range(len(self._model)) if config.split is None else config.split.shared
-        self._shared = [self._model[place] for place in places]
-        n, width = len(runs) * config.sampled, sum(parameter.numel() for parameter in self._learner.parameters)
-        self._gradients = torch.empty(n, width, device=device)
-        self._into = self._grouped.layers(self._gradients)
-        x, y = task.x_train.to(device), task.y_train.to(device)
-        self._samples = steps.Samples(x, y, task.scale, task.shift, n, config.batch_size)
-        if self._kind.local_steps:
-            self._local = self._grouped.models(n)
-            self._messages = torch.empty(n, models.shape[1], device=device)
-            self._sent_parts = [self._local[place] for place in places]
-            rates = [run.config.local_learning_rate for run in runs for _ in range(config.sampled)]
-            # Every client's parameters, gradient and step size.
-            self._alone = list(zip(zip(*self._local, strict=True), zip(*self._into, strict=True), rates, strict=True))
-        total = len(runs) * config.clients
-        self._kept: dict[int, Tensor] = {}  # the personal arrays of all clients, by position in the model
-        for place in () if config.split is None else config.split.personal:
-            first = torch.stack([torch.from_numpy(run.initial[place]) for run in runs])
-            self._kept[place] = first.repeat_interleave(config.clients, 0).to(device)
-        for number, run in enumerate(runs):
             run.personal = partial(self._personal, number)
+        self._models = torch.from_numpy(models)  # the runs' own memory
+        total = len(runs) * config.clients
         self._whole = config.sampled == config.clients
         self._all = np.arange(total)
         self._fresh = np.ones(total, dtype=np.bool_)  # clients that have never been asked
-        self._compiled: tuple[NDArray[Any], ...] = ()
         if self._kind.momentum:
-            self._momenta = torch.zeros(total, width, device=device)
-            if steps.fits(self._gradients):  # the weight decay is then added there
-                self._compiled = self._momenta.numpy(), self._gradients.numpy(), models
-        at = self._local if self._kind.local_steps else self._model
-        where = (at, self._samples.inputs, self._samples.labels, self._into)
-        self._walk = self._grouped.prepared(*where, decay=not self._compiled)
+            self._momenta = torch.zeros(total, models.shape[1], dtype=self._models.dtype, device=work.device)
 
-    def messages(self, server_round: int, asked: Sequence[Sequence[int]]) -> tuple[Tensor, bool]:
-        """Return the messages of the clients asked, one per row, and whether the clients keep this memory.
+    def messages(self, server_round: int, asked: Sequence[Sequence[int]]) -> _Messages:
+        """Return the messages of the clients asked, in their order.
 
         Parameters
         ----------
@@ -452,20 +483,38 @@ class _Clients:
         asked : sequence of sequence of int
             The clients that each run asks.
         """
+        config, work = self.config, self._work
+        sent, buffers = self._models.to(work.device), [run.buffers for run in self._runs]
+        work.receive(sent, buffers)
+        turn = self._turn(server_round, asked)
+        if self._kind.local_steps:
+            messages = self._after_steps(turn, sent, buffers)
+        else:
+            rows, kept = work.gradients(turn), False
+            if self._kind.momentum:
+                rows, kept = self._with_momentum(turn.lines, rows), self._whole
+            messages = _Messages(rows, {}, kept)
+        if scaled := {place: poison for place, poison in turn.poisons.items() if poison.attack.scale != 1}:
+            rows = messages.rows.clone()  # a momentum is kept unscaled
+            for place, poison in scaled.items():
+                run = place // config.sampled
+                rows[place] = poison.scaled([rows[place]], [sent[run]])[0]
+                for p, held in messages.buffers.items():
+                    held[place] = poison.scaled([held[place]], [buffers[run][p]])[0]
+            messages = _Messages(rows, messages.buffers, False)
+        if len(self._runs) > 1 and sent.device.type != "cpu" and sent[0].numel() * config.sampled <= _SMALL:
+            return _Messages(messages.rows.cpu(), messages.buffers, False)
+        return messages
+
+    def _turn(self, server_round: int, asked: Sequence[Sequence[int]]) -> Turn:
+        """Draw what the clients asked do in a round."""
         config = self.config
         which = self._all
         if not self._whole:
-            which = np.array([run * config.clients + client for run, own in enumerate(asked) for client in own])
-        sent = self._models.to(self._device)
-        for model, part in zip(self._shared, sent.split_with_sizes(self._sizes, 1), strict=True):
-            model.copy_(part.view_as(model))
-        seeds = [
-            seed
-            for run, own in zip(self._runs, asked, strict=True)
-            for seed in batch_seeds(run.config.seed, own, server_round)
-        ]
-        rows = steps.draw_samples(
-            seeds,
+            which = np.array([self._work.line(run, client) for run, own in enumerate(asked) for client in own])
+        pairs = list(zip(self._runs, asked, strict=True))
+        drawn = steps.draw_samples(
+            [seed for run, own in pairs for seed in batch_seeds(run.config.seed, own, server_round)],
             self._counts if self._whole else self._counts[which],
             self._first if self._whole else self._first[which],
             self._held,
@@ -473,87 +522,46 @@ class _Clients:
             config.batch_size,
             consecutive=config.batching == "consecutive",
         )
-        poisons = self._poisons(server_round, asked)
-        kept = False
-        if not self._kind.local_steps:
-            self._take_gradients(rows[0], poisons)
-            messages = self._gradients
-            if self._kind.momentum:
-                messages, kept = self._with_momentum(which), self._whole
-        else:
-            lines = torch.from_numpy(which).to(self._device)
-            for mine, model in zip(self._sent_parts, self._shared, strict=True):
-                mine.view(len(sent), config.sampled, *mine.shape[1:]).copy_(model.unsqueeze(1))
-            for place, kept_parts in self._kept.items():
-                self._local[place].copy_(kept_parts[lines])
-            tail = Tail(config.local_steps) if config.tail_averaging else None
-            for drawn in rows:
-                self._take_gradients(drawn, poisons)
-                for own, direction, rate in self._alone:  # each with the shapes of a single client
-                    descend(own, direction, rate)
-                if tail:
-                    tail.see(self._local)
-            if tail:
-                tail.write(self._local)
-            for place, kept_parts in self._kept.items():
-                kept_parts[lines] = self._local[place]
-            messages = torch.cat([mine.flatten(1) for mine in self._sent_parts], 1, out=self._messages)
-            if not self._kind.relative:
-                messages.view(len(sent), config.sampled, -1).sub_(sent.unsqueeze(1))
-        if scaled := {place: poison for place, poison in poisons.items() if poison.attack.scale != 1}:
-            messages, kept = messages.clone(), False  # a momentum is kept unscaled
-            for place, poison in scaled.items():
-                messages[place] = poison.scaled([messages[place]], [sent[place // config.sampled]])[0]
-        if len(self._runs) > 1 and messages.device.type != "cpu" and messages[0].numel() * config.sampled <= _SMALL:
-            return messages.cpu(), False
-        return messages, kept
+        seeds = []
+        if self._work.draws:
+            seeds = [s for run, own in pairs for s in derive_each(run.config.seed, "layers", own, server_round)]
+        poisons = {}
+        for number, (run, own) in enumerate(pairs):
+            attacks = run.world.poisons(own, server_round, partial(self._work.scores, number))
+            places = enumerate(own, number * config.sampled)
+            poisons.update({place: attacks[client] for place, client in places if client in attacks})
+        return Turn(which, drawn, seeds, poisons)
 
-    def _poisons(self, server_round: int, asked: Sequence[Sequence[int]]) -> dict[int, Poison]:
-        """Return the attacks on clients' data, by the positions of the clients."""
-        found = {}
-        for number, (run, own) in enumerate(zip(self._runs, asked, strict=True)):
-            poisons = run.world.poisons(own, server_round, partial(self._scores, number))
-            for place, client in enumerate(own, number * self.config.sampled):
-                if client in poisons:
-                    found[place] = poisons[client]
-        return found
-
-    def _scores(self, run: int, client: int, x: Tensor) -> Tensor:
-        """Return the scores of the sent model for inputs; personal arrays are the client's own."""
-        for place, (parameter, sent) in enumerate(zip(self._learner.parameters, self._model, strict=True)):
-            own = self._kept.get(place)
-            parameter.detach().copy_(sent[run] if own is None else own[run * self.config.clients + client])
-        return self._learner.scores(x)
+    def _after_steps(self, turn: Turn, sent: Tensor, buffers: Sequence[Mapping[int, NDArray[Any]]]) -> _Messages:
+        """Let the clients take their local steps; return their models, or how these have changed."""
+        rows, held = self._work.trained(turn)
+        if self._kind.relative:
+            return _Messages(rows, held, False)
+        rows.view(len(sent), self.config.sampled, -1).sub_(sent.unsqueeze(1))
+        changed = {}
+        for place, new in held.items():
+            old = np.repeat(np.stack([own[place] for own in buffers]), self.config.sampled, 0)
+            changed[place] = change(new, old)
+        return _Messages(rows, changed, False)
 
     def _personal(self, run: int, client: int) -> list[NDArray[Any]]:
         """Return the part of the model that a client keeps."""
-        line = run * self.config.clients + client
-        return [self._kept[place][line].cpu().numpy() for place in sorted(self._kept)]
+        line, kept = self._work.line(run, client), self._work.personal
+        return [kept[place][line].cpu().numpy() for place in sorted(kept)]
 
-    def _take_gradients(self, rows: steps.Integers, poisons: Mapping[int, Poison]) -> None:
-        """Compute every client's gradient on a batch; the samples are given client after client."""
-        self._samples.take(rows)
-        x, y = self._samples.inputs, self._samples.labels
-        for place, poison in poisons.items():
-            own = x[place]
-            inputs, y[place] = poison.batch(own, y[place])
-            if inputs is not own:
-                own.copy_(inputs)
-        self._walk()
-
-    def _with_momentum(self, which: steps.Integers) -> Tensor:
-        """Compute the next momenta of the clients asked, keep and return them."""
+    def _with_momentum(self, which: steps.Integers, gradients: Tensor) -> Tensor:
+        """Compute the next momenta of the clients asked, keep and return them; the gradients may be written over."""
         fresh, alpha = self._fresh[which], self.config.alpha
         self._fresh[which] = False
-        if self._compiled:
-            kept, gradients, models = self._compiled
-            decay = self._learner.weight_decay
-            steps.step_momenta(kept, which, fresh, gradients, models, decay, alpha, back=not self._whole)
-            return self._momenta if self._whole else self._gradients
-        lines = torch.from_numpy(which).to(self._device)
-        (following,) = momentum_step([self._momenta[lines]], [self._gradients], alpha)
+        if steps.fits(gradients):
+            kept, models = self._momenta.numpy(), self._models.numpy()
+            numbers = (self._work.decay, alpha)
+            steps.step_momenta(kept, which, fresh, gradients.numpy(), models, *numbers, back=not self._whole)
+            return self._momenta if self._whole else gradients
+        lines = torch.from_numpy(which).to(gradients.device)
+        (next_ones,) = momentum_step([self._momenta[lines]], [gradients], alpha)
         if fresh.any():
-            begun = torch.from_numpy(fresh).to(self._device)
-            following[begun] = self._gradients[begun]
-        self._momenta[lines] = following
-        return self._momenta if self._whole else following
+            begun = torch.from_numpy(fresh).to(gradients.device)
+            next_ones[begun] = gradients[begun]
+        self._momenta[lines] = next_ones
+        return self._momenta if self._whole else next_ones

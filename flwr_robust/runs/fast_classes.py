@@ -27,7 +27,8 @@ from flwr_robust.protocol.classes import (
 from flwr_robust.protocol.rounds import settle_round, state_of_class, too_few
 from flwr_robust.runs.results import RoundResult
 from flwr_robust.runs.world import World
-from flwr_robust.tasks import Grouped
+from flwr_robust.seeds import derive
+from flwr_robust.tasks import Grouped, Learner
 
 __all__ = ["ClassWise"]
 
@@ -52,10 +53,10 @@ class ClassWise:
     ----------
     world : World
         The world of a run with messages of the kind ``class_momentum``.
-    grouped : Grouped
-        Computes the model for many batches at once; its learner holds the model that was sent.
-    x, y : Tensor (N, ...), Tensor (N,)
-        The training samples, on the learner's device.
+    learner : Learner
+        Holds the model that was sent.
+    together : bool
+        Whether many batches are computed at once, by `Grouped`. If not, the learner computes one after the other.
     layout : sequence of Layer
         The model's arrays.
     make_rows : callable (Tensor (n, d), clients, seed) -> Rows
@@ -67,24 +68,23 @@ class ClassWise:
     def __init__(
         self,
         world: World,
-        grouped: Grouped,
-        x: Tensor,
-        y: Tensor,
+        learner: Learner,
+        together: bool,
         layout: Sequence[Layer],
         make_rows: MakeRows,
         adversary: Adversary | None = None,
     ) -> None:
         self.world = world
         self.config = world.config
-        self._grouped, self._x, self._y = grouped, x, y
+        self._learner = learner
+        self._grouped = Grouped(learner) if together else None
+        self._x, self._y = (part.to(learner.device) for part in (world.task.x_train, world.task.y_train))
         self._layout, self._rows, self._adversary = layout, make_rows, adversary
         self._held = [world.classes_of(client) for client in range(self.config.clients)]
         self._momenta: list[dict[int, Tensor]] = [{} for _ in range(self.config.clients)]
         self._state: State = {}
 
-    def round(
-        self, server_round: int, asked: Sequence[int], shared: Sequence[Tensor]
-    ) -> tuple[RoundResult, NDArray[np.float64] | None]:
+    def round(self, server_round: int, asked: Sequence[int]) -> tuple[RoundResult, NDArray[np.float64] | None]:
         """Run a round, without the server's step on the model.
 
         Parameters
@@ -93,8 +93,6 @@ class ClassWise:
             The round.
         asked : sequence of int
             The clients asked, in ascending order.
-        shared : sequence of Tensor (1, *shape)
-            The model that was sent.
 
         Returns
         -------
@@ -106,9 +104,9 @@ class ClassWise:
         config = self.config
         classes = config.data_set.classes
         wanted = classes_of_round(config.schedule, server_round, classes, config.classes_per_round, config.seed)
-        sent = self._sent(server_round, asked, wanted, shared)
+        sent = self._sent(server_round, asked, wanted)
         abstained = [client for client in asked if not sent[client]]
-        heard = self._attacked(server_round, sent, wanted, shared)
+        heard = self._attacked(server_round, sent, wanted)
         for client, parts in sent.items():
             if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
                 heard.unheard.setdefault(client, "NOT_FINITE")
@@ -144,7 +142,7 @@ class ClassWise:
         """Return the rows that clients have sent for a class, or None; the attackers' have no seed."""
         return self._rows(torch.stack([sent[client][k] for client in clients]), clients, seed) if clients else None
 
-    def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int], shared: Sequence[Tensor]) -> _Heard:
+    def _attacked(self, server_round: int, sent: _Sent, wanted: Sequence[int]) -> _Heard:
         """Let attackers overwrite their messages in place, or fail."""
         heard, adversary = _Heard(), self._adversary
         attackers = {client for client in self.config.attackers_in(server_round) if client in sent}
@@ -155,7 +153,7 @@ class ClassWise:
                 if sent[client]:
                     self._fail(adversary, server_round, client, sent, wanted, heard)
             return heard
-        model = [parameter.squeeze(0).cpu().numpy() for parameter in shared]
+        model = self._learner.arrays()
         for k in wanted:
             # Messages that are not finite are invisible to the attack and stay unchanged.
             read = [client for client in sent if k in sent[client] and bool(torch.isfinite(sent[client][k]).all())]
@@ -207,18 +205,22 @@ class ClassWise:
             if answer.keys() != set(names) or not names:
                 heard.unheard[client] = "NAMES"
             elif answer is not layers:
-                device, width = self._grouped.learner.device, len(model)
+                device, width = self._learner.device, len(model)
                 flat = [answer[name].flatten() for name in names]
                 sent[client] = {
                     k: torch.cat(flat[place * width : (place + 1) * width]).to(device)
                     for place, k in enumerate(answered)
                 }
 
-    def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int], shared: Sequence[Tensor]) -> _Sent:
+    def _sent(self, server_round: int, asked: Sequence[int], wanted: Sequence[int]) -> _Sent:
         """Return the messages of all clients."""
-        config, learner = self.config, self._grouped.learner
-        poisons = self.world.poisons(asked, server_round, lambda _, x: learner.scores(x))
-        gradients = self._gradients(self._batches(server_round, asked, wanted, poisons), asked, shared)
+        config = self.config
+        poisons = self.world.poisons(asked, server_round, lambda _, x: self._learner.scores(x))
+        drawn = {client: self._drawn(server_round, client, wanted) for client in asked}
+        if self._grouped is None:
+            gradients = {client: self._alone(server_round, client, drawn[client], poisons) for client in asked}
+        else:
+            gradients = self._together(self._grouped, self._batches(drawn, poisons), asked)
         sent = {}
         for client in asked:
             momenta = self._momenta[client] = class_momenta(self._momenta[client], gradients[client], config.alpha)
@@ -229,19 +231,34 @@ class ClassWise:
                 sent[client] = {k: part for k, (part,) in scaled}
         return sent
 
+    def _drawn(self, server_round: int, client: int, wanted: Sequence[int]) -> dict[int, Tensor]:
+        """Return the samples of a client's batch, by class."""
+        config = self.config
+        return draw_class_batch(
+            *(config.seed, client, server_round, self._held[client], config.batching, config.batch_size),
+            self.world.whole_batches(client, server_round, wanted),
+        )
+
+    def _alone(
+        self, server_round: int, client: int, drawn: dict[int, Tensor], poisons: dict[int, Poison]
+    ) -> dict[int, Tensor]:
+        """Return a client's gradients by class, as its app computes them."""
+        if not drawn:
+            return {}
+        x, y = self.world.task.batch(torch.cat([*drawn.values()]), self._learner.device)
+        with self._learner.drawing(derive(self.config.seed, "layers", client, server_round)):
+            if client in poisons:
+                x, y = poisons[client].batch(x, y)
+            return {
+                k: torch.cat([layer.reshape(-1) for layer in self._learner.gradient(*batch)])
+                for k, batch in by_label(x, y).items()
+            }
+
     def _batches(
-        self, server_round: int, asked: Sequence[int], wanted: Sequence[int], poisons: dict[int, Poison]
+        self, parts: dict[int, dict[int, Tensor]], poisons: dict[int, Poison]
     ) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
         """Return inputs and labels by client and class."""
-        config = self.config
-        parts = {
-            client: draw_class_batch(
-                *(config.seed, client, server_round, self._held[client], config.batching, config.batch_size),
-                self.world.whole_batches(client, server_round, wanted),
-            )
-            for client in asked
-        }
-        device = self._grouped.learner.device
+        device = self._learner.device
         if not any(parts.values()):
             return {}
         picked = torch.cat([part for drawn in parts.values() for part in drawn.values()]).to(device)
@@ -260,22 +277,20 @@ class ClassWise:
                 start += len(part)
         return batches
 
-    def _gradients(
-        self,
-        batches: dict[tuple[int, int], tuple[Tensor, Tensor]],
-        asked: Sequence[int],
-        shared: Sequence[Tensor],
+    def _together(
+        self, grouped: Grouped, batches: dict[tuple[int, int], tuple[Tensor, Tensor]], asked: Sequence[int]
     ) -> dict[int, dict[int, Tensor]]:
         """Return the gradients by client and class; batches of equal size are computed together."""
         found: dict[int, dict[int, Tensor]] = {client: {} for client in asked}
         sizes: dict[int, list[tuple[int, int]]] = {}
         for place, (_, labels) in batches.items():
             sizes.setdefault(len(labels), []).append(place)
+        shared = [parameter.detach().unsqueeze(0) for parameter in self._learner.parameters]
         width = sum(parameter.numel() for parameter in shared)
         for places in sizes.values():
             x, y = (torch.stack([batches[place][part] for place in places]) for part in (0, 1))
             gradients = x.new_empty(len(places), width)
-            self._grouped.gradients(shared, x, y, self._grouped.layers(gradients))
+            grouped.gradients(shared, x, y, grouped.layers(gradients))
             for (client, k), gradient in zip(places, gradients, strict=True):
                 found[client][k] = gradient
         return found

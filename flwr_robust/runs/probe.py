@@ -23,7 +23,7 @@ from torch import Tensor
 from flwr_robust.diagnostics import Moments, disturbance, heterogeneity
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.world import World
-from flwr_robust.seeds import torch_generator
+from flwr_robust.seeds import derive, torch_generator
 from flwr_robust.tasks import Learner
 
 __all__ = ["Measured", "Probe"]
@@ -112,9 +112,10 @@ class Probe:
         for client in range(config.clients):
             poison = poisons.get(client)
             moments = Moments()
-            for x, y in self._parts(client):
-                batch = (x, y) if poison is None else poison.batch(x, y)
-                moments.add(torch.cat([layer.reshape(-1) for layer in self._learner.gradient(*batch)]), len(y))
+            with self._learner.drawing(derive(config.seed, "diagnose-layers", client, server_round)):
+                for x, y in self._parts(client):
+                    batch = (x, y) if poison is None else poison.batch(x, y)
+                    moments.add(torch.cat([layer.reshape(-1) for layer in self._learner.gradient(*batch)]), len(y))
             gradients.append(moments.mean)
             variances.append(moments.variance / config.batch_size)
         attackers = tuple(config.attackers_in(server_round + 1))

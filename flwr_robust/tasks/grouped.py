@@ -61,7 +61,8 @@ class Grouped:
             if isinstance(module, nn.Flatten):
                 unusual |= (module.start_dim, module.end_dim) != (1, -1)
             if unusual:
-                return f"the model holds {module}"
+                text = str(module)
+                return f"the model holds {type(module).__name__ if chr(10) in text else text}"
         return None
 
     def layers(self, flat: Tensor) -> list[Tensor]:

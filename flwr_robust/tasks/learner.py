@@ -40,6 +40,9 @@ class Learner:
     ----------
     names : list of str
         Names of the model's arrays, in order.
+    state : list of Tensor
+        The arrays themselves: all parameters and buffers, in the order of the state dict. Writing into them changes the
+        model.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float = 0.0, device: torch.device | str = "cpu") -> None:
@@ -53,19 +56,19 @@ class Learner:
         self.weight_decay = weight_decay
         state = model.state_dict()
         self.names = list(state)
-        self._state = list(state.values())
+        self.state = list(state.values())
 
     def load(self, arrays: Sequence[NDArray[np.generic]]) -> None:
         """Set all parameters and buffers, in the order of the state dict."""
         with torch.no_grad():
-            for name, held, array in zip(self.names, self._state, arrays, strict=True):
+            for name, held, array in zip(self.names, self.state, arrays, strict=True):
                 if held.shape != array.shape:
                     raise ValueError(f"array {name} must have shape {tuple(held.shape)}; got {array.shape}")
                 held.copy_(torch.tensor(array))
 
     def arrays(self) -> list[NDArray[np.generic]]:
         """Return copies of all parameters and buffers, in the order of the state dict."""
-        return [held.detach().cpu().numpy().copy() for held in self._state]
+        return [held.detach().cpu().numpy().copy() for held in self.state]
 
     def gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Return the gradient of the mean cross-entropy of a batch plus lambda times the parameters.

@@ -8,9 +8,11 @@ also given the number of tokens of the task, for its ``nn.Embedding``.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -131,16 +133,16 @@ def check_model_name(name: str) -> None:
     _maker(name)
 
 
-def model_outline(name: str, shape: Shape, classes: int, vocabulary: int = 0) -> nn.Module:
+def model_outline(name: str, shape: Shape, classes: int, vocabulary: int = 0, seed: int = 0) -> nn.Module:
     """Return a model for its layers and shapes alone; the numbers in it mean nothing.
 
     Parameters
     ----------
-    name, shape, classes, vocabulary
+    name, shape, classes, vocabulary, seed
         As for `build_model`.
     """
     if not _is_own(name):
-        return build_model(name, shape, classes, 0, vocabulary)
+        return build_model(name, shape, classes, seed, vocabulary)
     if vocabulary:
         raise ConfigurationError(
             f"model {name} computes with real numbers, and the task's inputs are token numbers below {vocabulary}: "
@@ -214,8 +216,18 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
 
 
 def _built(name: str, shape: Shape, classes: int, seed: int, vocabulary: int) -> nn.Module:
+    """Return a user's model; a process builds it once, and copies it."""
+    given = _maker(name), name, shape, classes, seed, vocabulary
+    known = _first_built(*given)
+    try:
+        return copy.deepcopy(known)
+    except Exception:  # a user's module may hold what cannot be copied
+        return _first_built.__wrapped__(*given)
+
+
+@lru_cache(maxsize=4)
+def _first_built(make: Maker, name: str, shape: Shape, classes: int, seed: int, vocabulary: int) -> nn.Module:
     """Build a user's model on the CPU, and check it."""
-    make = _maker(name)
     also = {"vocabulary": vocabulary} if _asks_for(make, "vocabulary") else {}
     if also and not vocabulary:
         raise ConfigurationError(

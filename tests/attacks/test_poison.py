@@ -23,6 +23,16 @@ def test_only_a_model_is_scaled_relative_to_the_one_that_was_sent(name):
     assert arrays[0].tolist() == [3.0, 5.0]
 
 
+@pytest.mark.parametrize("name", MESSAGE_KINDS)
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_counters_and_masks_are_not_scaled_because_fractions_are_refused(name, kind):
+    arrays, sent = [kind([3.0]), kind([7]), kind([True])], [kind([1.0]), kind([2]), kind([False])]
+    found = poison(LabelFlip(scale=2.5), name).scaled(arrays, sent)
+    assert float(found[0][0]) == (6.0 if name == "parameters" else 7.5)
+    assert found[1] is arrays[1]
+    assert found[2] is arrays[2]
+
+
 def test_a_batch_is_poisoned_and_not_changed():
     x, y = torch.zeros(3, 1, 4, 4), torch.tensor([0, 1, 2])
     assert poison(LabelFlip()).batch(x, y)[1].tolist() == [2, 1, 0]

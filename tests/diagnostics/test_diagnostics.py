@@ -339,6 +339,18 @@ def test_weight_decay_is_left_out():
     assert torch.equal(plain, heavy)
 
 
+def test_what_layers_draw_while_they_are_measured_repeats():
+    keys = {**KEYS, "diagnose": 20, "model": "tests.own_models:Transformer"}
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(found))
+        probe, _ = probe_of(**keys, seed=seed)
+        found.append(probe.measure(2).gradients)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], probe_of(**keys)[0].measure(3).gradients)
+
+
 def test_p_lies_between_none_and_all():
     """A flip of half the labels pulls about half as far; one draw for a batch does the same on average."""
     gradients = {}

@@ -77,7 +77,12 @@ def test_the_model_stays_what_others_do_to_their_record():
 
 
 def test_the_model_knows_which_of_its_arrays_are_learnt():
-    model = {"a": np.zeros(2), "n.running_var": np.zeros(2), "dense/kernel": np.zeros(2), "norm/moving_mean": np.zeros(2)}
+    model = {
+        "a": np.zeros(2),
+        "n.running_var": np.zeros(2),
+        "dense/kernel": np.zeros(2),
+        "norm/moving_mean": np.zeros(2),
+    }
     assert SentModel(record(model)).learnt == (0, 2, 3)
     assert SentModel(record(model), ("*/moving_*",)).learnt == (0, 1, 2)
 

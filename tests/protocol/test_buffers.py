@@ -33,9 +33,17 @@ def test_statistics_are_told_by_patterns():
 
 # What is sent, what three clients hold after their steps, and what it then is.
 BUFFERS = {
-    "floats": (np.float32([0, 1]), [np.float32([2, 1]), np.float32([4, 9]), np.float32([1e30, -1])], np.float32([4, 1])),
+    "floats": (
+        np.float32([0, 1]),
+        [np.float32([2, 1]), np.float32([4, 9]), np.float32([1e30, -1])],
+        np.float32([4, 1]),
+    ),
     "counter": (np.array(3), [np.array(5), np.array(10**9), np.array(4)], np.array(5)),
-    "mask": (np.array([True, False]), [np.array([True, True])] * 2 + [np.array([False, False])], np.array([True, True])),
+    "mask": (
+        np.array([True, False]),
+        [np.array([True, True])] * 2 + [np.array([False, False])],
+        np.array([True, True]),
+    ),
     "nothing": (np.zeros((0, 2)), [np.zeros((0, 2))] * 3, np.zeros((0, 2))),
 }
 

@@ -24,7 +24,7 @@ from flwr_robust.tasks import MODELS, Grouped, grouped, load_task
 from tests.apps import run
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMES = ("seconds", "median_round_seconds")
+OWN = ("seconds", "median_round_seconds", "gradients")
 
 # Every kind of message, attack, sampling and batching, and rules of both kinds, some with a memory, over three models.
 CASES = {
@@ -108,12 +108,13 @@ def both(folder, **keys):
 
 
 def untimed(document):
-    return json.dumps({key: value for key, value in document.items() if key not in TIMES})
+    return json.dumps({key: value for key, value in document.items() if key not in OWN})
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_run_in_process_to_the_bit(tmp_path, name):
     (slow, expected), (quick, found) = both(tmp_path, **CASES[name])
+    assert quick.pop("gradients") == "batched"
     assert list(quick) == list(slow)  # the same document, times included
     assert untimed(quick) == untimed(slow)
     assert list(found) == list(expected)
@@ -376,8 +377,9 @@ def test_cells_run_in_batches_are_those_run_alone(tmp_path, monkeypatch):
     assert run_study(study, tmp_path / "alone", engine="fast") == Summary(4, 0, {})
     batched, alone = (read_results(study, tmp_path / folder) for folder in ("batched", "alone"))
     assert [d["model_sha256"] for d in batched] == [d["model_sha256"] for d in alone]
-    assert [d.get("runs_together") for d in batched] == [2, 2, None, None]
-    assert [d["engine"] for d in batched] == ["fast", "fast", "in-process", "in-process"]
+    assert [d.get("runs_together") for d in batched] == [2, 2, 2, 2]
+    assert [d["engine"] for d in batched] == ["fast"] * 4
+    assert [d["gradients"].partition(":")[0] for d in batched] == ["batched"] * 2 + ["one client at a time"] * 2
     assert run_study(study, tmp_path / "batched", engine="fast", batch_runs=3).skipped == 4
 
 
@@ -524,20 +526,28 @@ defence = ["mean()", "faba(f=1)"]
 
 
 def odd(shape, classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], classes), nn.Identity())
+    return nn.Sequential(nn.Flatten(), nn.Linear(shape[1] * shape[2], classes), nn.Softplus())
 
 
-def test_what_is_not_batched_runs_in_process_and_says_so(monkeypatch):
-    monkeypatch.setitem(MODELS, "odd", odd)
-    config = RunConfig(model="odd", rounds=3, attack="label_flip()", attackers=1, message="gradient")
-    assert unbatched(config) == "the model holds Identity()"
-    with pytest.raises(ConfigurationError, match=r"holds Identity.*; run it in process"):
+def test_what_is_for_flower_runs_in_process_and_says_so():
+    config = RunConfig(rounds=3, attack="label_flip()", attackers=1, message="gradient", quarantine_after=2)
+    assert "for the guard" in unbatched(config)
+    with pytest.raises(ConfigurationError, match=r"for the guard.*; run it in process"):
         simulate(config)
     document = run_fast_cell(config.to_mapping())
-    assert (document["engine"], document["fallback"]) == ("in-process", "the model holds Identity()")
-    batched = run_fast_cell({**config.to_mapping(), "model": "softmax"})
+    assert (document["engine"], document["fallback"]) == ("in-process", unbatched(config))
+    batched = run_fast_cell({**config.to_mapping(), "quarantine-after": 0})
     assert not {"engine", "fallback"} & set(batched)
-    assert set(document) - set(batched) == {"engine", "fallback"}
+    assert set(document) ^ set(batched) == {"engine", "fallback", "gradients"}
+
+
+def test_what_is_not_batched_is_computed_one_by_one_and_says_so(monkeypatch):
+    monkeypatch.setitem(MODELS, "odd", odd)
+    config = RunConfig(model="odd", rounds=3, attack="label_flip()", attackers=1, message="gradient")
+    assert unbatched(config) is None
+    document = run_fast_cell(config.to_mapping())
+    assert document["gradients"] == "one client at a time: the model holds Softplus(beta=1.0, threshold=20.0)"
+    assert run_fast_cell({**config.to_mapping(), "model": "softmax"})["gradients"] == "batched"
 
 
 def test_a_rule_that_the_model_does_not_fit_is_an_error_before_round_1():

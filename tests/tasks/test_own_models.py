@@ -138,11 +138,11 @@ SETTING = {"rounds": 3, "clients": 3, "evaluate-every": 3, "message": "delta", "
 
 
 @pytest.mark.parametrize("model", ["Transformer", "Lstm"])
-def test_a_run_repeats_to_the_bit_and_names_the_fallback(shown, model):
+def test_a_run_repeats_to_the_bit_and_says_how_it_was_computed(shown, model):
     values = {**RunConfig(**{k.replace("-", "_"): v for k, v in SETTING.items()}).to_mapping(), "model": shown(model)}
     first, again = run_fast_cell(values), run_fast_cell(values)
     assert first["model_sha256"] == again["model_sha256"]
-    assert first["fallback"] == f"the model is a {model}, not a Sequential"
+    assert first["gradients"] == f"one client at a time: the model is a {model}, not a Sequential"
     assert np.isfinite(first["curve"][-1]["loss"])
 
 
@@ -154,8 +154,41 @@ def test_a_plain_sequential_runs_on_the_fast_engine(named):
     )("make")
     config = RunConfig(rounds=200, model=model, clients=4, evaluate_every=200)
     assert unbatched(config) is None
+    assert Grouped.check(config.outline) is None
     assert same(model_outline(model, SHAPE, 10), build_model(model, SHAPE, 10, 0))
     assert run_fast_cell(config.to_mapping())["curve"][-1]["accuracy"] > 0.5
+
+
+COUNTED = """
+from torch import nn
+built = []
+class Uncopied(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.head = nn.Linear(64, classes)
+    def forward(self, x): return self.head(x.flatten(1))
+    def __deepcopy__(self, memo): raise TypeError("no")
+def plain(shape, classes):
+    built.append(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+def uncopied(shape, classes):
+    built.append(shape)
+    return Uncopied(classes)
+"""
+
+
+@pytest.mark.parametrize(("function", "times"), [("plain", 1), ("uncopied", 5)])
+def test_a_process_builds_a_model_once_for_a_configuration_if_it_can_be_copied(named, function, times):
+    model = named(COUNTED)(function)
+    config = RunConfig(model=model, seed=4)
+    first, again = config.learner(), config.learner()
+    with torch.no_grad():
+        first.parameters[0].zero_()  # which no other learner sees
+    assert unbatched(config) is None
+    assert not same(first.model, again.model)
+    assert same(again.model, config.outline)
+    assert len(spec.sys.modules[Path(model.partition(":")[0]).stem].built) == times
+    assert not same(again.model, RunConfig(model=model, seed=5).learner().model)
 
 
 def test_the_same_function_in_another_file_is_the_same_model(named):
