@@ -28,7 +28,8 @@ nu is a multiple of the radius, the least over rows of the median distance to th
 the scale of the updates nor a few huge rows matter. The paper's 1e-6 is a length.
 
 Condition: n >= 2f + 1. With weights, each of f clients that lie about their counts may weigh clamp times as much as an
-honest client: n > (1 + clamp) f.
+honest client: n > (1 + clamp) f. A round in which the f heaviest rows hold half of the weight is infeasible. With
+``most`` below 1/2 they never do, and n >= f / most is enough. The bound above then has weights for numbers of rows.
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
 from flwr_robust.core.fields import Choice, Flag, Integer, Number
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
+from flwr_robust.core.weighing import Weighing
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.kernels.summed_distance import least_summed_distance, medoid
 
@@ -84,6 +85,8 @@ class GeometricMedian(Rule):
         alpha proportional to the rows' clamped numbers of examples instead of equal.
     clamp : float
         As for `Mean`.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest rows (one if f is 0) hold; in (0, 1).
     """
 
     f: Annotated[int | None, Integer(minimum=0)] = None
@@ -94,6 +97,7 @@ class GeometricMedian(Rule):
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     start: Annotated[str, Choice(("medoid", "mean", "zero"))] = "medoid"
+    most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -105,10 +109,12 @@ class GeometricMedian(Rule):
             )
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f."""
-        if self.weighted and self.f:
-            return weighted_needs(self.f, self.clamp)
-        return super().needs(asked)
+        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
+        return self.weighing(asked).needs(*super().needs(asked))
+
+    def weighing(self, asked: int) -> Weighing:
+        """Return how rows count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
         """Say that a few steps from the mean bound nothing."""
@@ -121,10 +127,8 @@ class GeometricMedian(Rule):
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Search the point of least summed distance, or take smoothed steps."""
-        if self.weighted:
-            alpha = clamped_shares(rows, self.clamp)
-        else:
-            alpha = torch.full((rows.n,), 1 / rows.n, dtype=torch.float64)
+        counts = self.weighing(rows.asked).of(rows)
+        alpha = counts / counts.sum()
         if self.start != "medoid":
             return self._smoothed(rows, alpha), state
         importance, squared = alpha.numpy(), rows.squared_distances.numpy()
@@ -173,6 +177,7 @@ CASES = (
     Case("geometric_median()"),
     Case("geometric_median(f=3, iterations=8)"),
     Case("geometric_median(weighted=True)"),
+    Case("geometric_median(f=2, weighted=True, clamp=100.0, most=0.4)", n=8),
     Case(
         "geometric_median(f=3, iterations=3, start='mean')",
         lacks={"resilience": "three steps from the mean do not get back from 1e8"},

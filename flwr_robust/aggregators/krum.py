@@ -12,6 +12,9 @@ clients:
     byzfl                  n - f - 1    squared     ByzFL, ByzPy, FLPoison
     byzantine_momentum     n - f - 1    plain       ByzantineMomentum
 
+Numbers of examples do not enter: the literature defines no weighted score, and the rule averages nothing.
+`multi_krum` can weigh the rows that it has chosen.
+
 Condition: n >= 2f + 3. Without it the theorem does not hold. ``strict=False`` computes the scores anyway, down to
 n = f + 3, which is one neighbour; some studies let Krum choose among so few clients.
 """

@@ -6,12 +6,13 @@
 Convention: for even n the median is the mean of the two middle values (torch.median and ByzPy take the lower one). With
 weights it is the mean of two values where the cumulative weight is exactly 1/2. So equal weights change nothing. The
 weights are those of `mean(weighted=True)`: a client can lie about its number of examples, but gains no more than
-``clamp`` times the median client's. Yin, Chen, Kannan, Bartlett, "Byzantine-robust distributed learning: towards
-optimal statistical rates" (ICML 2018).
+``clamp`` times the median client's, and with ``most`` no more than that share. Yin, Chen, Kannan, Bartlett,
+"Byzantine-robust distributed learning: towards optimal statistical rates" (ICML 2018).
 
 Condition: n >= 2f + 1; weighted, n > (1 + clamp) f. Then f clients that lie hold less than half of the weight, if
-honest clients have equal numbers of examples. The rule itself does not use f: it tolerates floor((n - 1) / 2) faulty
-rows if none lies about its number.
+honest clients have equal numbers of examples. A round in which the f heaviest hold half of it is infeasible. With
+``most`` below 1/2 they never do, and n >= f / most is enough. The rule itself does not use f: it tolerates
+floor((n - 1) / 2) faulty rows if none lies about its number.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.mean import clamped_shares, weighted_needs
 from flwr_robust.aggregators.trimmed_mean import trim
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
+from flwr_robust.core.weighing import Weighing
 
 __all__ = ["Median", "weighted_median"]
 
@@ -60,17 +61,22 @@ class Median(Rule):
         Weigh rows by their clamped numbers of examples instead of equally.
     clamp : float
         As for `Mean`.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest rows (one if f is 0) hold; in (0, 1).
     """
 
     f: Annotated[int | None, Integer(minimum=0)] = None
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
+    most: Annotated[float | None, Number(above=0, below=1)] = None
 
     def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f."""
-        if self.weighted and self.f:
-            return weighted_needs(self.f, self.clamp)
-        return super().needs(asked)
+        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
+        return self.weighing(asked).needs(*super().needs(asked))
+
+    def weighing(self, asked: int) -> Weighing:
+        """Return how rows count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     @property
     def isometric(self) -> bool:
@@ -80,7 +86,8 @@ class Median(Rule):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Take the median of every column."""
         if self.weighted:
-            return weighted_median(rows, clamped_shares(rows, self.clamp)), state
+            counts = self.weighing(rows.asked).of(rows)
+            return weighted_median(rows, counts / counts.sum()), state
         return trim(rows, (rows.n - 1) // 2), state
 
 
@@ -88,4 +95,9 @@ CASES = (
     Case("median()", lacks={"mix": "a coordinate rule is no combination of whole rows"}),
     Case("median(f=4)", n=9, lacks={"mix": "a coordinate rule is no combination of whole rows"}),
     Case("median(weighted=True)", lacks={"mix": "a coordinate rule is no combination of whole rows"}),
+    Case(
+        "median(f=3, weighted=True, clamp=100.0, most=0.45)",
+        n=9,
+        lacks={"mix": "a coordinate rule is no combination of whole rows"},
+    ),
 )

@@ -5,7 +5,14 @@
 Blanchard, El Mhamdi, Guerraoui, Stainer (NeurIPS 2017). Scores are computed once. m differs between libraries: n - f
 here, n - f - 2 in ByzantineMomentum, the user's choice in Flower. Give ``m`` to reproduce theirs.
 
-Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`.
+    weighted: value = sum over the m rows of b_i x_i / sum over the m rows of b_i
+
+Weights are Flower's: its MultiKrum scores clients equally, and averages those chosen by their numbers of examples. The
+numbers b_i are bounded here: `flwr_robust.core.weighing`. ``clamp=1e9`` lifts the bound. Since claims do not enter
+scores, they cannot make a row near others. No publication weighs scores. `krum` has no weights at all, for it averages
+nothing. In a weighted score a client that claims much would be a crowd of its own.
+
+Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`; with ``most``, n >= f / most.
 """
 
 from __future__ import annotations
@@ -16,9 +23,10 @@ from typing import Annotated, ClassVar
 import torch
 
 from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
-from flwr_robust.core.fields import Choice, Flag, Integer
+from flwr_robust.core.fields import Choice, Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
+from flwr_robust.core.weighing import Weighing
 
 __all__ = ["MultiKrum"]
 
@@ -38,37 +46,53 @@ class MultiKrum(Rule):
         Which library's scores, as for `Krum`.
     strict : bool
         As for `Krum`.
+    weighted : bool
+        Average the rows chosen by their clamped numbers of examples instead of equally.
+    clamp : float
+        As for `Mean`.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest rows (one if f is 0) hold; in (0, 1).
     """
 
     f: Annotated[int, Integer(minimum=0)]
     m: Annotated[int | None, Integer(minimum=1)] = None
     variant: Annotated[str, Choice(VARIANTS)] = "paper"
     strict: Annotated[bool, Flag()] = True
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
+    most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
 
     def needs(self, asked: int) -> tuple[int, str]:
         """Require n >= 2f + 3, or n >= f + 3 if not strict, and n >= m."""
         smallest, condition = krum_needs(self.f, self.strict)
         if self.m is not None and self.m > smallest:
-            return self.m, f"n >= m = {self.m}"
-        return smallest, condition
+            smallest, condition = self.m, f"n >= m = {self.m}"
+        return self.weighing(asked).needs(smallest, condition)
+
+    def weighing(self, asked: int) -> Weighing:
+        """Return how the rows chosen count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f, halved=False)
 
     def lever(self) -> str:
         """Return the field that sets the smallest n."""
-        return "m" if self.m is not None and self.m > krum_needs(self.f, self.strict)[0] else super().lever()
+        return "m" if self.m is not None and self.m == self.needs(0)[0] else super().lever()
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the rows of the m lowest scores."""
         scores = krum_scores(rows.squared_distances, self.f, self.variant)
         chosen = lowest(scores, rows.n - self.f if self.m is None else min(self.m, rows.n))
         weights = torch.zeros(rows.n, dtype=torch.float64)
-        weights[chosen] = 1 / len(chosen)
+        counts = self.weighing(rows.asked).of(rows)[chosen]
+        weights[chosen] = counts / counts.sum()
         return Aggregate(rows.mix(weights), weights, stats={"scores": scores.tolist()}), state
 
 
 CASES = (
     Case("multi_krum(f=3)"),
     Case("multi_krum(f=2, m=4)"),
+    Case("multi_krum(f=3, weighted=True)"),
+    Case("multi_krum(f=2, m=5, weighted=True, clamp=100.0, most=0.4)", n=8),
     Case("multi_krum(f=3, strict=False)", n=7, lacks={"resilience": "two neighbours, and two colluders besides"}),
     Case("multi_krum(f=0)", n=3, lacks={"resilience": "f=0 leaves nothing out"}),
 )

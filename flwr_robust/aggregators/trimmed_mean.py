@@ -6,11 +6,12 @@ Convention: exactly f per side. The values left are summed. "Sum of all minus th
 arithmetic, but one row at 1e8 destroys all its digits. With ``fraction`` f = floor(fraction * clients asked), so that
 silent clients do not reduce f. A fraction above 0 that comes to nobody does not fit. Flower's FedTrimmedAvg takes the
 fraction of the replies. With ``weighted`` the values left are averaged by the weights of `mean(weighted=True)`. The
-weights do not decide which values are dropped. Of equal values at the edge those of the lowest rows count as the
-smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label poisoning rho = 3 delta / (1 - 2 delta) min{sqrt(D),
-sqrt(R)}: Peng et al., JMLR 26 (2025).
+weights do not decide which values are dropped, and so cannot bring back what lies outside the honest values. ``most``
+bounds the share of the f heaviest rows before values are dropped. Of equal values at the edge those of the lowest rows
+count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label poisoning rho = 3 delta / (1 - 2 delta)
+min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
 
-Condition: n >= 2f + 1; with a fraction, fraction * n >= 1.
+Condition: n >= 2f + 1; with a fraction, fraction * n >= 1; with ``most``, n >= f / most.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.mean import clamped_shares
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
+from flwr_robust.core.weighing import Weighing
 from flwr_robust.errors import ConfigurationError
 
 __all__ = ["TrimmedMean", "trim", "weighted_trim"]
@@ -66,12 +67,15 @@ class TrimmedMean(Rule):
         Average the values left by the rows' clamped numbers of examples instead of equally.
     clamp : float
         As for `Mean`.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest rows (one if f is 0) hold; in (0, 1).
     """
 
     f: Annotated[int | None, Integer(minimum=0)] = None
     fraction: Annotated[float | None, Number(minimum=0, below=0.5)] = None
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
+    most: Annotated[float | None, Number(above=0, below=1)] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,6 +100,14 @@ class TrimmedMean(Rule):
             )
         return super().check(n, asked=asked)
 
+    def weighing(self, asked: int) -> Weighing:
+        """Return how the values left count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.declared(asked), halved=False)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """Require n >= 2f + 1; weighted with a bound on shares, n >= f / most."""
+        return self.weighing(asked).needs(*super().needs(asked))
+
     def lever(self) -> str:
         """Return the field that sets the smallest n."""
         return super().lever() if self.fraction is None else "fraction"
@@ -112,7 +124,10 @@ class TrimmedMean(Rule):
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Trim every column."""
         f = self.declared(rows.asked)
-        return weighted_trim(rows, f, clamped_shares(rows, self.clamp)) if self.weighted else trim(rows, f), state
+        if not self.weighted:
+            return trim(rows, f), state
+        counts = self.weighing(rows.asked).of(rows)
+        return weighted_trim(rows, f, counts / counts.sum()), state
 
 
 CASES = (
@@ -126,7 +141,7 @@ CASES = (
         lacks={"mix": "a coordinate rule is no combination of whole rows"},
     ),
     Case(
-        "trimmed_mean(fraction=0.25, weighted=True, clamp=1.5)",
+        "trimmed_mean(fraction=0.25, weighted=True, clamp=1.5, most=0.3)",
         n=9,
         lacks={"mix": "a coordinate rule is no combination of whole rows"},
     ),

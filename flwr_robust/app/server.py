@@ -70,7 +70,9 @@ def _run(grid: Grid, context: Context) -> None:
         _check_paths(config)
     learner = config.learner()
     _ = config.samples  # to raise its errors
-    World(config).check_senders()
+    world = World(config)
+    world.check_senders()
+    world.check_counts()
     identities = discover(grid, _all_nodes(grid, config.clients))
     strategy = _strategy(config, simulated(grid))
     strategy.identify(identities)

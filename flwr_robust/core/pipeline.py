@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, PreAggregator, Rule, State, aggregators, joined, part, preaggregators
@@ -50,6 +51,16 @@ class Pipeline(Rule):
         enough = next((m for m in range(n + 1, 100 * n + 1000) if self.check(m) is None), None)
         advice = "" if enough is None else f": ask at least {enough} clients"
         return f"{self.stages[-1].name} leaves {left} of {n} rows, and {sentence.partition(':')[0]}{advice}"
+
+    def check_counts(self, counts: Tensor, *, asked: int | None = None) -> str | None:
+        """Say which stage rows of these numbers of examples do not fit, as far as the stages keep every row."""
+        left, asked = len(counts), len(counts) if asked is None else asked
+        for stage in self.stages:
+            if sentence := stage.check_counts(counts):
+                return sentence
+            if stage.rows_out(left) != left:
+                return None
+        return self.rule.check_counts(counts, asked=asked)
 
     def starts_pairwise(self) -> bool:
         """Say whether the first stage begins with distances."""

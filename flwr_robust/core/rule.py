@@ -24,6 +24,7 @@ from torch import Tensor
 
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.spec import Component, Registry
+from flwr_robust.core.weighing import Weighing, check_most
 from flwr_robust.errors import ConfigurationError, InfeasibleError
 from flwr_robust.seeds import torch_generator
 
@@ -140,6 +141,12 @@ def _lowered(component: C, k: int) -> C:
     return dataclasses.replace(component, **fields)
 
 
+def _check_bound(component: Component) -> None:
+    """Raise if a component has a bound ``most`` on weights that it does not use."""
+    if hasattr(component, "most"):
+        check_most(component.name, bool(getattr(component, "weighted", False)), component.most)
+
+
 @dataclass(frozen=True)
 class Rule(Component, ABC):
     """An aggregation rule.
@@ -155,6 +162,20 @@ class Rule(Component, ABC):
     """
 
     pairwise: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the fields, also that a bound on weights is given to weights alone."""
+        super().__post_init__()
+        _check_bound(self)
+
+    def weighing(self, asked: int) -> Weighing | None:
+        """Return how rows count, where the rule can weigh them by their numbers of examples; None elsewhere."""
+        return None
+
+    def check_counts(self, counts: Tensor, *, asked: int | None = None) -> str | None:
+        """Say why rows of these numbers of examples (n,) do not fit this rule, or return None."""
+        weighing = self.weighing(len(counts) if asked is None else asked)
+        return None if weighing is None else weighing.check(counts)
 
     def starts_pairwise(self) -> bool:
         """Say whether the rule first asks for the distances between its rows."""
@@ -249,7 +270,17 @@ class Rule(Component, ABC):
         """Aggregate finite rows that fit the rule."""
 
     def combined(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
-        """Return the result of `combine`; raise ConfigurationError if it is not of the form that a rule returns."""
+        """Return the result of `combine`.
+
+        Raises
+        ------
+        InfeasibleError
+            If the numbers of examples do not fit the rule.
+        ConfigurationError
+            If the result is not of the form that a rule returns.
+        """
+        if rows.counts is not None and (sentence := self.check_counts(rows.counts, asked=rows.asked)):
+            raise InfeasibleError(sentence)
         found = self.combine(rows, state)
         if wrong := _breach(found, rows):
             raise ConfigurationError(
@@ -279,7 +310,7 @@ class Rule(Component, ABC):
         Raises
         ------
         InfeasibleError
-            If n does not fit, or more rows than tolerated are not finite.
+            If n or the numbers of examples do not fit, or more rows than tolerated are not finite.
         ConfigurationError
             If the rule needs a trusted row and there is none, or none that is finite.
         """
@@ -320,12 +351,32 @@ class PreAggregator(Component, ABC):
 
     pairwise: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        """Check the fields, also that a bound on weights is given to weights alone."""
+        super().__post_init__()
+        _check_bound(self)
+
+    def weighing(self) -> Weighing | None:
+        """Return how rows count, where the step can weigh them by their numbers of examples; None elsewhere."""
+        return None
+
+    def check_counts(self, counts: Tensor) -> str | None:
+        """Say why rows of these numbers of examples (n,) do not fit this step, or return None."""
+        weighing = self.weighing()
+        return None if weighing is None else weighing.check(counts)
+
     def check(self, n: int) -> str | None:
         """Say why n rows do not fit, or return None: a step that declares f needs n >= 2f + 1."""
         f = getattr(self, "f", None)
-        if f is None or n >= 2 * f + 1:
+        if f is None:
             return None
-        return f"{self.name} needs n >= 2f + 1; got n={n}, f={f}: ask at least {2 * f + 1} clients or lower f"
+        weighing = self.weighing()
+        smallest, condition = 2 * f + 1, "n >= 2f + 1"
+        if weighing is not None:
+            smallest, condition = weighing.needs(smallest, condition)
+        if n >= smallest:
+            return None
+        return f"{self.name} needs {condition}; got n={n}, f={f}: ask at least {smallest} clients or lower f"
 
     def rows_out(self, n: int) -> int:
         """Return how many rows come out of n."""
@@ -345,7 +396,17 @@ class PreAggregator(Component, ABC):
         return {}
 
     def checked_matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
-        """Return the result of `matrix`; raise ConfigurationError if it is not of the form that a step returns."""
+        """Return the result of `matrix`.
+
+        Raises
+        ------
+        InfeasibleError
+            If the numbers of examples do not fit the step.
+        ConfigurationError
+            If the result is not of the form that a step returns.
+        """
+        if rows.counts is not None and (sentence := self.check_counts(rows.counts)):
+            raise InfeasibleError(sentence)
         found = self.matrix(rows, state)
         shape, got = (self.rows_out(rows.n), rows.n), f"{type(found).__name__}"
         if isinstance(found, tuple) and len(found) == 3:

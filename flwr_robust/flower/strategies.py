@@ -52,7 +52,7 @@ Linkage = Literal["average", "complete", "single"]
 class Mean(RobustStrategy):
     """The plain mean: not robust, and hard to beat where clients' data differ much.
 
-    It needs n >= 1. See `flwr_robust.aggregators.mean`.
+    It needs n >= 1, with ``most`` n >= 1 / most. See `flwr_robust.aggregators.mean`.
 
     Parameters
     ----------
@@ -60,6 +60,8 @@ class Mean(RobustStrategy):
         Weigh replies by their clamped numbers of examples instead of equally.
     clamp : float
         With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that one client holds; in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -69,14 +71,17 @@ class Mean(RobustStrategy):
     Mean(weighted=True)
     """
 
-    def __init__(self, *, weighted: bool = False, clamp: float = 2.0, **options: Unpack[Options]) -> None:
-        super().__init__(rules.Mean(weighted=weighted, clamp=clamp), **options)
+    def __init__(
+        self, *, weighted: bool = False, clamp: float = 2.0, most: float | None = None, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(rules.Mean(weighted=weighted, clamp=clamp, most=most), **options)
 
 
 class Median(RobustStrategy):
     """The median of every coordinate.
 
-    It needs n >= 2f + 1; weighted, n > (1 + clamp) f. See `flwr_robust.aggregators.median`.
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f, or with ``most`` n >= f / most. See
+    `flwr_robust.aggregators.median`.
 
     Parameters
     ----------
@@ -86,6 +91,8 @@ class Median(RobustStrategy):
         Weigh replies by their clamped numbers of examples instead of equally.
     clamp : float
         With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -98,9 +105,15 @@ class Median(RobustStrategy):
     """
 
     def __init__(
-        self, *, f: int | None = None, weighted: bool = False, clamp: float = 2.0, **options: Unpack[Options]
+        self,
+        *,
+        f: int | None = None,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        most: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.Median(f=f, weighted=weighted, clamp=clamp), **options)
+        super().__init__(rules.Median(f=f, weighted=weighted, clamp=clamp, most=most), **options)
 
 
 class TrimmedMean(RobustStrategy):
@@ -118,6 +131,8 @@ class TrimmedMean(RobustStrategy):
         Average the values left by the clients' clamped numbers of examples instead of equally.
     clamp : float
         With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -136,9 +151,11 @@ class TrimmedMean(RobustStrategy):
         fraction: float | None = None,
         weighted: bool = False,
         clamp: float = 2.0,
+        most: float | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.TrimmedMean(f=f, fraction=fraction, weighted=weighted, clamp=clamp), **options)
+        rule = rules.TrimmedMean(f=f, fraction=fraction, weighted=weighted, clamp=clamp, most=most)
+        super().__init__(rule, **options)
 
 
 class Meamed(RobustStrategy):
@@ -234,6 +251,12 @@ class MultiKrum(RobustStrategy):
         Whose definition of the scores to use, as for `Krum`.
     strict : bool
         As for `Krum`.
+    weighted : bool
+        Average the updates chosen by the clients' clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -252,9 +275,13 @@ class MultiKrum(RobustStrategy):
         m: int | None = None,
         variant: KrumVariant = "paper",
         strict: bool = True,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        most: float | None = None,
         **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.MultiKrum(f=f, m=m, variant=variant, strict=strict), **options)
+        rule = rules.MultiKrum(f=f, m=m, variant=variant, strict=strict, weighted=weighted, clamp=clamp, most=most)
+        super().__init__(rule, **options)
 
 
 class GeneralisedKrum(RobustStrategy):
@@ -316,7 +343,8 @@ class Bulyan(RobustStrategy):
 class GeometricMedian(RobustStrategy):
     """The point whose summed distance to the updates is least; with a start and a number of steps, RFA.
 
-    It needs n >= 2f + 1; weighted, n > (1 + clamp) f. See `flwr_robust.aggregators.geometric_median`.
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f, or with ``most`` n >= f / most. See
+    `flwr_robust.aggregators.geometric_median`.
 
     Parameters
     ----------
@@ -337,6 +365,8 @@ class GeometricMedian(RobustStrategy):
     start : str
         ``medoid``, the update of least summed distance to the others. With ``iterations``, for RFA's smoothed steps:
         ``mean``, which far updates move without bound, or ``zero``, the model that was sent.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -359,6 +389,7 @@ class GeometricMedian(RobustStrategy):
         weighted: bool = False,
         clamp: float = 2.0,
         start: Literal["medoid", "mean", "zero"] = "medoid",
+        most: float | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(
@@ -371,6 +402,7 @@ class GeometricMedian(RobustStrategy):
                 weighted=weighted,
                 clamp=clamp,
                 start=start,
+                most=most,
             ),
             **options,
         )
@@ -463,12 +495,19 @@ class Monna(RobustStrategy):
 class FABA(RobustStrategy):
     """The mean after f removals of the update farthest from the mean of those left.
 
-    It needs n >= 2f + 1. See `flwr_robust.aggregators.faba`.
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f, or with ``most`` n >= f / most. See
+    `flwr_robust.aggregators.faba`.
 
     Parameters
     ----------
     f : int
         Declared number of faulty clients, and of removals.
+    weighted : bool
+        Take means by the clients' clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -480,14 +519,23 @@ class FABA(RobustStrategy):
     5
     """
 
-    def __init__(self, *, f: int, **options: Unpack[Options]) -> None:
-        super().__init__(rules.FABA(f=f), **options)
+    def __init__(
+        self,
+        *,
+        f: int,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        most: float | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(rules.FABA(f=f, weighted=weighted, clamp=clamp, most=most), **options)
 
 
 class CenteredClipping(RobustStrategy):
     """The last aggregate, moved by the clipped differences of the updates to it.
 
-    It needs n >= 2f + 1. Momentum messages suit it best. See `flwr_robust.aggregators.centered_clipping`.
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f, or with ``most`` n >= f / most. Momentum messages
+    suit it best. See `flwr_robust.aggregators.centered_clipping`.
 
     Parameters
     ----------
@@ -497,7 +545,13 @@ class CenteredClipping(RobustStrategy):
     steps : int
         Steps per round.
     f : int, optional
-        Declared number of faulty clients; it only bounds n.
+        Declared number of faulty clients; it only bounds n, and weights.
+    weighted : bool
+        Average differences by the clients' clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -510,20 +564,36 @@ class CenteredClipping(RobustStrategy):
     """
 
     def __init__(
-        self, *, tau: float | Literal["median"], steps: int = 1, f: int | None = None, **options: Unpack[Options]
+        self,
+        *,
+        tau: float | Literal["median"],
+        steps: int = 1,
+        f: int | None = None,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        most: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(rules.CenteredClipping(tau=tau, steps=steps, f=f), **options)
+        rule = rules.CenteredClipping(tau=tau, steps=steps, f=f, weighted=weighted, clamp=clamp, most=most)
+        super().__init__(rule, **options)
 
 
 class ClipMean(RobustStrategy):
     """The mean of the updates, none longer than the median one.
 
-    It needs n >= 2f + 1. See `flwr_robust.aggregators.clip_mean`.
+    It needs n >= 2f + 1; weighted, n > (1 + clamp) f, or with ``most`` n >= f / most. See
+    `flwr_robust.aggregators.clip_mean`.
 
     Parameters
     ----------
     f : int, optional
-        Declared number of faulty clients; it only bounds n.
+        Declared number of faulty clients; it only bounds n, and weights.
+    weighted : bool
+        Average by the clients' clamped numbers of examples instead of equally.
+    clamp : float
+        With ``weighted``: a number of examples above this multiple of the median is lowered to it; >= 1.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest clients hold (one if f is 0); in (0, 1).
     **options
         As for `RobustStrategy`.
 
@@ -535,8 +605,16 @@ class ClipMean(RobustStrategy):
     5
     """
 
-    def __init__(self, *, f: int | None = None, **options: Unpack[Options]) -> None:
-        super().__init__(rules.ClipMean(f=f), **options)
+    def __init__(
+        self,
+        *,
+        f: int | None = None,
+        weighted: bool = False,
+        clamp: float = 2.0,
+        most: float | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(rules.ClipMean(f=f, weighted=weighted, clamp=clamp, most=most), **options)
 
 
 class NormBound(RobustStrategy):

@@ -7,7 +7,8 @@ if at most f of n rows are faulty and q <= 1 - f / n, then c is at most the larg
 withstands every f < n / 2. With ``earlier`` the norms of earlier rounds count, too, so that c moves slowly.
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent. Quantiles are interpolated
-linearly, as numpy does by default; the median of an even number is the mean of the two middle values.
+linearly, as numpy does by default; the median of an even number is the mean of the two middle values. Every client's
+norm counts once, whatever its number of examples: a weighted quantile would follow whoever claims most.
 
 Condition: n >= 1.
 """

@@ -9,7 +9,17 @@ rule no more than the share of faulty rows makes unavoidable.
 Convention: row i is always among its own neighbours, even if more than n - f rows equal it. Other ties go to the lowest
 index.
 
-Condition: n >= 2f + 1.
+    weighted: x'_i = sum_j a_ij x_j / (1 - phi),   a_ij = w_j for the rows nearest to i, until they hold 1 - phi
+
+w_j: the bounded weights of `flwr_robust.core.weighing`. phi: the share of the f heaviest rows. The last neighbour
+counts in part. This definition is ours; we know of none. It takes the partial sums of Dahan, Levy, "Weight for
+robustness: a comprehensive approach towards optimal fault-tolerant asynchronous ML" (NeurIPS 2024), which they take
+about one anchor, about every row. The proof for equal weights rests on two facts, which stay true. Faulty rows hold at
+most phi of a neighbourhood. And for an honest i the sum of a_ij ||x_i - x_j||^2 is least among all choices of weight 1
+- phi, which honest rows alone could fill. So shares of weight take the place of f / n. Equal numbers of examples give
+the n - f nearest. A client, other than the f heaviest, that splits in two equal halves changes no neighbourhood.
+
+Condition: n >= 2f + 1. Weighted, n > (1 + clamp) f, or n >= f / most, and phi < 1/2.
 """
 
 from __future__ import annotations
@@ -21,11 +31,14 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from flwr_robust.core.fields import Integer
+from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
+from flwr_robust.core.weighing import Weighing
 
 __all__ = ["NNM"]
+
+_ROUNDING = 1e-12
 
 
 @preaggregators.register("nnm")
@@ -37,22 +50,37 @@ class NNM(PreAggregator):
     ----------
     f : int
         Declared number of faulty rows.
+    weighted : bool
+        Weigh rows, and the size of a neighbourhood, by clamped numbers of examples instead of equally.
+    clamp : float
+        As for the rule `mean`.
+    most : float, optional
+        With ``weighted``: the largest share of the weight that the f heaviest rows (one if f is 0) hold; in (0, 1).
     """
 
     f: Annotated[int, Integer(minimum=0)]
+    weighted: Annotated[bool, Flag()] = False
+    clamp: Annotated[float, Number(minimum=1)] = 2.0
+    most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
+
+    def weighing(self) -> Weighing:
+        """Return how rows count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Average neighbours."""
-        size = rows.n - self.f
+        counts = self.weighing().of(rows)
+        size = counts.sum() - counts.topk(self.f).values.sum()
         # Below every distance, so that a row comes first among its neighbours.
         distances = rows.squared_distances.clone().fill_diagonal_(-1)
-        neighbours = torch.sort(distances, dim=1, stable=True).indices[:, :size]
-        matrix = torch.zeros(rows.n, rows.n, dtype=torch.float64).scatter_(1, neighbours, 1 / size)
+        nearest = torch.sort(distances, dim=1, stable=True).indices
+        held = counts[nearest]
+        taken = (size - (held.cumsum(1) - held)).clamp(min=0).minimum(held)
+        taken = torch.where(taken > _ROUNDING * size, taken, 0.0)  # what is left over by rounding is nothing
+        matrix = torch.zeros(rows.n, rows.n, dtype=torch.float64).scatter_(1, nearest, taken / size)
         return matrix, {"chosen_by": (matrix > 0).sum(0).tolist()}, state
 
-
-_ALIKE = "rows of the same neighbours are equal but for rounding, which decides whose share of a column counts"
 
 CASES = (
     Case("nnm(f=3) | krum(f=3)"),
@@ -63,4 +91,5 @@ CASES = (
         },
     ),
     Case("nnm(f=1) | krum(f=1)", n=5),
+    Case("nnm(f=2, weighted=True, clamp=100.0, most=0.4) | krum(f=2)", n=8),
 )

@@ -172,6 +172,7 @@ def _together(configs: Sequence[RunConfig]) -> list[dict[str, Any] | FlwrRobustE
                 raise ConfigurationError(f"simulation: {sentence}; run it in process")
             world = World(config)
             world.check_senders()
+            world.check_counts()
             torch.set_num_threads(config.threads)
             runs[place] = _Run(world)
         except FlwrRobustError as error:

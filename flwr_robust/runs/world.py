@@ -106,6 +106,23 @@ class World:
                     f"that needs fewer"
                 )
 
+    def check_counts(self) -> None:
+        """Raise if the clients' numbers of samples do not fit the rule, where all clients are asked in every round.
+
+        Elsewhere only a round knows the numbers; one that does not fit is infeasible.
+
+        Raises
+        ------
+        ConfigurationError
+            The error names the share of the heaviest clients.
+        """
+        config = self.config
+        if self.kind.class_wise or config.sampled < config.clients:
+            return
+        counts = torch.tensor([len(samples) for samples in config.samples], dtype=torch.float64)
+        if bool((counts > 0).all()) and (sentence := config.rule.check_counts(counts)):
+            raise ConfigurationError(sentence)
+
     # -- attackers --------------------------------------------------------------------------------
 
     def claims(self, client: int, server_round: int) -> bool:

@@ -172,7 +172,8 @@ def _heatmap(study: Study, groups: _Places, documents: Sequence[Mapping[str, Any
     theirs = [[reported(row, column) for column in columns] for row in rows]
     if any(not math.isnan(value) for line in theirs for value in line):
         maps["reported"] = theirs
-    size = (1.6 + len(maps) * (0.3 + 0.68 * len(columns)), 1.4 + 0.33 * len(rows))
+    beside = max(1.6, 1 + 0.08 * max(map(len, rows)))  # inches for the names of the rows
+    size = (beside + len(maps) * (0.3 + 0.68 * len(columns)), 1.4 + 0.33 * len(rows))
     figure, axes = plt.subplots(1, len(maps), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, (title, values) in zip(axes[0], maps.items(), strict=True):
         image = axis.imshow(values, vmin=0, vmax=100, cmap="viridis", aspect="auto")

@@ -89,3 +89,31 @@ def test_centered_clipping_bounds_what_a_huge_row_moves(steps):
     result = aggregate(torch.from_numpy(x), f"centered_clipping(tau=0.1, steps={steps})")
     np.testing.assert_allclose(result.value, basic.centered_clipping(x, 0.1, steps)[0], rtol=1e-6, atol=1e-9)
     assert float(result.value.norm()) <= 0.1 * steps
+
+
+# -- weighted: ClippedGossip's sums --------------------------------------------------------------------
+
+
+@quick
+@given(matrices(least=2), st.integers(1, 3), st.sampled_from([0.3, "median"]))
+def test_weighted_centered_clipping_like_oracle(problem, steps, tau):
+    x, _ = problem
+    size = float(np.linalg.norm(x, axis=1).max()) or 1.0
+    tau = tau if tau == "median" else tau * size
+    counts = np.random.default_rng(len(x)).integers(1, 100, len(x)).astype(float)
+    rule = f"centered_clipping(tau={tau!r}, steps={steps}, weighted=True, clamp=5.0, most=0.6)"
+    expected, _ = basic.centered_clipping(x, tau, steps, None, True, 5.0, 0.6, counts)
+    result = aggregate(torch.from_numpy(x), rule, counts=counts)
+    np.testing.assert_allclose(result.value, expected, rtol=1e-6, atol=1e-6 * size)
+
+
+def test_weighted_centered_clipping_by_hand():
+    # From 0 the distances are 1, 2, 9, their median, of clients, 2: the mean of 1, 2, 2 by 4, 1, 1.
+    x = column(1, 2, 9)
+    assert float(aggregate(x, "centered_clipping(tau='median', weighted=True, clamp=9.0)", counts=[4, 1, 1]).value) == (
+        pytest.approx(8 / 6)
+    )
+    # A state moves it as without weights: from 1 the moves are 0, 1 and 2 of 8.
+    rule, at_one = parse("centered_clipping(tau=2.0, weighted=True, clamp=9.0)"), {"centre": torch.ones(1).double()}
+    value = rule(Rows.from_tensor(x, counts=[4, 1, 1]), at_one)[0].value
+    assert float(value) == pytest.approx(1 + 3 / 6)

@@ -311,7 +311,7 @@ def one_column(case: Case) -> None:
         # On a line the point is not unique for even n; its objective is.
         counts = claims(case.n)
         rule = parse(case.rule)
-        alpha = basic.shares(counts) if rule.weighted else np.full(case.n, 1 / case.n)
+        alpha = rule.weighing(case.n).shares(torch.from_numpy(counts)).numpy()
         value = run(case, x, counts=counts).value.numpy()
         reached = basic.summed_distance(x, value, alpha)
         if rule.start == "medoid":

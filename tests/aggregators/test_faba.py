@@ -60,3 +60,33 @@ def test_faba_gives_a_tie_to_the_lowest_index_when_the_mean_is_not_representable
     # longest two, of equal length.
     x = rows([-3, -3], [0, -3], [1, -3], [0, 0], [-1, -3])
     assert aggregate(x, "faba(f=1)").stats["removed"] == [0]
+
+
+# -- weighted: IOS -----------------------------------------------------------------------------------
+
+
+@quick
+@given(st.data(), st.sampled_from([1.0, 2.0, 1e9]))
+def test_weighted_faba_like_oracle(data, clamp):
+    x, _, f = choose(data, 1)
+    counts = np.random.default_rng(len(x)).integers(1, 100, len(x)).astype(float)
+    most = (max(f, 1) / len(x) + 0.5) / 2  # between what equal weights leave and one half
+    assume(most < 0.5)
+    removed, gap = basic.faba_removals(x, f, basic.weights_of(x, True, clamp, most, f, counts))
+    assume(gap > 1e-6)
+    result = aggregate(torch.from_numpy(x), f"faba(f={f}, weighted=True, clamp={clamp}, most={most})", counts=counts)
+    assert result.stats["removed"] == removed
+    value, weights = basic.faba(x, f, True, clamp, most, counts)
+    np.testing.assert_allclose(result.value, value, rtol=1e-6, atol=1e-6 * np.abs(x).max())
+    np.testing.assert_allclose(result.weights, weights, rtol=1e-6)
+
+
+def test_weighted_faba_by_hand():
+    # Weights 3 1 1 1: the mean of 0 1 3 16 is 20 / 6, and 16 goes. The mean of 0 1 3 is 4 / 5.
+    result = aggregate(column(0, 1, 3, 16), "faba(f=1, weighted=True, clamp=9.0, most=0.49)", counts=[2.7, 1, 1, 1])
+    assert result.stats["removed"] == [3]
+    assert float(result.value) == pytest.approx(4 / 4.7)
+    # Where the weights lie decides which of two ends is the farther: 4 | 0 0 0 | -4.5.
+    x, light, heavy = column(4, 0, 0, 0, -4.5), [1, 1, 1, 1, 1], [1, 1, 1, 1, 2]
+    assert aggregate(x, "faba(f=1, weighted=True)", counts=light).stats["removed"] == [4]
+    assert aggregate(x, "faba(f=1, weighted=True)", counts=heavy).stats["removed"] == [0]

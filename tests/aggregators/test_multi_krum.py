@@ -51,3 +51,48 @@ def test_multi_krum_gives_a_tie_to_the_lowest_indices():
 def test_multi_krum_needs_m_rows():
     with pytest.raises(InfeasibleError, match=r"n >= m = 9; got n=6"):
         aggregate(column(*LINE), "multi_krum(f=1, m=9)")
+
+
+# -- weighted ----------------------------------------------------------------------------------------
+
+
+@quick
+@given(st.data(), st.sampled_from([2.0, 1e9]), st.booleans())
+def test_weighted_multi_krum_like_oracle(data, clamp, bounded):
+    x, _, f = choose(data, 3)
+    counts = np.random.default_rng(len(x)).integers(1, 100, len(x)).astype(float)
+    most = max(f, 1) / len(x) + 0.1 if bounded else None
+    rule = f"multi_krum(f={f}, weighted=True, clamp={clamp}, most={most})"
+    result = aggregate(torch.from_numpy(x), rule, counts=counts)
+    chosen = np.flatnonzero(result.weights)
+    held = basic.bounded(counts, clamp, most, f)[chosen]
+    assert len(chosen) == len(x) - f
+    np.testing.assert_allclose(result.weights[chosen], held / held.sum(), rtol=1e-6)
+    assert chosen.tolist() == np.flatnonzero(aggregate(torch.from_numpy(x), f"multi_krum(f={f})").weights).tolist()
+
+
+def test_weighted_multi_krum_by_hand():
+    # The point 0 is left out, whatever it claims; the others by their numbers: (1 + 6 + 2 * 7 + 8 + 10) / 6.
+    counts = [1000, 1, 1, 2, 1, 1]
+    result = aggregate(column(*LINE), "multi_krum(f=1, weighted=True)", counts=counts)
+    assert float(result.value) == pytest.approx(39 / 6)
+    # A claim of a chosen row counts as much as the bound says: U = 0.5 (U + 1006), so 1006 of 1012 among those chosen.
+    counts = [1000, 1e9, 1, 2, 1, 2]
+    result = aggregate(column(*LINE), "multi_krum(f=1, weighted=True, clamp=1e9, most=0.5)", counts=counts)
+    assert float(result.value) == pytest.approx((1006 + 6 + 14 + 8 + 20) / 1012)
+
+
+def test_weighted_multi_krum_is_flowers():
+    flwr = pytest.importorskip("flwr.app")
+    strategy = pytest.importorskip("flwr.serverapp.strategy.multikrum")
+    x = np.random.default_rng(5).standard_normal((9, 20))
+    counts = [5, 80, 3, 3, 40, 12, 7, 9, 21]
+    contents = [
+        flwr.RecordDict({"arrays": flwr.ArrayRecord([row]), "metrics": flwr.MetricRecord({"num-examples": count})})
+        for row, count in zip(x, counts, strict=True)
+    ]
+    for m in (1, 4, 7):
+        selected = strategy.select_multikrum(contents, num_malicious_nodes=2, num_nodes_to_select=m)
+        theirs = strategy.aggregate_arrayrecords(selected, "num-examples").to_numpy_ndarrays()[0]
+        ours = aggregate(torch.from_numpy(x), f"multi_krum(f=2, m={m}, weighted=True, clamp=1e9)", counts=counts)
+        np.testing.assert_allclose(ours.value, theirs, rtol=1e-12)

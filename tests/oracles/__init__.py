@@ -6,7 +6,7 @@ from tests.oracles import basic, selections, similarities
 
 RULES = basic.RULES | selections.RULES | similarities.RULES
 MIXERS = basic.MIXERS | similarities.MIXERS
-NEEDS_COUNTS = basic.NEEDS_COUNTS | similarities.NEEDS_COUNTS
+NEEDS_COUNTS = basic.NEEDS_COUNTS | selections.NEEDS_COUNTS | similarities.NEEDS_COUNTS
 NEEDS_LAYOUT = basic.NEEDS_LAYOUT
 
 
@@ -14,7 +14,8 @@ def aggregate(stages, x, *, counts=None, layout=()):
     """Value and weights of [(name, fields), ...], the last of which is the rule; weights in the rows of x."""
     mixing = np.eye(len(x))
     for name, fields in stages[:-1]:
-        matrix = MIXERS[name](mixing @ x, **fields)
+        extra = {"counts": counts} if name in NEEDS_COUNTS else {}
+        matrix = MIXERS[name](mixing @ x, **fields, **extra)
         mixing = matrix @ mixing
     name, fields = stages[-1]
     extra = {}

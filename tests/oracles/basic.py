@@ -13,10 +13,33 @@ import numpy as np
 # -- averages ----------------------------------------------------------------------------------------
 
 
-def shares(counts, clamp=2.0):
+def share_of_heaviest(counts, f):
+    return math.fsum(sorted(counts)[len(counts) - max(f or 0, 1) :]) / math.fsum(counts)
+
+
+def bounded(counts, clamp=2.0, most=None, f=None):
+    """Counts below clamp times their median, truncated so far that the f heaviest hold no more than most."""
     counts = np.asarray(counts, float)
-    bounded = np.minimum(counts, clamp * np.median(counts))
-    return bounded / bounded.sum()
+    counts = np.minimum(counts, clamp * np.median(counts))
+    if most is None or share_of_heaviest(counts, f) <= most * (1 + 1e-12):
+        return counts
+    low, high = counts.min(), counts.max()
+    for _ in range(200):
+        middle = (low + high) / 2
+        fits = share_of_heaviest(np.minimum(counts, middle), f) <= most * (1 + 1e-15)
+        low, high = (middle, high) if fits else (low, middle)
+    return np.minimum(counts, low)
+
+
+def shares(counts, clamp=2.0, most=None, f=None):
+    found = bounded(counts, clamp, most, f)
+    return found / found.sum()
+
+
+def weights_of(x, weighted, clamp, most, f, counts):
+    """The weights of the rows, the largest of which is 1."""
+    found = bounded(counts, clamp, most, f) if weighted else np.ones(len(x))
+    return found / found.max()
 
 
 def weighted_sum(x, weights):
@@ -24,8 +47,8 @@ def weighted_sum(x, weights):
     return np.array([math.fsum(w * v for w, v in zip(weights, column, strict=True)) for column in x.T])
 
 
-def mean(x, weighted=False, clamp=2.0, counts=None):
-    weights = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
+def mean(x, weighted=False, clamp=2.0, most=None, counts=None):
+    weights = shares(counts, clamp, most) if weighted else np.full(len(x), 1 / len(x))
     return weighted_sum(x, weights), weights
 
 
@@ -72,9 +95,9 @@ def best(scores, m):
     return sorted(sorted(range(len(scores)), key=lambda i: (scores[i], i))[:m])
 
 
-def average_of(x, chosen):
+def average_of(x, chosen, counts=None):
     weights = np.zeros(len(x))
-    weights[chosen] = 1 / len(chosen)
+    weights[chosen] = 1 / len(chosen) if counts is None else counts[chosen] / counts[chosen].sum()
     return weighted_sum(x[chosen], weights[chosen]), weights
 
 
@@ -82,17 +105,19 @@ def krum(x, f, variant="paper", strict=True):
     return average_of(x, best(krum_scores(x, f, variant), 1))
 
 
-def multi_krum(x, f, m=None, variant="paper", strict=True):
-    return average_of(x, best(krum_scores(x, f, variant), len(x) - f if m is None else m))
+def multi_krum(x, f, m=None, variant="paper", strict=True, weighted=False, clamp=2.0, most=None, counts=None):
+    held = weights_of(x, weighted, clamp, most, f, counts)
+    return average_of(x, best(krum_scores(x, f, variant), len(x) - f if m is None else m), held)
 
 
-def faba_removals(x, f):
+def faba_removals(x, f, held=None):
     """Rows in the order of their removal, and the least gap by which one was the farthest."""
     left, removed, gap = list(range(len(x))), [], math.inf
+    held = np.ones(len(x)) if held is None else held
     for _ in range(f):
-        # |left| times the differences to the mean: no division, so small integers stay exact.
-        total = x[left].sum(0)
-        far = [math.fsum((len(left) * x[i] - total) ** 2) for i in left]
+        # The differences to the mean times the weight left: no division, so small integers stay exact.
+        total = (held[left, None] * x[left]).sum(0)
+        far = [math.fsum((held[left].sum() * x[i] - total) ** 2) for i in left]
         worst = far.index(max(far))
         others = [d for i, d in enumerate(far) if i != worst]
         gap = min(gap, 1 - max(others) / far[worst] if far[worst] else 0.0)
@@ -100,9 +125,10 @@ def faba_removals(x, f):
     return removed, gap
 
 
-def faba(x, f):
-    removed, _ = faba_removals(x, f)
-    return average_of(x, [i for i in range(len(x)) if i not in removed])
+def faba(x, f, weighted=False, clamp=2.0, most=None, counts=None):
+    held = weights_of(x, weighted, clamp, most, f, counts)
+    removed, _ = faba_removals(x, f, held)
+    return average_of(x, [i for i in range(len(x)) if i not in removed], held)
 
 
 def summed_distance(x, z, weights):
@@ -110,11 +136,21 @@ def summed_distance(x, z, weights):
 
 
 def geometric_median(
-    x, f=None, iterations=None, weighted=False, clamp=2.0, counts=None, steps=20_000, start="medoid", alpha=None, **_
+    x,
+    f=None,
+    iterations=None,
+    weighted=False,
+    clamp=2.0,
+    most=None,
+    counts=None,
+    steps=20_000,
+    start="medoid",
+    alpha=None,
+    **_,
 ):
     """Weiszfeld's iteration on the point itself: so many steps, or until it stands still, unless a row is better."""
     if alpha is None:
-        alpha = shares(counts, clamp) if weighted else np.full(len(x), 1 / len(x))
+        alpha = shares(counts, clamp, most, f) if weighted else np.full(len(x), 1 / len(x))
     around = np.abs(x - np.median(x, axis=0))
     tiny = max(1e-13 * (float(np.median(around)) or float(around.max())), 1e-150)
     z, weights = np.zeros(x.shape[1]) if start == "zero" else alpha @ x, alpha
@@ -160,11 +196,12 @@ def clip(x, c, quantile=0.5, earlier=0):
     return np.diag([1.0 if norm <= c else c / norm for norm in norms])
 
 
-def centered_clipping(x, tau, steps=1, f=None, centre=None):
+def centered_clipping(x, tau, steps=1, f=None, weighted=False, clamp=2.0, most=None, counts=None, centre=None):
+    held = weights_of(x, weighted, clamp, most, f, counts)
     v = np.zeros(x.shape[1]) if centre is None else np.asarray(centre, float)
     for _ in range(steps):
         radius = middle([distance(row, v) for row in x]) if tau == "median" else tau
-        v = v + clipped(x - v, radius).mean(0)
+        v = v + held @ clipped(x - v, radius) / held.sum()
     return v, None
 
 
@@ -245,7 +282,7 @@ RULES = {
     "reweighted_geometric_median": reweighted_geometric_median,
     "trimmed_mean": trimmed_mean,
 }
-NEEDS_COUNTS = {"geometric_median", "mean"}
+NEEDS_COUNTS = {"centered_clipping", "faba", "geometric_median", "mean", "multi_krum"}
 NEEDS_LAYOUT = {"lfighter"}
 
 MIXERS = {"clip": clip}

@@ -16,7 +16,7 @@ import torch
 from flwr_robust.core.spec import parse_chain
 from flwr_robust.seeds import torch_generator
 from tests.oracles.basic import RULES as BASE
-from tests.oracles.basic import average_of, best, clipped, distance, middle, weighted_sum
+from tests.oracles.basic import average_of, best, clip, clipped, distance, middle, weighted_sum, weights_of
 
 # -- values near a centre ----------------------------------------------------------------------------
 
@@ -126,8 +126,11 @@ def norm_bound(x, c, f=None):
     return weighted_sum(short, np.full(len(x), 1 / len(x))), np.array(weights) / len(x)
 
 
-def clip_mean(x, f=None):
-    return norm_bound(x, middle([distance(row, 0 * row) for row in x]))
+def clip_mean(x, f=None, weighted=False, clamp=2.0, most=None, counts=None):
+    held = weights_of(x, weighted, clamp, most, f, counts)
+    radius = middle([distance(row, 0 * row) for row in x])
+    factors = held / held.sum() * np.diag(clip(x, radius))
+    return weighted_sum(x, factors), factors
 
 
 # -- votes -------------------------------------------------------------------------------------------
@@ -223,3 +226,4 @@ RULES = {
     "phocas": phocas,
     "sign_majority": sign_majority,
 }
+NEEDS_COUNTS = {"clip_mean"}

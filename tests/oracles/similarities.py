@@ -13,19 +13,25 @@ import numpy as np
 import torch
 
 from flwr_robust.seeds import torch_generator
-from tests.oracles.basic import average_of, distance, middle, shares, two_means, weighted_sum
+from tests.oracles.basic import average_of, distance, middle, shares, two_means, weighted_sum, weights_of
 from tests.oracles.basic import median as equal_median
 from tests.oracles.basic import trimmed_mean as equal_trimmed_mean
 
 # -- mixers ------------------------------------------------------------------------------------------
 
 
-def nnm(x, f):
+def nnm(x, f, weighted=False, clamp=2.0, most=None, counts=None):
+    """Means of the nearest rows that hold all of the weight but that of the f heaviest; the last one in part."""
     n = len(x)
+    held = weights_of(x, weighted, clamp, most, f, counts)
+    budget = math.fsum(sorted(held)[: n - f])
     matrix = np.zeros((n, n))
     for i in range(n):
         others = sorted((j for j in range(n) if j != i), key=lambda j: (math.fsum((x[i] - x[j]) ** 2), j))
-        matrix[i, [i, *others[: n - f - 1]]] = 1 / (n - f)
+        room = budget
+        for j in [i, *others]:
+            matrix[i, j] = min(held[j], room) / budget
+            room = max(room - held[j], 0.0)
     return matrix
 
 
@@ -53,11 +59,11 @@ def resampling(x, s, seed=0, draw=0):
 # -- weighted order statistics -----------------------------------------------------------------------
 
 
-def median(x, f=None, weighted=False, clamp=2.0, counts=None):
+def median(x, f=None, weighted=False, clamp=2.0, most=None, counts=None):
     """Per column the value at which half of the weight lies on either side; the mean of two where a gap does."""
     if not weighted:
         return equal_median(x, f)
-    bounded = shares(counts, clamp)
+    bounded = shares(counts, clamp, most, f)
     value = []
     for column in x.T:
         order = sorted(range(len(x)), key=lambda i: (column[i], i))
@@ -68,13 +74,14 @@ def median(x, f=None, weighted=False, clamp=2.0, counts=None):
     return np.array(value), None
 
 
-def trimmed_mean(x, f=None, fraction=None, asked=None, weighted=False, clamp=2.0, counts=None):
+def trimmed_mean(x, f=None, fraction=None, asked=None, weighted=False, clamp=2.0, most=None, counts=None):
     """Drop f values per side as without weights; average the others by their weights."""
     if not weighted:
         return equal_trimmed_mean(x, f, fraction, asked)
-    n, bounded = len(x), shares(counts, clamp)
+    n = len(x)
     if f is None:
         f = int(fraction * (n if asked is None else asked) + 1e-9)
+    bounded = shares(counts, clamp, most, f)
     value = []
     for column in x.T:
         kept = sorted(range(n), key=lambda i: (column[i], i))[f : n - f]
@@ -258,4 +265,4 @@ RULES = {
     "trimmed_mean": trimmed_mean,
 }
 MIXERS = {"arc": arc, "bucketing": bucketing, "nnm": nnm, "resampling": resampling}
-NEEDS_COUNTS = {"median", "trimmed_mean"}
+NEEDS_COUNTS = {"median", "nnm", "trimmed_mean"}
