@@ -8,8 +8,8 @@ client. ``most`` limits a share: U is the largest number at which the max(f, 1) 
 ``most`` of the weight. So no f clients hold more, whatever they claim.
 
 U is the truncation of Portnoy, Tirosh, Hendler, "Towards federated learning with Byzantine-robust client weighting"
-(Applied Sciences 12, 2022), with f / n for their alpha and ``most`` for their alpha*. They round U to an integer; here
-it solves the equation, which is piecewise linear. Their weights, too, are truncated before a rule sees the rows.
+(Applied Sciences 12, 2022). f / n stands for their alpha, and ``most`` for their alpha*. They round U to an integer;
+here it solves the equation, which is piecewise linear. Their weights, too, are truncated before a rule sees the rows.
 
 Convention: the declared f counts clients. Where weights decide about a row's place, the f heaviest rows must weigh less
 than half, else the rule does not fit. ``most`` is a share of all rows. A rule that leaves f of them out can raise the

@@ -8,7 +8,7 @@ withstands every f < n / 2. With ``earlier`` the norms of earlier rounds count, 
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent. Quantiles are interpolated
 linearly, as numpy does by default; the median of an even number is the mean of the two middle values. Every client's
-norm counts once, whatever its number of examples: a weighted quantile would follow whoever claims most.
+norm counts once, whatever its number of examples: a weighted quantile would follow the client that claims most.
 
 Condition: n >= 1.
 """

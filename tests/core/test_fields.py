@@ -57,7 +57,8 @@ def given(name: str, field: str) -> dict[str, Any]:
         for each in dataclasses.fields(cls)
         if each.default is dataclasses.MISSING
     }
-    return {**required, **REQUIRED.get(name, {}), **BESIDE.get((name, field), {})}
+    beside = {"weighted": True} if field == "most" else BESIDE.get((name, field), {})
+    return {**required, **REQUIRED.get(name, {}), **beside}
 
 
 def trials(kind: str) -> Iterator[Any]:
