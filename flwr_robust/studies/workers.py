@@ -10,17 +10,23 @@ import contextlib
 import os
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, TypeVar
 
+from flwr_robust.errors import FlwrRobustError
+
 __all__ = ["side_by_side"]
 
 K = TypeVar("K")
 R = TypeVar("R")
+
+_GIVE_UP = 3  # calls whose processes died, before any call ended
 
 
 def side_by_side(
@@ -30,7 +36,8 @@ def side_by_side(
 ) -> Generator[tuple[K, R | BaseException]]:
     """Call a function in several processes.
 
-    The workers end at once if the generator is closed or raises, or if this process ends.
+    The workers end at once if the generator is closed or raises, or if this process ends. If a worker dies, the calls
+    that were going on are repeated one by one. So only the call that ends its process fails; the others have results.
 
     Parameters
     ----------
@@ -46,17 +53,56 @@ def side_by_side(
     (key, result or what was raised)
         The results in the order in which the calls end.
     """
-    waiting = list(calls)
-    if not waiting:
-        return
+    waiting = deque(calls)
+    total, died = len(waiting), 0
+    while waiting:
+        suspects = yield from _in_pool(function, waiting, workers)
+        for place, call in enumerate(suspects):  # one of them ended its process; alone, it shows
+            if (yield from _in_pool(function, deque([call]), 1)):
+                died += 1
+                yield call[0], _died()
+            if died >= _GIVE_UP and died == total - len(waiting) - len(suspects) + place + 1:
+                # Nothing has ever ended: processes cannot even start here.
+                yield from ((key, _died()) for key, _ in [*suspects[place + 1 :], *waiting])
+                return
+
+
+def _died() -> FlwrRobustError:
+    return FlwrRobustError(
+        "the process of this run ended without an error, as it does when memory runs out; take fewer --workers"
+    )
+
+
+def _in_pool(
+    function: Callable[..., R], waiting: deque[tuple[K, Sequence[Any]]], workers: int
+) -> Generator[tuple[K, R | BaseException], None, list[tuple[K, Sequence[Any]]]]:
+    """Take calls from the left until none is left or a process dies; return those that were going on then."""
     context = get_context("spawn")
     end, lifeline = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_begin, initargs=(end,))
+    most = min(workers, len(waiting))
+    pool = ProcessPoolExecutor(most, mp_context=context, initializer=_begin, initargs=(end,))
+    going: dict[Future[R], tuple[K, Sequence[Any]]] = {}
+    broken = False
     try:
-        futures = {pool.submit(function, *arguments): key for key, arguments in waiting}
-        for future in as_completed(futures):
-            error = future.exception()
-            yield futures[future], future.result() if error is None else error
+        while (waiting and not broken) or going:
+            while waiting and len(going) < most and not broken:
+                try:
+                    going[pool.submit(function, *waiting[0][1])] = waiting[0]
+                    waiting.popleft()
+                except BrokenProcessPool:
+                    broken = True
+            for future in wait(going, return_when=FIRST_COMPLETED).done:
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    broken = True
+                    continue
+                key, _ = going.pop(future)
+                yield key, future.result() if error is None else error
+            if broken:
+                break
+        if broken:
+            lifeline.close()  # the pool waits for its processes, which leave signals to their parent
+        return list(going.values())
     except BaseException:
         lifeline.close()  # otherwise the pool would wait for running calls
         raise

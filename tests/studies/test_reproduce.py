@@ -189,7 +189,7 @@ WRONG = [
     (
         '[[reported]]\nsource = "T"\nwhere = { setting = "same" }\nvalues = { "mean()" = [1.0] }\n',
         ConfigurationError,
-        r"one number per attack, 2; got mean\(\) = \[1.0\]",
+        r"one finite number, or nan, per attack, 2; got mean\(\) = \[1.0\]",
     ),
     ('[[reported]]\nsource = "T"\nwhere = { setting = "sane" }\nvalues = {}\n', UnknownNameError, "'sane'.*same"),
     ('[[reported]]\nsource = "T"\nwhere = { attack = "none" }\nvalues = {}\n', UnknownNameError, "axis .*'attack'"),
@@ -363,6 +363,12 @@ def test_seeds_may_be_shown(make):
     assert (study.rows, study.columns) == ("defence", "attack")
     plain = "[axes]\ndefence = ['mean()', 'median()']\nseed = [0, 1]\n"
     study = make(study=plain)
+    (section,) = report.summarise(study, documents_of(study, lambda labels: 0.5 + 0.1 * int(labels["seed"])))
+    assert {place: group.values for place, group in section.groups.items()} == {
+        ("mean()", "all"): (0.5, 0.6),
+        ("median()", "all"): (0.5, 0.6),
+    }
+    study = make(study=plain + "[report]\ncolumns = 'seed'\n")
     documents = documents_of(study, lambda labels: 0.5 + 0.1 * int(labels["seed"]))
     (section,) = report.summarise(study, documents)
     assert next(report.sheets(study, section)).rows == (("mean()", "50.0", "60.0"), ("median()", "50.0", "60.0"))

@@ -1,12 +1,14 @@
 """Calls in other processes: what they give, and that closing ends them."""
 
 import os
+import signal
+import sys
 import time
 
 import psutil
 import pytest
 
-from flwr_robust.errors import ConfigurationError
+from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.studies.workers import side_by_side
 
 ENDLESS = 1000.0
@@ -36,6 +38,38 @@ def test_an_error_of_whoever_reads_ends_them_too():
     assert next(runs)[0] == "soon"
     with pytest.raises(ZeroDivisionError):
         runs.throw(ZeroDivisionError())
+
+
+def test_a_call_that_ends_its_process_fails_alone():
+    calls = [("a", (4.0,)), ("dies", (0.0,)), ("b", (9.0,)), ("c", (16.0,)), ("d", (25.0,))]
+    found = dict(side_by_side(die_at_zero, calls, workers=2))
+    assert isinstance(found["dies"], FlwrRobustError)
+    assert "when memory runs out; take fewer --workers" in str(found["dies"])
+    assert {key: found[key] for key in "abcd"} == {"a": 2.0, "b": 3.0, "c": 4.0, "d": 5.0}
+
+
+def test_processes_that_cannot_even_start_are_given_up():
+    calls = [(number, (0.0,)) for number in range(50)]
+    found = list(side_by_side(die_at_zero, calls, workers=1))
+    assert sorted(key for key, _ in found) == list(range(50))
+    assert all(isinstance(error, FlwrRobustError) for _, error in found)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
+def test_a_signal_to_a_worker_is_left_to_the_parent():
+    assert list(side_by_side(signal_oneself, [("it", ())], workers=1)) == [("it", "alive")]
+
+
+def signal_oneself() -> str:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    return "alive"
+
+
+def die_at_zero(x: float) -> float:
+    if x == 0:
+        os._exit(9)
+    return x**0.5
 
 
 def root(x: float) -> float:
