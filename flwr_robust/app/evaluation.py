@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -13,7 +13,7 @@ from flwr_robust.flower.wire import encode_record, records_of
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.personal import ClientScore, evaluated_clients, evaluation_shares
 from flwr_robust.runs.results import Arrays
-from flwr_robust.tasks.metrics import VALIDATION
+from flwr_robust.tasks.metrics import VALIDATION, metric_named
 
 __all__ = ["asking"]
 
@@ -46,6 +46,7 @@ def asking(grid: Grid, config: RunConfig, partitions: Mapping[int, int]) -> Call
     nodes = {client: node for node, client in partitions.items()}
     samples = [len(share) for share in evaluation_shares(config)]
     held_out = [len(held) for held in config.held_out]
+    names = config.objective.measured
 
     def ask(model: Arrays) -> list[ClientScore]:
         content = RecordDict({"arrays": encode_record(model), "config": ConfigRecord({})})
@@ -53,30 +54,31 @@ def asking(grid: Grid, config: RunConfig, partitions: Mapping[int, int]) -> Call
         scores = {}
         for reply in grid.send_and_receive(messages, timeout=min(_PATIENCE, config.deadline or _PATIENCE)):
             client = partitions.get(reply.metadata.src_node_id)
-            if client in clients and (score := _score(reply, samples[client], held_out[client])) is not None:
+            if client in clients and (score := _score(reply, names, samples[client], held_out[client])) is not None:
                 scores[client] = score
         if missing := [client for client in clients if client not in scores]:
-            log.warning("evaluation: no accuracy came from clients %s; they are left out", missing)
+            log.warning("evaluation: no metrics came from clients %s; they are left out", missing)
         return [scores[client] for client in sorted(scores)]
 
     return ask
 
 
-def _score(reply: Message, samples: int, held_out: int) -> ClientScore | None:
+def _score(reply: Message, names: Sequence[str], samples: int, held_out: int) -> ClientScore | None:
     """Read the score in a reply; None if it lacks a number that it must hold."""
     records = records_of(reply.content, MetricRecord) if reply.has_content() else []
     found = {name: value for record in records for name, value in record.items() if isinstance(value, int | float)}
-    score = _part(found, "", samples)
+    score = _part(found, "", names, samples)
     if score is None or not held_out:
         return score
-    validation = _part(found, VALIDATION, held_out)
+    validation = _part(found, VALIDATION, names, held_out)
     return None if validation is None else replace(score, validation=validation)
 
 
-def _part(found: Mapping[str, int | float], prefix: str, samples: int) -> ClientScore | None:
-    """Return the score on the test or validation samples; None if it is missing or impossible."""
-    loss, accuracy = found.get(f"{prefix}loss"), found.get(f"{prefix}accuracy")
+def _part(found: Mapping[str, int | float], prefix: str, names: Sequence[str], samples: int) -> ClientScore | None:
+    """Return the score on the test or validation samples; None if a number is missing or impossible."""
+    metrics = {name: float(found[f"{prefix}{name}"]) for name in names if f"{prefix}{name}" in found}
     trials, success = found.get(f"{prefix}trials", 0), found.get(f"{prefix}success", 0.0)
-    if loss is None or accuracy is None or not (0 <= accuracy <= 1 and 0 <= success <= 1 and 0 <= trials <= samples):
+    shares = [success, *(value for name, value in metrics.items() if metric_named(name).share)]
+    if len(metrics) < len(names) or not all(0 <= share <= 1 for share in shares) or not 0 <= trials <= samples:
         return None
-    return ClientScore(samples, float(loss), float(accuracy), int(trials), float(success))
+    return ClientScore(samples, metrics, int(trials), float(success))

@@ -44,8 +44,8 @@ def _initial(config: RunConfig) -> NDArrays:
 
 
 def _told(score: ClientScore) -> dict[str, Scalar]:
-    """Return the metrics of a score that a reply holds beside its loss."""
-    return {"accuracy": score.accuracy, "trials": score.trials, "success": score.success}
+    """Return the numbers of a score that a reply holds."""
+    return {**score.metrics, "trials": score.trials, "success": score.success}
 
 
 class HonestClient(NumPyClient):
@@ -115,11 +115,10 @@ class HonestClient(NumPyClient):
             score = evaluate_client(self.config, self.learner, self.client)
             metrics = _told(score)
             if score.validation is not None:
-                held_out = {"loss": score.validation.loss, **_told(score.validation)}
-                metrics |= {f"{VALIDATION}{name}": value for name, value in held_out.items()}
-            return score.loss, score.samples, metrics
-        loss, accuracy = self.learner.evaluate(*self.task.batch(torch.from_numpy(self.samples), self.learner.device))
-        return loss, len(self.samples), {"accuracy": accuracy}
+                metrics |= {f"{VALIDATION}{name}": value for name, value in _told(score.validation).items()}
+            return float(score.metrics["loss"]), score.samples, metrics
+        found = self.learner.evaluate(*self.task.batch(torch.from_numpy(self.samples), self.learner.device))
+        return found["loss"], len(self.samples), {**found}
 
     def _whole(self, shared: NDArrays) -> NDArrays:
         """Return all arrays of the model: those that were sent, and the client's own."""

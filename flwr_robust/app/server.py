@@ -181,6 +181,8 @@ def _audit(config: RunConfig, repeats: bool) -> Audit | None:
 
 def _label_distance(config: RunConfig) -> list[Measured]:
     """Return the measured difference of the clients' labels for the log; other apps may not know it."""
+    if config.data_set.target != "class":
+        return []
     distances = label_distances(config.data_set.y_train.numpy(), config.samples)
     method = "total variation distance of a client's labels from all clients', {} of the clients"
     return [

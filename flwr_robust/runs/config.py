@@ -49,7 +49,9 @@ from flwr_robust.tasks import (
     model_outline,
     split_arrays,
 )
+from flwr_robust.tasks.objective import LOSSES, Loss, Objective, load_loss, load_metrics
 from flwr_robust.tasks.partition import partitions
+from flwr_robust.tasks.targets import TARGETS
 from flwr_robust.tasks.validation import hold_out
 
 __all__ = [
@@ -385,9 +387,22 @@ class RunConfig:
         "list from a random start, continuing at its beginning, as in the code for Peng et al.).",
         choices=("random", "consecutive"),
     )
+    loss: str = _key(
+        "auto",
+        "What training minimises, as a mean over a batch: ``cross_entropy``, ``squared_error``, ``absolute_error``, "
+        "``huber`` or ``binary_cross_entropy``; or a function of your own as ``module:function`` or "
+        "``path/file.py:function``, see own-losses.md. ``auto`` follows the task's kind of target: cross_entropy for "
+        "class and tokens, squared_error for values, binary_cross_entropy for labels.",
+    )
     weight_decay: float = _key(0.0, "The weight decay lambda, on all parameters.", minimum=0)
     rounds: int = _key(100, "Rounds of training.", minimum=1)
     evaluate_every: int = _key(10, "Rounds between evaluations of the global model on the test samples.", minimum=1)
+    metrics: str = _key(
+        "",
+        "What is measured in addition, separated by commas. ``worst_client`` is the accuracy on the training samples "
+        "of the honest client where it is smallest. Others are functions of your own as ``module:function`` or "
+        "``path/file.py:function``, see own-losses.md.",
+    )
     diagnose: int = _key(
         0,
         "At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`). Each client's "
@@ -551,6 +566,8 @@ class RunConfig:
         self._check_local()
         self._check_validation()
         check_model_name(self.model)
+        load_loss(self.loss)  # to raise its errors
+        self._check_metrics()
         partitions.parse(self.partition)
         looking = attack if isinstance(attack, MessageAttack) else None
         check_grant(_OWNER, looking, Knowledge.of(self.knowledge), self.known or None, self.rule)
@@ -663,6 +680,20 @@ class RunConfig:
                 f"{change}, or validation=0"
             )
 
+    def _check_metrics(self) -> None:
+        """Check that there is a client whose accuracy worst_client can give."""
+        worst_client, _ = load_metrics(self.metrics)
+        if worst_client and self.personal:
+            raise ConfigurationError(
+                f"{_OWNER}: worst_client measures the global model, and with personal={self.personal!r} there is none; "
+                f"got metrics={self.metrics!r}: leave it out"
+            )
+        if worst_client and not self.honest:
+            raise ConfigurationError(
+                f"{_OWNER}: worst_client needs a client that never attacks; got attackers={self.attackers} of clients="
+                f"{self.clients}{' with redraw=True' if self.redraw else ''}: leave worst_client out of metrics"
+            )
+
     @cached_property
     def split(self) -> Split | None:
         """Which of the model's arrays are personal; None if there are none."""
@@ -723,7 +754,7 @@ class RunConfig:
         DataUnavailableError
             If the data folder or the data are missing.
         ConfigurationError
-            If the attack does not fit the data.
+            If the attack, the partition, the message or the loss does not fit the data.
         """
         if self.data and not Path(self.data).expanduser().is_dir():
             raise DataUnavailableError(
@@ -731,6 +762,7 @@ class RunConfig:
                 f"option or FLWR_ROBUST_DATA"
             )
         task = load_task(self.task, self.data or None)
+        self._check_target(task)
         if self.data_attack and (sentence := self.data_attack.check(task.classes, task.shape)):
             raise ConfigurationError(sentence)
         if self.data_attack and task.tokens and self.data_attack.changes_inputs:
@@ -742,19 +774,63 @@ class RunConfig:
             check_desgd(_OWNER, self.gamma, self.schedule, self.classes_per_round, task.classes, hyphens=True)
         return task
 
+    def _check_target(self, task: Task) -> None:
+        """Raise if a part of the configuration does not fit the kind of target."""
+        has = f"and task {self.task} has target={task.target!r}"
+        if task.target != "class":
+            if partitions.parse(self.partition).reads_classes:
+                raise ConfigurationError(
+                    f"{_OWNER}: partition={self.partition!r} follows the classes of samples, {has}: take iid, sizes or "
+                    f"natural"
+                )
+            if self.data_attack and self.data_attack.changes_labels:
+                raise ConfigurationError(
+                    f"{_OWNER}: attack={self.attack!r} changes the classes of samples, {has}: choose an attack on "
+                    f"inputs or on messages"
+                )
+            if message_kind(self.message).class_wise:
+                raise ConfigurationError(
+                    f"{_OWNER}: message={self.message!r} has one momentum per class, {has}: take another message"
+                )
+        kind, loss = TARGETS[task.target], load_loss(self.loss)
+        if loss and not loss.own and loss.name not in kind.losses:
+            raise ConfigurationError(
+                f"{_OWNER}: loss={self.loss!r} does not fit the targets, {has}: take {', '.join(kind.losses)}, or a "
+                f"function of your own"
+            )
+        if "accuracy" not in kind.metrics and load_metrics(self.metrics)[0]:
+            raise ConfigurationError(
+                f"{_OWNER}: worst_client is an accuracy, {has}, which has none; got metrics={self.metrics!r}: leave "
+                f"worst_client out"
+            )
+
+    @property
+    def own_metrics(self) -> tuple[str, ...]:
+        """The names of the user's metrics."""
+        return tuple(metric.name for metric in load_metrics(self.metrics)[1])
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss, and what is measured."""
+        target = self.data_set.target
+        default = TARGETS[target].losses[0]
+        loss = load_loss(self.loss) or Loss(default, LOSSES[default])
+        return Objective(target, loss, load_metrics(self.metrics)[1])
+
     @property
     def outline(self) -> nn.Module:
         """The model's layers and shapes for these data; the numbers in it mean nothing."""
         task = self.data_set
-        return model_outline(self.model, task.shape, task.classes, task.vocabulary, self.seed)
+        return model_outline(self.model, task.shape, task.classes, task.vocabulary, self.seed, task.scores)
 
     def learner(self, device: torch.device | str = "cpu") -> Learner:
         """Build the seeded model with its steps."""
         task = self.data_set
-        model = build_model(self.model, task.shape, task.classes, self.seed, task.vocabulary)
+        model = build_model(self.model, task.shape, task.classes, self.seed, task.vocabulary, task.scores)
         if not message_kind(self.message).local_steps:
             self._check_gradients(model)
-        return Learner(model, self.weight_decay, device)
+        self.objective.check(model, task.blank, task.y_train[[0, -1]], task.y_test)
+        return Learner(model, self.weight_decay, device, self.objective)
 
     def _check_gradients(self, model: nn.Module) -> None:
         """Raise if a model has arrays that messages of gradients do not hold."""
@@ -779,7 +855,7 @@ class RunConfig:
 
     @cached_property
     def _divided(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-        labels, owners = self.data_set.y_train.numpy(), self.data_set.owners
+        labels, owners = self.data_set.class_numbers(self.data_set.y_train), self.data_set.owners
         partition = partitions.parse(self.partition)
         dealt = partition(labels, self.clients, self.seed, None if owners is None else owners.numpy())
         if empty := [client for client, held in enumerate(dealt) if len(held) == 0]:

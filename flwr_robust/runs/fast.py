@@ -146,7 +146,7 @@ def simulate_many(
 # The values that runs must share to advance together.
 _ALIKE = (
     *("task", "data", "model", "clients", "fraction_train", "message", "alpha", "local_steps", "batch_size"),
-    *("batching", "weight_decay", "rounds", "threads", "device", "tail_averaging", "personal"),
+    *("batching", "loss", "weight_decay", "rounds", "threads", "device", "tail_averaging", "personal"),
 )
 
 
@@ -258,7 +258,9 @@ class _Run:
         self._learner = config.learner(device)
         self.initial, self._names = self._learner.arrays(), self._learner.names
         self.places = places = Places.of(self._names, self.initial, config.split)
-        self.one_by_one = Grouped.check(self._learner.model)  # why not all clients at once, or None
+        self.one_by_one = Grouped.check(
+            self._learner.model, self._learner.objective
+        )  # why not all clients at once, or None
         self.layout = [Layer(self._names[place], self.initial[place].shape) for place in places.learnt]
         if sentence := config.rule.check_layout(self.layout):
             raise ConfigurationError(sentence)

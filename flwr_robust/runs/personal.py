@@ -8,11 +8,12 @@ both.
 
 The server holds only u, so it cannot evaluate a model. Instead each client evaluates its own on its share of the test
 samples. The test samples of a class are dealt to the clients in proportion to their training samples of that class. So
-clients are tested on the classes that they hold; under an iid partition the shares are about equal. The shares are
+clients are tested on the classes that they hold; under an iid partition the shares are about equal. Targets other than
+classes count as one class. The shares are
 disjoint, drawn from the seed, and cover every class in the training data. The report holds:
 
-accuracy, loss
-    The mean over clients, weighted by their numbers of test samples.
+loss, accuracy and the other metrics of the task
+    The mean over clients of what each measures on its own share, weighted by their numbers of test samples.
 accuracy_unweighted
     The mean over clients with equal weights.
 honest_clients
@@ -29,7 +30,7 @@ could state any value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -55,8 +56,8 @@ class ClientScore:
     ----------
     samples : int
         The number of its test samples; >= 1.
-    loss, accuracy : float
-        Mean cross-entropy and accuracy on these samples.
+    metrics : mapping of str to float
+        All metrics of its model on these samples, by name.
     trials : int
         How many of its samples are trials of the attack.
     success : float
@@ -66,8 +67,7 @@ class ClientScore:
     """
 
     samples: int
-    loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     trials: int = 0
     success: float = 0.0
     validation: ClientScore | None = None
@@ -80,7 +80,7 @@ def evaluation_shares(config: RunConfig) -> tuple[NDArray[np.int64], ...]:
     Test samples of classes without training samples belong to no client.
     """
     task = config.data_set
-    trained, tested = task.y_train.numpy(), task.y_test.numpy()
+    trained, tested = task.class_numbers(task.y_train), task.class_numbers(task.y_test)
     counts = np.stack([np.bincount(trained[held], minlength=task.classes) for held in config.samples])
     generator = numpy_generator(config.seed, "test shares", config.clients)
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(config.clients)]
@@ -124,11 +124,11 @@ def evaluate_client(config: RunConfig, learner: Learner, client: int) -> ClientS
 
 
 def _score(config: RunConfig, learner: Learner, x: Tensor, y: Tensor) -> ClientScore:
-    loss, accuracy = learner.evaluate(x, y)
+    metrics = learner.evaluate(x, y)
     trial = config.data_attack and config.data_attack.trial(x, y, config.data_set.span)
     trials = len(trial[1]) if trial else 0
-    success = learner.evaluate(*trial)[1] if trial and trials else 0.0
-    return ClientScore(len(y), loss, accuracy, trials, success)
+    success = learner.evaluate(*trial)["accuracy"] if trial and trials else 0.0
+    return ClientScore(len(y), metrics, trials, success)
 
 
 def averaged(scores: Sequence[ClientScore]) -> dict[str, float]:
@@ -136,18 +136,16 @@ def averaged(scores: Sequence[ClientScore]) -> dict[str, float]:
 
     Examples
     --------
-    >>> averaged([ClientScore(30, 1.0, 0.5), ClientScore(10, 2.0, 0.9)])
+    >>> averaged([ClientScore(30, {"loss": 1.0, "accuracy": 0.5}), ClientScore(10, {"loss": 2.0, "accuracy": 0.9})])
     {'loss': 1.25, 'accuracy': 0.6, 'accuracy_unweighted': 0.7, 'honest_clients': 2}
     """
     if not scores:
         return {}
     samples, trials = sum(s.samples for s in scores), sum(s.trials for s in scores)
-    metrics = {
-        "loss": sum(s.samples * s.loss for s in scores) / samples,
-        "accuracy": sum(s.samples * s.accuracy for s in scores) / samples,
-        "accuracy_unweighted": sum(s.accuracy for s in scores) / len(scores),
-        "honest_clients": len(scores),
-    }
+    metrics = {name: sum(s.samples * s.metrics[name] for s in scores) / samples for name in scores[0].metrics}
+    if "accuracy" in metrics:
+        metrics["accuracy_unweighted"] = sum(s.metrics["accuracy"] for s in scores) / len(scores)
+    metrics["honest_clients"] = len(scores)
     if trials:
         metrics["attack_success"] = sum(s.trials * s.success for s in scores) / trials
     held_out = averaged([s.validation for s in scores if s.validation is not None])

@@ -86,7 +86,7 @@ class Probe:
     def __init__(self, config: RunConfig, learner: Learner) -> None:
         self._config = config
         self._world = World(config)
-        self._learner = Learner(learner.model, 0.0, learner.device)  # the same model
+        self._learner = Learner(learner.model, 0.0, learner.device, learner.objective)  # the same model
         self._samples = []
         for client, held in enumerate(config.samples):
             draw = torch_generator(config.seed, "diagnose", client)

@@ -26,6 +26,7 @@ from flwr_robust.runs.personal import ClientScore, averaged
 from flwr_robust.runs.probe import Probe
 from flwr_robust.tasks import Learner, Task
 from flwr_robust.tasks.metrics import VALIDATION
+from flwr_robust.tasks.objective import WORST_CLIENT, load_metrics
 
 __all__ = ["Arrays", "Evaluator", "RoundResult", "document", "evaluator", "write"]
 
@@ -99,8 +100,9 @@ def evaluator(
     ask : callable, optional
         Takes the shared arrays, and returns the clients' scores.
     honest : sequence of int, optional
-        The clients whose held-out samples are the validation set. When not given, those that never attack in the
-        configuration. A caller says them if the attack is not in the configuration.
+        The clients whose held-out samples are the validation set, and among whom the worst is looked for. When not
+        given, those that never attack in the configuration. A caller says them if the attack is not in the
+        configuration.
     """
     learner = config.learner(device)
     parts = {"": _test_samples(config.data_set, torch.device(device))}
@@ -108,6 +110,7 @@ def evaluator(
         parts[VALIDATION] = _validation_samples(config, honest, device)
     measures = {prefix: _measure(config, learner, *part) for prefix, part in parts.items()}
     probe = Probe(config, learner) if config.diagnose else None
+    worst_client, _ = load_metrics(config.metrics)
 
     def evaluate(server_round: int, model: Callable[[], Arrays], due: bool = False) -> dict[str, float] | None:
         if server_round % config.evaluate_every and server_round != config.rounds and not due:
@@ -118,6 +121,8 @@ def evaluator(
         metrics = {
             f"{prefix}{name}": value for prefix, measure in measures.items() for name, value in measure().items()
         }
+        if worst_client:
+            metrics[WORST_CLIENT] = _worst_client(config, learner, config.honest if honest is None else honest)
         if probe is not None:
             metrics.update(probe.measure(server_round).metrics)
         return metrics
@@ -130,13 +135,18 @@ def _measure(config: RunConfig, learner: Learner, x: Tensor, y: Tensor) -> Calla
     trial = config.data_attack and config.data_attack.trial(x, y, config.data_set.span)
 
     def measure() -> dict[str, float]:
-        loss, accuracy = learner.evaluate(x, y)
-        metrics = {"loss": loss, "accuracy": accuracy}
+        metrics = learner.evaluate(x, y)
         if trial and len(trial[1]):
-            metrics["attack_success"] = learner.evaluate(*trial)[1]
+            metrics["attack_success"] = learner.evaluate(*trial)["accuracy"]
         return metrics
 
     return measure
+
+
+def _worst_client(config: RunConfig, learner: Learner, honest: Sequence[int]) -> float:
+    """Return the smallest accuracy of the model on a client's own training samples."""
+    samples = (torch.from_numpy(config.samples[client]) for client in honest)
+    return min(learner.evaluate(*config.data_set.batch(own, learner.device))["accuracy"] for own in samples)
 
 
 def _validation_samples(

@@ -178,6 +178,8 @@ def _ceiling(config: RunConfig) -> float | None:
     if config.model != "softmax" or not isinstance(config.data_attack, LabelAttack):
         return None
     task = config.data_set
+    if config.objective.loss.own:
+        return None
     return feature_bound([task.inputs(task.x_train[torch.from_numpy(s)]) for s in config.samples], task.classes)
 
 
@@ -190,14 +192,17 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
         The results.
     """
     measured = Table(title="at the global model of a run of the plain mean", title_justify="left")
-    for heading in ("round", "accuracy, %", "xi", "A", "A / xi", "sigma^2"):
+    name = "accuracy" if "accuracy" in diagnosis.document["curve"][-1] else "loss"
+    for heading in ("round", "accuracy, %" if name == "accuracy" else name, "xi", "A", "A / xi", "sigma^2"):
         measured.add_column(heading, justify="right")
     for point in diagnosis.document["curve"]:
         xi, poison = point["xi"], point["A"]
         ratio = poison / xi if xi else math.inf
         numbers = (xi, poison, ratio, point.get("sigma2", math.nan))
         measured.add_row(
-            str(point["round"]), f"{100 * point['accuracy']:.1f}", *(f"{number:.3g}" for number in numbers)
+            str(point["round"]),
+            f"{100 * point[name]:.1f}" if name == "accuracy" else f"{point[name]:.3g}",
+            *(f"{number:.3g}" for number in numbers),
         )
     rules = Table(title="rules on the gradients of all clients at the last model", title_justify="left")
     rules.add_column("rule", no_wrap=True)

@@ -29,6 +29,7 @@ _KEPT = (
     "declared_f",
     "real_f",
     "best_accuracy",
+    "best_loss",
     "attackers_weight",
     "model_sha256",
     "data_sha256",

@@ -17,6 +17,7 @@ from flwr_robust.files import write_atomically
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.studies.places import shipped
 from flwr_robust.studies.study import Cell, Study
+from flwr_robust.tasks.metrics import best_of
 
 __all__ = ["RECORDED", "read_recorded", "record"]
 
@@ -129,7 +130,7 @@ def _unpacked(cell: Cell, line: Mapping[str, Any], places: Sequence[Mapping[str,
         "labels": dict(cell.labels),
         "config": cell.config.to_mapping(),
         "final": {key: value for key, value in curve[-1].items() if key != "round"},
-        "best_accuracy": max(point["accuracy"] for point in curve),
+        **best_of(curve),
         "curve": curve,
         "refused": [],
         **places[line["circumstances"]],

@@ -30,7 +30,8 @@ from flwr_robust.studies.failures import failure_path, is_failure, read_failures
 from flwr_robust.studies.shards import WHOLE, Shard
 from flwr_robust.studies.study import Cell, Study
 from flwr_robust.studies.workers import side_by_side
-from flwr_robust.tasks import content_digest
+from flwr_robust.tasks import TARGETS, content_digest
+from flwr_robust.tasks.metrics import VALIDATION, best_of
 
 __all__ = [
     "ENGINES",
@@ -183,10 +184,11 @@ def run_study(
     if others is not None:
         there = _by_digest(others)
         waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
-    keys = ("task", "data", "partition", "clients", "seed", "attack", "attackers", "validation")
+    keys = ("task", "data", "partition", "clients", "seed", "attack", "attackers", "validation", "loss", "metrics")
     splits = {tuple(getattr(cell.config, key) for key in keys): cell for cell in waiting}
     for cell in splits.values():
         _ = cell.config.samples  # loads and divides the data, to raise errors early
+        _check_measured(study, cell.config)
     alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
     for cell in waiting:
         alike.setdefault(cell.digest, []).append(cell)
@@ -213,6 +215,20 @@ def run_study(
                     _write(results, study, same, engine, outcome)
                 progress.advance(bar)
     return Summary(len(waiting) - len(failed), len(cells) - len(waiting), failed)
+
+
+def _check_measured(study: Study, config: RunConfig) -> None:
+    """Raise if a run does not measure what the study shows, or a function of the user's does not fit it."""
+    objective = config.objective
+    with_target = {name for target in TARGETS.values() for name in target.metrics}
+    for name in (study.report.metric, *study.report.metrics):
+        if name.removeprefix(VALIDATION) in with_target - {*objective.measured}:
+            raise ConfigurationError(
+                f"study {study.name}: [report] shows the metric {name}, which is not measured with target="
+                f"{objective.target!r}; take one of {', '.join(objective.measured)}"
+            )
+    if objective.loss.own or objective.own:
+        config.learner()  # which calls them
 
 
 def make_folder(results: Path) -> None:
@@ -327,7 +343,7 @@ def _write(results: Path, study: Study, cell: Cell, engine: str, outcome: dict[s
         "real_f": config.attackers,
         "engine": engine,
         "final": {key: value for key, value in curve[-1].items() if key != "round"},
-        "best_accuracy": max(point["accuracy"] for point in curve),
+        **best_of(curve),
         **outcome,
         **circumstances(),
     }

@@ -24,7 +24,7 @@ drops = false                          # true: they are drops from the column `a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -39,6 +39,7 @@ __all__ = [
     "Claim",
     "Report",
     "Reported",
+    "check_metrics",
     "read_claims",
     "read_report",
     "read_reported",
@@ -181,11 +182,8 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     if report.against:
         _label(f"against of study {study}", report.against, axes[report.columns])
     check_choice(f"study {study}", "take", report.take, _TAKES)
-    _metric(study, "metric", report.metric)
     for plot in report.plots:
         check_choice(f"study {study}", "plots", plot, PLOTS)
-    for metric in report.metrics:
-        _metric(study, "metrics", metric)
     if report.contest in (report.rows, report.columns):
         raise ConfigurationError(f"study {study}: contest must be a third axis; got {report.contest}, which is shown")
     if ("winners" in report.plots) != bool(report.contest):
@@ -193,6 +191,29 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     if ("metrics" in report.plots) != bool(report.metrics):
         raise ConfigurationError(f"study {study}: the plot metrics and the list metrics need each other; name both")
     return report
+
+
+def check_metrics(study: str, report: Report, own: Collection[str]) -> None:
+    """Raise if [report] names a metric that no curve holds.
+
+    Parameters
+    ----------
+    study : str
+        The name of the study in error messages.
+    report : Report
+        What it shows.
+    own : collection of str
+        The users' metrics that every cell of the study records.
+
+    Raises
+    ------
+    ConfigurationError
+        If a metric is neither in `METRICS` nor among them.
+    """
+    for key, names in (("metric", [report.metric]), ("metrics", report.metrics)):
+        for name in names:
+            if name.removeprefix(VALIDATION) not in (*METRICS, *own):
+                check_choice(f"study {study}", key, name, (*METRICS, *own))
 
 
 def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Reported, ...]:
@@ -312,11 +333,6 @@ def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:
     for axis, label in labels.items():
         _axis(study, f"axis of [[{name}]]", axis, axes)
         _label(f"label on axis {axis} in [[{name}]] of study {study}", label, axes[axis])
-
-
-def _metric(study: str, key: str, name: str) -> None:
-    if name.removeprefix(VALIDATION) not in METRICS:
-        check_choice(f"study {study}", key, name, METRICS)
 
 
 def _axis(study: str, what: str, axis: Any, axes: Axes) -> None:

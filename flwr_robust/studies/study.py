@@ -50,6 +50,7 @@ from flwr_robust.studies.showing import (
     Claim,
     Report,
     Reported,
+    check_metrics,
     read_claims,
     read_report,
     read_reported,
@@ -212,6 +213,7 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
     varied = [keys for found in points.values() for _, keys in found] + [keys for _, keys in exceptions]
     _check_variables(path, [common, *varied], used)
     _check_twins(path, labels_of, cells)
+    check_metrics(str(path), report, set.intersection(*(set(cell.config.own_metrics) for cell in cells)))
     for key in sorted(
         set.intersection(*(set(cell.config.unread) for cell in cells))
     ):  # a key of [config]; other cells may read it

@@ -6,17 +6,22 @@ from flwr_robust.tasks.hugging_face import task_from_dataset
 from flwr_robust.tasks.learner import Learner, descend
 from flwr_robust.tasks.metrics import METRICS, Metric, metric_named
 from flwr_robust.tasks.models import MODELS, build_model, check_model_name, depends_on_data, model_outline
+from flwr_robust.tasks.objective import LOSSES, Objective
 from flwr_robust.tasks.split import Split, split_arrays
 from flwr_robust.tasks.tail import Tail
+from flwr_robust.tasks.targets import TARGETS
 
 __all__ = [
+    "LOSSES",
     "METRICS",
     "MODELS",
+    "TARGETS",
     "TASKS",
     "DataWarning",
     "Grouped",
     "Learner",
     "Metric",
+    "Objective",
     "Split",
     "Tail",
     "Task",

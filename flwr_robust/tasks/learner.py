@@ -1,4 +1,4 @@
-"""A client's numerical work: gradients, local steps and accuracy of one model."""
+"""A client's numerical work: gradients, local steps and the evaluation of one model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+
+from flwr_robust.tasks.objective import CLASSES, Objective
 
 __all__ = ["Learner", "descend"]
 
@@ -32,9 +33,11 @@ class Learner:
     model : nn.Module
         The model; moved to the device. It computes gradients in training mode, and scores in evaluation mode.
     weight_decay : float
-        lambda: a gradient is that of the mean cross-entropy plus lambda times the parameters, biases included.
+        lambda: a gradient is that of the mean loss plus lambda times the parameters, biases included.
     device : torch.device or str
         Where to compute.
+    objective : Objective
+        The loss, and what is measured; when not given, cross-entropy on classes.
 
     Attributes
     ----------
@@ -45,7 +48,13 @@ class Learner:
         model.
     """
 
-    def __init__(self, model: nn.Module, weight_decay: float = 0.0, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        weight_decay: float = 0.0,
+        device: torch.device | str = "cpu",
+        objective: Objective = CLASSES,
+    ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.parameters = list(model.parameters())
@@ -54,6 +63,7 @@ class Learner:
         if self._moody:
             model.train()
         self.weight_decay = weight_decay
+        self.objective = objective
         state = model.state_dict()
         self.names = list(state)
         self.state = list(state.values())
@@ -71,7 +81,7 @@ class Learner:
         return [held.detach().cpu().numpy().copy() for held in self.state]
 
     def gradient(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """Return the gradient of the mean cross-entropy of a batch plus lambda times the parameters.
+        """Return the gradient of the mean loss of a batch plus lambda times the parameters.
 
         That of a frozen parameter is zero.
 
@@ -79,10 +89,10 @@ class Learner:
         ----------
         x : Tensor (b, ...)
             Inputs, scaled.
-        y : Tensor (b,) of int64
-            Labels.
+        y : Tensor (b, ...)
+            Targets.
         """
-        loss = cross_entropy(self.model(x), y)
+        loss = self.objective.loss(self.model(x), y)
         gradient = torch.autograd.grad(loss, self._trained, materialize_grads=True)
         if self.weight_decay:
             gradient = tuple(g + self.weight_decay * p.detach() for g, p in zip(gradient, self._trained, strict=True))
@@ -107,7 +117,7 @@ class Learner:
         descend(self.parameters, direction, step)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Return the model's scores (b, K), with its layers in evaluation mode."""
+        """Return the model's scores (b, ..., K), with its layers in evaluation mode."""
         if self._moody:
             self.model.eval()
         with torch.no_grad():
@@ -116,11 +126,6 @@ class Learner:
             self.model.train()
         return scores
 
-    def evaluate(self, x: Tensor, y: Tensor) -> tuple[float, float]:
-        """Return (mean cross-entropy, accuracy in [0, 1]) over samples, a thousand at a time."""
-        loss, correct = 0.0, 0
-        for inputs, labels in zip(torch.split(x, 1000), torch.split(y, 1000), strict=True):
-            scores = self.scores(inputs)
-            loss += float(cross_entropy(scores.double(), labels, reduction="sum"))
-            correct += int((scores.argmax(1) == labels).sum())
-        return loss / len(y), correct / len(y)
+    def evaluate(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Return all metrics over samples, by name; see `Objective.evaluate`."""
+        return self.objective.evaluate(self.scores, x, y)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-__all__ = ["METRICS", "VALIDATION", "Metric", "metric_named"]
+__all__ = ["METRICS", "VALIDATION", "Metric", "best_of", "metric_named"]
 
 VALIDATION = "validation_"
 """The prefix of a metric that is measured on the validation samples."""
@@ -79,3 +79,20 @@ def metric_named(name: str) -> Metric:
     """
     known = METRICS.get(name.removeprefix(VALIDATION))
     return Metric(name, "A metric of the user's own.") if known is None else replace(known, name=name)
+
+
+def best_of(curve: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the best value of the metric by which a curve is judged first, as ``best_accuracy`` or ``best_loss``.
+
+    Parameters
+    ----------
+    curve : sequence of mapping of str to float
+        The points of a run, at least one. The metric is the accuracy if they have one, else the loss.
+
+    Examples
+    --------
+    >>> best_of([{"round": 0, "loss": 3.0, "r2": 0.1}, {"round": 5, "loss": 2.0, "r2": 0.4}])
+    {'best_loss': 2.0}
+    """
+    name = "accuracy" if "accuracy" in curve[-1] else "loss"
+    return {f"best_{name}": metric_named(name).best(point[name] for point in curve)}

@@ -95,7 +95,7 @@ _OWN: dict[str, Maker] = {"cnn": _cnn, "mlp": _mlp, "small_cnn": _small_cnn, "so
 """Models of real numbers, whose layers are all filled below."""
 
 MODELS: dict[str, Maker] = {**_OWN, "char_gru": _char_gru, "char_lstm": _char_lstm}
-"""Builders by model name; each takes the shape of one input and the number of classes.
+"""Builders by model name; each takes the shape of one input and the number of scores.
 
 softmax: softmax regression with bias (7,850 parameters on MNIST). mlp: two hidden layers of 50 with ReLU (42,310).
 cnn: two 3x3 convolutions of 16 and 32 channels, each with ReLU and max-pooling, then 128 units (268,650 on CIFAR-10).
@@ -133,20 +133,27 @@ def check_model_name(name: str) -> None:
     _maker(name)
 
 
-def model_outline(name: str, shape: Shape, classes: int, vocabulary: int = 0, seed: int = 0) -> nn.Module:
+def model_outline(
+    name: str, shape: Shape, classes: int, vocabulary: int = 0, seed: int = 0, scores: Shape = ()
+) -> nn.Module:
     """Return a model for its layers and shapes alone; the numbers in it mean nothing.
 
     Parameters
     ----------
-    name, shape, classes, vocabulary, seed
+    name, shape, classes, vocabulary, seed, scores
         As for `build_model`.
     """
     if not _is_own(name):
-        return build_model(name, shape, classes, seed, vocabulary)
+        return build_model(name, shape, classes, seed, vocabulary, scores)
     if vocabulary:
         raise ConfigurationError(
             f"model {name} computes with real numbers, and the task's inputs are token numbers below {vocabulary}: "
             f"take a model that embeds them"
+        )
+    if scores not in ((), (classes,)):
+        raise ConfigurationError(
+            f"model {name} gives scores of shape ({classes},) for an input, and the task's targets need {scores}: take "
+            f"a model that scores the next token at each position"
         )
     with torch.device("meta"):
         return MODELS[name](shape, classes)
@@ -167,7 +174,7 @@ def _is_own(name: str) -> bool:
     return name in _OWN and MODELS.get(name) is _OWN[name]
 
 
-def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: int = 0) -> nn.Module:
+def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: int = 0, scores: Shape = ()) -> nn.Module:
     """Build a model with its own initialisation, drawn from the seed.
 
     Parameters
@@ -179,20 +186,22 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     shape : tuple of int
         Shape of one input.
     classes : int
-        K.
+        K, the number of scores.
     seed : int
         The run's seed; afterwards the global generator is as it was before.
     vocabulary : int
         The number of tokens that inputs may hold, as `Task.vocabulary` has it; 0: inputs are real numbers.
+    scores : tuple of int
+        Shape of the scores of one input, as `Task.scores` has it; (classes,) if it is empty.
 
     Raises
     ------
     UnknownNameError
         If there is no such model.
     ConfigurationError
-        If a user's function fails, or what it makes is no classifier of such inputs: scores (b, K), at least one
-        trainable parameter, and finite numbers throughout. If inputs are token numbers, and the model is one of the
-        four for real numbers.
+        If a user's function fails, or what it makes is no model of such inputs: scores of the right shape, at least one
+        trainable parameter, and finite numbers throughout. If inputs or targets are token numbers, and the model is one
+        of the four for real numbers.
 
     Examples
     --------
@@ -200,8 +209,8 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     7850
     """
     if not _is_own(name):
-        return _built(name, shape, classes, seed, vocabulary)
-    model = model_outline(name, shape, classes, vocabulary).to_empty(device="cpu")
+        return _built(name, shape, classes, seed, vocabulary, scores or (classes,))
+    model = model_outline(name, shape, classes, vocabulary, seed, scores).to_empty(device="cpu")
     generator = torch_generator(seed, "model", name)
     with torch.no_grad():
         for module in model.modules():
@@ -215,9 +224,9 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     return model
 
 
-def _built(name: str, shape: Shape, classes: int, seed: int, vocabulary: int) -> nn.Module:
+def _built(name: str, shape: Shape, classes: int, seed: int, vocabulary: int, scores: Shape) -> nn.Module:
     """Return a user's model; a process builds it once, and copies it."""
-    given = _maker(name), name, shape, classes, seed, vocabulary
+    given = _maker(name), name, shape, classes, seed, vocabulary, scores
     known = _first_built(*given)
     try:
         return copy.deepcopy(known)
@@ -226,7 +235,9 @@ def _built(name: str, shape: Shape, classes: int, seed: int, vocabulary: int) ->
 
 
 @lru_cache(maxsize=4)
-def _first_built(make: Maker, name: str, shape: Shape, classes: int, seed: int, vocabulary: int) -> nn.Module:
+def _first_built(
+    make: Maker, name: str, shape: Shape, classes: int, seed: int, vocabulary: int, scores: Shape
+) -> nn.Module:
     """Build a user's model on the CPU, and check it."""
     also = {"vocabulary": vocabulary} if _asks_for(make, "vocabulary") else {}
     if also and not vocabulary:
@@ -248,7 +259,7 @@ def _first_built(make: Maker, name: str, shape: Shape, classes: int, seed: int, 
             raise ConfigurationError(f"model {name}: its function must return an nn.Module; got {type(model).__name__}")
         _check_numbers(name, model)
         zeros = torch.zeros(2, *shape, dtype=torch.int64 if vocabulary else torch.float32)
-        _check_scores(name, model, zeros, classes)
+        _check_scores(name, model, zeros, scores)
     return model
 
 
@@ -268,9 +279,9 @@ def _check_numbers(name: str, model: nn.Module) -> None:
         raise ConfigurationError(f"model {name}: it has no trainable parameter; leave at least one unfrozen")
 
 
-def _check_scores(name: str, model: nn.Module, inputs: torch.Tensor, classes: int) -> None:
-    """Raise unless the model turns two inputs into scores (2, K)."""
-    trains = model.training
+def _check_scores(name: str, model: nn.Module, inputs: torch.Tensor, shape: Shape) -> None:
+    """Raise unless the model turns two inputs into scores (2, *shape)."""
+    trains, asked = model.training, (2, *shape)
     try:
         with torch.no_grad():
             scores = model.eval()(inputs)
@@ -282,7 +293,7 @@ def _check_scores(name: str, model: nn.Module, inputs: torch.Tensor, classes: in
         ) from error
     model.train(trains)
     got = f"shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != (2, classes):
+    if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != asked:
         raise ConfigurationError(
-            f"model {name}: for 2 inputs it must return scores of shape (2, {classes}); got {got}: correct the function"
+            f"model {name}: for 2 inputs it must return scores of shape {asked}; got {got}: correct the function"
         )

@@ -92,6 +92,11 @@ class Partition(Component, ABC):
         """Say whether each client's samples are put into ascending order."""
         return True
 
+    @property
+    def reads_classes(self) -> bool:
+        """Say whether the parts depend on the samples' classes; such a partition needs a task with classes."""
+        return True
+
     def drawn_from(self) -> tuple[object, ...]:
         """Return the fields on which the draw depends."""
         return dataclasses.astuple(self)
@@ -151,6 +156,11 @@ def _spread(
 @dataclass(frozen=True)
 class Iid(Partition):
     """Shuffled samples in equal parts (sizes differ by at most one). No client is empty."""
+
+    @property
+    def reads_classes(self) -> bool:
+        """Return False: only the number of samples matters."""
+        return False
 
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Shuffle and cut."""
@@ -410,6 +420,11 @@ class Sizes(Partition):
 
     shares: Annotated[Sequence[float], ListOf(Number(above=0))]
 
+    @property
+    def reads_classes(self) -> bool:
+        """Return False: only the number of samples matters."""
+        return False
+
     def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
         """Shuffle, and cut at the sums of the shares."""
         if len(self.shares) != clients:
@@ -445,6 +460,11 @@ class Natural(Partition):
     """
 
     largest: Annotated[bool, Flag()] = False
+
+    @property
+    def reads_classes(self) -> bool:
+        """Return False: only the owners matter."""
+        return False
 
     def drawn_from(self) -> tuple[object, ...]:
         """Return nothing: the draw depends on no field."""

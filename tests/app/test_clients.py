@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from sklearn.metrics import balanced_accuracy_score
 
 from flwr_robust import ConfigurationError
 from flwr_robust.app import client as client_app
@@ -20,6 +21,7 @@ from flwr_robust.app.numpy_clients import HonestClient, Poisoner
 from flwr_robust.attacks.data import Backdoor, DynamicLabelFlip, LabelFlip, RandomLabel, TargetedFlip
 from flwr_robust.flower import InProcessGrid
 from flwr_robust.runs.config import RunConfig
+from flwr_robust.tasks import TARGETS
 from tests.flower_helpers import FIRST, record, values
 
 HELD = 721  # 1442 training samples over two clients
@@ -498,7 +500,8 @@ def test_clients_evaluate_on_their_own_samples_with_the_true_labels(kind):
     log -= np.log(np.exp(log).sum(1, keepdims=True))
     assert loss == pytest.approx(-log[np.arange(len(y)), y].mean(), rel=1e-4)
     assert metrics["accuracy"] == pytest.approx((s.argmax(1) == y).mean(), abs=2 / len(y))
-    assert set(metrics) == {"accuracy"}
+    assert metrics["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(y, s.argmax(1)), abs=0.02)
+    assert set(metrics) == {*TARGETS["class"].metrics}
     assert count == HELD
 
 

@@ -6,6 +6,7 @@ from flwr_robust.errors import ConfigurationError
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import unbatched
 from flwr_robust.studies.runner import run_fast_cell
+from flwr_robust.tasks import TARGETS
 from tests.apps import run
 
 LIARS = {"attack": "nan()", "attackers": 2, "knowledge": "nothing", "rounds": 5, "evaluate_every": 5}
@@ -36,7 +37,7 @@ def test_a_run_ends_with_its_results_after_a_round_that_is_infeasible(tmp_path):
     assert stopped["outcomes"] == {**dict.fromkeys(stopped["outcomes"], 0), "OK": 2, "INFEASIBLE": 1}
     # The last model is evaluated although its round would not have been.
     assert [point["round"] for point in stopped["curve"]] == [0, 3]
-    assert set(stopped["curve"][1]) == {"round", "loss", "accuracy"}
+    assert set(stopped["curve"][1]) == {"round", *TARGETS["class"].metrics}
     assert model
     kept, _ = run(tmp_path, **STARVED)
     assert (kept["stopped"], kept["outcomes"]["INFEASIBLE"]) == ("", 4)

@@ -7,6 +7,7 @@ defences named here, at 92 to 94 % accuracy.
 import pytest
 
 from flwr_robust.runs.config import RunConfig
+from flwr_robust.tasks import TARGETS
 from tests.apps import run
 
 STANDING = {"attackers": 2, "rounds": 300, "evaluate_every": 300}
@@ -121,5 +122,5 @@ def test_the_attackers_weight_counts_those_of_the_round(tmp_path):
 def test_attacks_that_want_no_label_report_no_success(tmp_path):
     for attack in ("label_flip()", "random_label()"):
         curve = run(tmp_path, rounds=1, attack=attack, attackers=1)[0]["curve"]
-        assert [set(point) for point in curve] == [{"round", "loss", "accuracy"}] * 2
+        assert [set(point) for point in curve] == [{"round", *TARGETS["class"].metrics}] * 2
     assert "attack_success" not in run(tmp_path, rounds=1)[0]["curve"][-1]

@@ -371,6 +371,7 @@ OTHER = {
     "weight-decay": (0.5, {}),
     "rounds": (2, {}),
     "evaluate-every": (2, {}),
+    "metrics": ("worst_client", {}),
     "diagnose": (5, {}),
     "fraction-train": (0.6, {}),
     "min-replies": (6, {"attack": "crash()", "attackers": 3, "clients": 8, "attack_start": 2}),
@@ -378,6 +379,7 @@ OTHER = {
 }
 ASK_FOR_A_GRANT = ("knowledge", "known")  # checked before round 1, see `WRONG`
 OF_SPEED = ("threads",)
+OF_FUNCTIONS = ("loss",)  # of a user's own, or for other targets, see `test_target_runs`
 OF_THE_APPS = {
     "quarantine-after": (1, {"attack": "nan()", "attackers": 1}),
     "rest-after": (1, {"attack": "crash()", "attackers": 1}),
@@ -413,7 +415,7 @@ def another_task(tmp_path_factory):
 
 
 def test_the_cases_cover_the_table():
-    told = {*OTHER, *ASK_FOR_A_GRANT, *OF_SPEED, *OF_THE_APPS, "message"}
+    told = {*OTHER, *ASK_FOR_A_GRANT, *OF_SPEED, *OF_FUNCTIONS, *OF_THE_APPS, "message"}
     assert told == {name for name, key in KEYS.items() if not key.place}
     assert {*ASK_FOR_A_GRANT, *OF_SPEED} == {name for name, key in KEYS.items() if not key.result}
     assert set(OF_THE_APPS) == {name for name, key in KEYS.items() if "fast" not in key.engines and not key.place}

@@ -133,8 +133,16 @@ def test_clients_without_test_samples_are_not_evaluated():
             evaluated_clients(alone)
 
 
+def score(samples, loss, accuracy, trials=0, success=0.0):
+    return ClientScore(samples, {"loss": loss, "accuracy": accuracy}, trials, success)
+
+
 def test_what_is_reported_by_hand():
-    scores = [ClientScore(30, 1.0, 0.5, 10, 0.5), ClientScore(10, 2.0, 0.9, 0, 0.0), ClientScore(10, 0.0, 1.0, 30, 1.0)]
+    scores = [
+        ClientScore(30, {"loss": 1.0, "accuracy": 0.5}, 10, 0.5),
+        ClientScore(10, {"loss": 2.0, "accuracy": 0.9}, 0, 0.0),
+        ClientScore(10, {"loss": 0.0, "accuracy": 1.0}, 30, 1.0),
+    ]
     assert averaged(scores) == {
         "loss": pytest.approx(1.0),
         "accuracy": pytest.approx((15 + 9 + 10) / 50),
@@ -146,8 +154,12 @@ def test_what_is_reported_by_hand():
 
 
 def test_validation_counts_for_those_that_held_out_samples():
-    held_out = [ClientScore(5, 3.0, 0.2, 2, 0.5), None, ClientScore(15, 1.0, 0.6, 0, 0.0)]
-    scores = [ClientScore(10, 1.0, 0.5, validation=score) for score in held_out]
+    held_out = [
+        ClientScore(5, {"loss": 3.0, "accuracy": 0.2}, 2, 0.5),
+        None,
+        ClientScore(15, {"loss": 1.0, "accuracy": 0.6}, 0, 0.0),
+    ]
+    scores = [ClientScore(10, {"loss": 1.0, "accuracy": 0.5}, validation=score) for score in held_out]
     found = averaged(scores)
     assert {name: value for name, value in found.items() if name.startswith("validation")} == {
         "validation_loss": pytest.approx(1.5),
@@ -164,7 +176,8 @@ def test_a_client_evaluates_its_model_on_the_samples_that_it_held_out():
     arrays = config.learner().arrays()
     _, _, metrics = HonestClient(config, 1, RecordDict()).evaluate([arrays[i] for i in config.split.shared], {})
     x, y = config.data_set.batch(torch.from_numpy(config.held_out[1]))
-    assert (metrics["validation_loss"], metrics["validation_accuracy"]) == config.learner().evaluate(x, y)
+    found = config.learner().evaluate(x, y)
+    assert {name: metrics[f"validation_{name}"] for name in found} == found
     assert len(y) == pytest.approx(0.25 / 0.75 * len(config.samples[1]), abs=1)
 
 
@@ -307,6 +320,12 @@ def test_personal_parameters_stay_with_the_clients_and_nothing_of_them_is_sent(t
 # -- asking ------------------------------------------------------------------------------------------
 
 
+def full(**changes):
+    """Return what an honest client answers."""
+    rest = ("balanced_accuracy", "macro_f1", "worst_class", "calibration_error")
+    return {"loss": 1.0, "accuracy": 0.5, **dict.fromkeys(rest, 0.5), **changes}
+
+
 class Liars:
     """A grid whose nodes answer an evaluation with what they please."""
 
@@ -315,7 +334,7 @@ class Liars:
 
     def send_and_receive(self, messages, *, timeout=None):
         for message in messages:
-            answer = self.answers.get(message.metadata.dst_node_id, {"loss": 1.0, "accuracy": 0.5})
+            answer = self.answers.get(message.metadata.dst_node_id, full())
             if isinstance(answer, Error):
                 yield Message(answer, reply_to=message)
             elif answer is not None:
@@ -329,11 +348,13 @@ class Liars:
         Error(2, "it raised"),
         {},
         {"loss": 1.0},
-        {"loss": 1.0, "accuracy": float("nan")},
-        {"loss": 1.0, "accuracy": 1.5},
-        {"loss": 1.0, "accuracy": [0.5]},
-        {"loss": 1.0, "accuracy": 0.5, "success": -1.0},
-        {"loss": 1.0, "accuracy": 0.5, "trials": 10**9},
+        {"loss": 1.0, "accuracy": 0.5},
+        full(accuracy=float("nan")),
+        full(accuracy=1.5),
+        full(worst_class=-0.5),
+        full(accuracy=[0.5]),
+        full(success=-1.0),
+        full(trials=10**9),
     ],
 )
 def test_an_answer_without_an_accuracy_is_left_out(answer, caplog):
@@ -346,10 +367,10 @@ def test_an_answer_without_an_accuracy_is_left_out(answer, caplog):
         scores = ask(model)
     shares = evaluation_shares(config)
     assert [score.samples for score in scores] == [len(shares[0]), len(shares[2])]
-    assert "no accuracy came from clients [1]" in caplog.text
+    assert "no metrics came from clients [1]" in caplog.text
     caplog.clear()
     # Whatever number of examples it claims, it counts as many as it was dealt.
-    ask = asking(Liars({11: {"loss": 1.0, "accuracy": 1.0, "num-examples": 10**9}}), config, partitions)
+    ask = asking(Liars({11: full(accuracy=1.0, **{"num-examples": 10**9})}), config, partitions)
     assert [score.samples for score in ask(model)] == [len(shares[c]) for c in range(3)]
     assert caplog.text == ""
 
@@ -358,11 +379,12 @@ def test_an_answer_without_an_accuracy_is_left_out(answer, caplog):
 def test_an_answer_without_its_validation_is_left_out(wrong):
     InProcessGrid(client_app, 1)  # tells Flower that this process is a server
     config = RunConfig(**{**KEYS, "clients": 2, "validation": 0.2})
-    whole = {"loss": 1.0, "accuracy": 0.5, "validation_loss": 2.0, "validation_accuracy": 0.25}
-    lacking = {"loss": 1.0, "accuracy": 0.5, **wrong}
+    held_out = full(loss=2.0, accuracy=0.25)
+    whole = {**full(), **{f"validation_{name}": value for name, value in held_out.items()}}
+    lacking = {**whole, **wrong} if wrong else full()
     model = dict(zip(("1.weight", "1.bias"), (np.zeros((2, 2), np.float32), np.zeros(2, np.float32)), strict=True))
     (score,) = asking(Liars({10: whole, 11: lacking}), config, {10: 0, 11: 1})(model)
-    assert score.validation == ClientScore(len(config.held_out[0]), 2.0, 0.25)
+    assert score.validation == ClientScore(len(config.held_out[0]), held_out)
 
 
 def test_a_client_that_was_never_asked_has_the_seeded_parameters():
@@ -372,7 +394,8 @@ def test_a_client_that_was_never_asked_has_the_seeded_parameters():
     loss, samples, metrics = client.evaluate([arrays[i] for i in config.split.shared], {})
     task, share = config.data_set, evaluation_shares(config)[1]
     x, y = task.inputs(task.x_test[torch.from_numpy(share)]), task.y_test[torch.from_numpy(share)]
-    assert (loss, metrics["accuracy"]) == config.learner().evaluate(x, y)
+    assert metrics == {**config.learner().evaluate(x, y), "trials": 0, "success": 0.0}
+    assert loss == metrics["loss"]
     assert samples == len(share)
 
 

@@ -8,6 +8,7 @@ from flwr_robust.protocol.messages import CLASS_MOMENTUM, MESSAGES
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.runs.fast import simulate
 from flwr_robust.runs.results import evaluator
+from flwr_robust.tasks import TARGETS
 from tests.apps import run
 
 ATTACKED = {"clients": 6, "attackers": 2, "rounds": 3, "evaluate_every": 2, "partition": "dirichlet(beta=1.0)"}
@@ -40,10 +41,8 @@ def test_each_point_of_a_curve_holds_the_validation_on_both_engines(tmp_path, me
     learner = config.learner()
     learner.load(list(model.values()))
     for point in quick["curve"]:
-        assert {"loss", "accuracy"} <= parts_of(point).keys()
-    loss, accuracy = learner.evaluate(*honest_samples(config, range(4)))
-    assert parts_of(quick["curve"][-1])["loss"] == loss
-    assert parts_of(quick["curve"][-1])["accuracy"] == accuracy
+        assert parts_of(point).keys() == {*TARGETS["class"].metrics}
+    assert parts_of(quick["curve"][-1]) == learner.evaluate(*honest_samples(config, range(4)))
 
 
 def test_an_attacks_success_is_measured_on_the_validation_samples_too():
@@ -51,7 +50,7 @@ def test_an_attacks_success_is_measured_on_the_validation_samples_too():
     learner, model = initial(config)
     found = evaluator(config)(0, lambda: model)
     trial = config.data_attack.trial(*honest_samples(config, range(4)), config.data_set.span)
-    assert found["validation_attack_success"] == learner.evaluate(*trial)[1] != found["attack_success"]
+    assert found["validation_attack_success"] == learner.evaluate(*trial)["accuracy"] != found["attack_success"]
 
 
 def test_without_validation_nothing_changes():
@@ -67,6 +66,21 @@ def test_attackers_that_the_configuration_does_not_know_do_not_count_either():
     config = RunConfig(clients=6, validation=0.2)
     learner, model = initial(config)
     every, four = (evaluator(config, honest=honest)(0, lambda: model) for honest in (None, range(4)))
-    loss, _ = learner.evaluate(*honest_samples(config, range(4)))
+    loss = learner.evaluate(*honest_samples(config, range(4)))["loss"]
     assert four["validation_loss"] == loss != every["validation_loss"]
     assert four["loss"] == every["loss"]
+
+
+def test_the_worst_client_is_looked_for_among_the_honest():
+    keys = {"clients": 5, "partition": "by_label", "attack": "label_flip()", "attackers": 2, "rounds": 8}
+    config = RunConfig(**keys, metrics="worst_client")
+    document = simulate(config)
+    learner, model = initial(config)
+    point = evaluator(config)(0, lambda: model)
+    own = [learner.evaluate(*config.data_set.batch(torch.from_numpy(held)))["accuracy"] for held in config.samples]
+    assert point["worst_client"] == min(own[:3]) < max(own[:3])
+    assert evaluator(config, honest=[3, 4])(0, lambda: model)["worst_client"] == min(own[3:])
+    plain = simulate(RunConfig(**keys))
+    assert plain["model_sha256"] == document["model_sha256"]
+    assert all("worst_client" not in point for point in plain["curve"])
+    assert all(0 <= point["worst_client"] <= 1 for point in document["curve"])

@@ -16,6 +16,7 @@ from flwr_robust.studies import report
 from flwr_robust.studies.failures import is_failure
 from flwr_robust.studies.runner import read_results, run_in_process_cell, run_study
 from flwr_robust.studies.study import STUDIES, load_study
+from flwr_robust.tasks import TARGETS
 
 SMALL = """
 title = "small"
@@ -278,7 +279,7 @@ def test_a_backdoor_s_success_reaches_the_results_and_the_terminal(small, tmp_pa
     done = invoke("run", small, "--results", tmp_path, "--workers", 1)
     assert done.exit_code == 0, done.output
     for document in read_results(load_study(small), tmp_path / "small"):
-        assert set(document["final"]) == {"loss", "accuracy", "attack_success"}
+        assert set(document["final"]) == {*TARGETS["class"].metrics, "attack_success"}
         assert all(0 <= point["attack_success"] <= 1 for point in document["curve"])
         assert document["attackers_weight"] == pytest.approx(document["mean_weights"][-1])
     assert "success of the attack, %" in invoke("report", small, "--results", tmp_path).output

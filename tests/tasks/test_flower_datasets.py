@@ -146,3 +146,18 @@ def test_unknown_options_list_the_allowed_ones():
     pytest.importorskip("flwr_datasets")
     with pytest.raises(UnknownNameError, match="Did you mean 'num_classes_per_partition'"):
         FlwrDatasets("PathologicalPartitioner", {"num_classes": 2})(LABELS, 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("partitioner", "options", "reads"),
+    [
+        ("IidPartitioner", None, False),
+        ("SizePartitioner", None, False),
+        ("NaturalIdPartitioner", None, False),
+        ("DirichletPartitioner", {"alpha": 0.5}, True),
+        ("DirichletPartitioner", {"alpha": 0.5, "partition_by": "owner"}, False),
+        ("NaturalIdPartitioner", {"partition_by": "label"}, True),
+    ],
+)
+def test_who_reads_classes(partitioner, options, reads):
+    assert partitions.parse(text(partitioner, options)).reads_classes == reads

@@ -68,6 +68,19 @@ def test_arrays_of_bytes_are_images():
     assert task.scale == 1 / 127.5
 
 
+def test_columns_of_other_targets():
+    rows = table(
+        x=[[1.0, 2.0], [3.0, 4.0]], price=[0.5, 1.5], genres=[[True, False], [True, True]], next=[[1, 2], [2, 0]]
+    )
+    task = task_from_dataset(rows, rows, "x", "price", target="values")
+    assert (task.target, task.y_train.tolist()) == ("values", [[0.5], [1.5]])
+    task = task_from_dataset(rows, rows, "x", "genres", target="labels")
+    assert (task.classes, task.y_test.tolist()) == (2, [[1, 0], [1, 1]])
+    assert task_from_dataset(rows, rows, "x", "next", target="tokens").scores == (2, 3)
+    with pytest.raises(ConfigurationError, match="say target='labels'"):
+        task_from_dataset(rows, rows, "x", "genres")
+
+
 def test_lists_of_token_numbers():
     train = table(words=[[3, 0, 1], [2, 2, 2]], label=[0, 1]).with_format("torch")
     task = task_from_dataset(train, train, "words", tokens=True)

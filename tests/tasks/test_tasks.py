@@ -376,7 +376,7 @@ def test_a_task_of_ones_own(own, function, shape, classes, samples):
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("ragged", "cannot be read as pairs of an input and a label, all inputs of one shape"),
+        ("ragged", "cannot be read as pairs of an input and a target, all inputs of one shape"),
         ("one_hot", "if it is one-hot, pass y.argmax"),
         ("gaps", "classes must be the number of classes in y_train, 2; got classes=5"),
         ("nothing", "must return a Task .*; got int"),
@@ -624,11 +624,11 @@ def test_the_gradient_leaves_no_trace():
 def test_a_small_step_down_lowers_the_loss():
     x, y = (torch.from_numpy(a) for a in batch())
     learner = Learner(build_model("mlp", (6,), 4, seed=0))
-    loss, _ = learner.evaluate(x, y)
+    loss = learner.evaluate(x, y)["loss"]
     gradient = learner.gradient(x, y)
     before = learner.arrays()
     learner.descend(gradient, 0.01)
-    after, _ = learner.evaluate(x, y)
+    after = learner.evaluate(x, y)["loss"]
     squared = sum(float(g.square().sum()) for g in gradient)
     assert loss - after == pytest.approx(0.01 * squared, rel=0.1)
     for old, new, g in zip(before, learner.arrays(), gradient, strict=True):
@@ -673,13 +673,13 @@ def test_evaluation_in_chunks(n):
     learner = Learner(build_model("softmax", (6,), 4, seed=0))
     sizes = []
     learner.model.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
-    loss, accuracy = learner.evaluate(torch.from_numpy(x), torch.from_numpy(y))
+    found = learner.evaluate(torch.from_numpy(x), torch.from_numpy(y))
     weight, bias = (a.astype(float) for a in learner.arrays())
     z = x @ weight.T + bias
     z -= z.max(1, keepdims=True)
     logs = z - np.log(np.exp(z).sum(1, keepdims=True))
-    assert loss == pytest.approx(-logs[np.arange(n), y].mean(), rel=1e-5)
-    assert accuracy == pytest.approx((z.argmax(1) == y).mean())
+    assert found["loss"] == pytest.approx(-logs[np.arange(n), y].mean(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((z.argmax(1) == y).mean())
     assert sum(sizes) == n
     assert max(sizes) <= 1000
     assert len(sizes) == math.ceil(n / 1000)
@@ -697,7 +697,7 @@ def test_learning_digits_works():
     task = load_task("digits")
     learner = Learner(build_model("softmax", task.shape, task.classes, seed=0))
     x, x_test = task.inputs(task.x_train), task.inputs(task.x_test)
-    assert learner.evaluate(x_test, task.y_test)[1] < 0.4
+    assert learner.evaluate(x_test, task.y_test)["accuracy"] < 0.4
     for _ in range(100):
         learner.descend(learner.gradient(x, task.y_train), 0.5)
-    assert 0.9 < learner.evaluate(x_test, task.y_test)[1] < 0.99
+    assert 0.9 < learner.evaluate(x_test, task.y_test)["accuracy"] < 0.99

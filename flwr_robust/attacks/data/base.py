@@ -66,12 +66,15 @@ class DataAttack(Component, ABC):
         mean of a client's gradients) is scaled when it is sent; the stored one stays as it is.
     changes_inputs : bool, class attribute
         Whether the attack computes new inputs from real numbers; it then refuses tasks of token numbers.
+    changes_labels : bool, class attribute
+        Whether the attack computes new class labels; it then refuses tasks with other targets.
     """
 
     p: Annotated[float, Number(minimum=0, maximum=1)] = 1.0
     per: Annotated[str, Choice(("label", "batch"))] = "label"
     scale: Annotated[float, Number(above=0)] = 1.0
     changes_inputs: ClassVar[bool] = True
+    changes_labels: ClassVar[bool] = True
 
     def check(self, classes: int, shape: tuple[int, ...]) -> str | None:
         """Return why a task with so many classes and this shape of inputs does not fit, in one sentence, or None."""
@@ -107,14 +110,14 @@ class DataAttack(Component, ABC):
         ----------
         x : Tensor (b, ...)
             Inputs, as a model sees them.
-        labels : Tensor (b,) of int64
-            True labels, 0 .. K - 1.
+        labels : Tensor (b, ...)
+            True targets; class labels are int64 (b,), 0 .. K - 1.
         view : ClientView
             What else the client knows.
 
         Returns
         -------
-        (Tensor (b, ...), Tensor (b,) of int64)
+        (Tensor (b, ...), Tensor (b, ...))
             The inputs are x itself where the attack leaves them alone; the labels are copies.
         """
         count = len(labels) if self.per == "label" else 1
@@ -124,7 +127,7 @@ class DataAttack(Component, ABC):
         inputs, wrong = self.poisoned(x, labels, view)
         if inputs is not x:
             inputs = torch.where(chosen.view(-1, *[1] * (x.dim() - 1)), inputs, x)
-        return inputs, torch.where(chosen, wrong, labels)
+        return inputs, labels.clone() if wrong is labels else torch.where(chosen, wrong, labels)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ Knows: own data, the span of the task's inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -33,6 +34,8 @@ class PixelInvert(DataAttack):
     >>> inputs.tolist(), labels.tolist()
     ([[1.0, 0.75, 0.0]], [5])
     """
+
+    changes_labels: ClassVar[bool] = False
 
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
         """Mirror the inputs in their span."""

@@ -13,7 +13,7 @@ Knows: own data, the span of the task's inputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class PixelNoise(DataAttack):
     """
 
     sigma: Annotated[float, Number(above=0)] = 0.5
+    changes_labels: ClassVar[bool] = False
 
     def poisoned(self, x: Tensor, labels: Tensor, view: ClientView) -> tuple[Tensor, Tensor]:
         """Draw noise for all samples, used or not, and stay within the span."""
