@@ -13,10 +13,11 @@ from torch import nn
 from flwr_robust import ConfigurationError, UnknownNameError
 from flwr_robust.core import spec
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.runs.fast import unbatched
+from flwr_robust.runs.fast import simulate, unbatched
 from flwr_robust.studies.runner import read_results, run_fast_cell, run_study
 from flwr_robust.studies.study import load_study
 from flwr_robust.tasks import MODELS, Grouped, Learner, build_model, model_outline
+from tests.apps import run
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "own-models.md"
 SHOWN = ("resnet", "groupnorm_resnet", "Transformer", "Lstm")
@@ -278,6 +279,25 @@ def test_tokens_reach_a_model_that_embeds_them(named, model):
     assert words.num_embeddings == config.data_set.vocabulary == 12
     curve = run_fast_cell(values)["curve"]
     assert curve[-1]["accuracy"] > 0.8 > 0.7 > curve[0]["accuracy"]
+
+
+def test_tokens_run_alike_on_both_engines(named, tmp_path):
+    function = named(TOKENS)
+    keys = {
+        "task": function("words"),
+        "model": function("BagOfWords"),
+        "rounds": 3,
+        "evaluate_every": 3,
+        "clients": 3,
+        "attack": "label_flip()",
+        "attackers": 1,
+        "defence": "median()",
+    }
+    slow, expected = run(tmp_path, **keys)
+    quick = simulate(RunConfig.from_mapping(keys))
+    assert quick["model_sha256"] == slow["model_sha256"]
+    assert quick["curve"] == slow["curve"]
+    assert expected["words.weight"].shape == (12, 16)
 
 
 @pytest.mark.parametrize(
