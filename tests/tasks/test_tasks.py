@@ -533,7 +533,7 @@ def test_the_cnn_needs_images(name, shape):
 
 def test_an_unknown_model_lists_the_models():
     with pytest.raises(
-        UnknownNameError, match="unknown model 'resnet'; allowed: <module>:<function>, cnn, mlp, small_cnn, softmax"
+        UnknownNameError, match="unknown model 'resnet'; allowed: <module>:<function>, char_gru, char_lstm, cnn, mlp"
     ):
         build_model("resnet", (1, 8, 8), 10, seed=0)
 
