@@ -15,15 +15,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from benchmarks import admission, engines, rules
+from benchmarks import admission, byzfl_grid, engines, rules
 from flwr_robust.files import write_atomically
 
-BENCHMARKS: dict[str, ModuleType] = {"engines": engines, "rules": rules, "admission": admission}
+BENCHMARKS: dict[str, ModuleType] = {"engines": engines, "rules": rules, "admission": admission, "byzfl": byzfl_grid}
+ON_REQUEST = ("byzfl",)  # needs ByzFL and MNIST, and takes a quarter of an hour
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}; all by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Which: {', '.join(BENCHMARKS)}; all but byzfl by default.")
+    ] = None,
     results: Annotated[Path, typer.Option(help="Folder for the figures, one JSON per benchmark.")] = RESULTS,
     peers: Annotated[Path | None, typer.Option(help="rules: Python that has byzfl, byzpy and geom_median.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="rules: numbers of threads; 1 and 2 by default.")] = None,
@@ -52,20 +55,24 @@ def main(
         "repeats": repeats,
         "limit": limit,
     }
-    for name in names or BENCHMARKS:
+    for name in names or [name for name in BENCHMARKS if name not in ON_REQUEST]:
         module = BENCHMARKS[name]
         document = {
-            **module.measure(**(options if module is rules else {"quick": quick} if module is engines else {})),
+            **module.measure(
+                **(options if module is rules else {"quick": quick} if module in (engines, byzfl_grid) else {})
+            ),
             "machine": {"cpus": os.cpu_count(), "processor": _processor(), "system": platform.platform()},
             "versions": {p: importlib.metadata.version(p) for p in ("flwr", "numpy", "ray", "torch")},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         results.mkdir(parents=True, exist_ok=True)
-        stem = f"{name}-quick" if quick and module in (rules, engines) else name
+        stem = f"{name}-quick" if quick and module in (rules, engines, byzfl_grid) else name
         _write(results / f"{stem}.json", json.dumps(document, indent=1).encode())
         if module is rules:
             _write(results / f"{stem}.md", rules.markdown(document).encode())
             write_atomically(results / f"{stem}.png", rules.plot(document))
+        if module is byzfl_grid:
+            _write(results / f"{stem}.md", byzfl_grid.markdown(document).encode())
         # A file has no width; the tables are wider than its default of 80 columns.
         Console(width=None if sys.stdout.isatty() else 160).print(module.table(document))
 

@@ -262,8 +262,8 @@ class RunConfig:
     )
     partition: str = _key(
         "iid",
-        "``iid``, ``dirichlet(beta=1.0)``, ``by_label``, ``k_classes(k=3)``, ``shards``, ``sizes(shares=[5, 1])``, or "
-        "``natural``.",
+        "``iid``, ``dirichlet(beta=1.0)``, ``gamma_similarity(gamma=0.66)``, ``by_label``, ``k_classes(k=3)``, "
+        "``shards``, ``sizes(shares=[5, 1])``, or ``natural``.",
     )
     validation: float = _key(
         0.0,

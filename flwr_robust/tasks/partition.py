@@ -24,6 +24,7 @@ from flwr_robust.seeds import numpy_generator
 __all__ = [
     "ByLabel",
     "Dirichlet",
+    "GammaSimilarity",
     "Iid",
     "KClasses",
     "Natural",
@@ -277,6 +278,45 @@ class Peng2025(Partition):
             f"peng2025: beta={self.beta} left a client with fewer than minimum={self.minimum} samples in each of "
             f"{_REDRAWS:,} draws; take a larger beta, fewer clients, or a smaller minimum"
         )
+
+
+@partitions.register("gamma_similarity")
+@dataclass(frozen=True)
+class GammaSimilarity(Partition):
+    """A share gamma of all samples dealt at random, the others in order of their label; both in equal parts.
+
+    gamma = 1 is iid, and gamma = 0 gives each client hardly more than one class or two. Karimireddy, Kale, Mohri,
+    Reddi, Stich, Suresh, "SCAFFOLD: stochastic controlled averaging for federated learning" (ICML 2020), call it
+    similarity. ByzFL has it under this name, and divides the samples among honest clients alone. For that the last
+    ``idle`` clients, which are the attackers, hold a single sample each. It suits attacks on messages. No client is
+    empty as long as there are two samples for each.
+
+    Attributes
+    ----------
+    gamma : float
+        The share of samples that is dealt at random; in [0, 1].
+    idle : int
+        How many clients, the last ones, hold a single sample each; >= 0 and below the number of clients.
+    """
+
+    gamma: Annotated[float, Number(minimum=0, maximum=1)]
+    idle: Annotated[int, Integer(minimum=0)] = 0
+
+    def split(self, labels: NDArray[np.integer], clients: int, generator: np.random.Generator) -> list[Indices]:
+        """Deal the first samples of a random order, and cut the others by label."""
+        holders = clients - self.idle
+        if holders < 1:
+            raise ConfigurationError(
+                f"gamma_similarity: idle must be below the number of clients, {clients}; got idle={self.idle}"
+            )
+        order = generator.permutation(len(labels))
+        single, order = order[: self.idle, None], order[self.idle :]
+        similar = int(self.gamma * len(order))
+        rest = order[similar:]
+        rest = rest[np.lexsort((rest, labels[rest]))]
+        halves = zip(np.array_split(order[:similar], holders), np.array_split(rest, holders), strict=True)
+        parts = [np.concatenate(both) for both in halves]
+        return [*parts, *single]
 
 
 @partitions.register("by_label")

@@ -24,7 +24,15 @@ from flwr_robust.tasks.partition import (
     partitions,
 )
 
-ALL = ["iid", "dirichlet(beta=1.0)", "dirichlet(beta=1.0, balanced=True)", "by_label", "k_classes(k=3)", "shards"]
+ALL = [
+    "iid",
+    "dirichlet(beta=1.0)",
+    "dirichlet(beta=1.0, balanced=True)",
+    "gamma_similarity(gamma=0.66)",
+    "by_label",
+    "k_classes(k=3)",
+    "shards",
+]
 DRAWN = [text for text in ALL if text != "by_label"]
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 60))
@@ -256,6 +264,30 @@ def test_balanced_is_true_or_false():
 
 
 # -- by label ------------------------------------------------------------------------------------
+
+
+def test_gamma_similarity_deals_a_share_at_random_and_cuts_the_rest_by_label():
+    even = histogram(LABELS, partitions.parse("gamma_similarity(gamma=1.0)")(LABELS, 10, 0))
+    assert (even.sum(1) == 60).all()
+    assert even.max() < 20  # about 6 of each class
+    sorted_ones = histogram(LABELS, partitions.parse("gamma_similarity(gamma=0.0)")(LABELS, 10, 0))
+    np.testing.assert_array_equal(sorted_ones, 60 * np.eye(10, dtype=int))
+    # Of 600 samples 396 are dealt at random, 39 or 40 to each; the other 20 or 21 follow the labels.
+    mixed = histogram(LABELS, partitions.parse("gamma_similarity(gamma=0.66)")(LABELS, 10, 0))
+    assert set(mixed.sum(1)) <= {59, 60, 61}
+    assert (mixed.argmax(1) == np.arange(10)).mean() >= 0.8
+    for client in range(10):
+        near = mixed[client, max(client - 1, 0) : client + 2].sum()
+        assert near >= 20 + 4
+
+
+def test_gamma_similarity_leaves_idle_clients_one_sample():
+    parts = partitions.parse("gamma_similarity(gamma=0.0, idle=3)")(LABELS, 13, 0)
+    assert_split(parts, len(LABELS), 13)
+    assert [len(part) for part in parts[10:]] == [1, 1, 1]
+    assert {len(part) for part in parts[:10]} == {59, 60}
+    with pytest.raises(ConfigurationError, match="idle must be below the number of clients, 3; got idle=3"):
+        partitions.parse("gamma_similarity(gamma=0.5, idle=3)")(LABELS, 3, 0)
 
 
 def test_by_label_with_as_many_clients_as_classes():
