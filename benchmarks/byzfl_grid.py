@@ -64,6 +64,8 @@ _DIFFERENCES = (
     "ByzFL's momentum begins at a tenth of the first gradient, ours at the first gradient.",
     "ByzFL's search for the strength of an attack begins at 0 and goes up in steps of 10; ours is in units of the "
     "honest clients' spread. Both try 20.",
+    "ByzFL's ALIE adds z standard deviations to the honest mean, ours subtracts them as the paper does. So they are two "
+    "attacks, and their accuracies differ most at gamma = 0.",
     "ByzFL smooths the geometric median by nu = 0.1 in the units of the gradients, we by 1e-6 of their spread.",
 )
 
@@ -285,9 +287,9 @@ def _last(command: list[str], place: Path) -> dict[str, Any]:
     ended = subprocess.run(
         [sys.executable, *command], cwd=place, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
-    lines = [line.strip() for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
-    shown = [line.replace(str(place), "...") for line in lines]
-    return {"status": ended.returncode, "lines": len(lines), "last": shown[-1] if shown else "", "all": shown[-8:]}
+    lines = [line.strip("│ ") for line in (ended.stdout + ended.stderr).splitlines() if line.strip()]
+    told = [line for line in lines if not set(line) & set("─━")]  # neither borders nor bars
+    return {"status": ended.returncode, "lines": len(lines), "last": told[-1] if told else ""}
 
 
 # -- tables --------------------------------------------------------------------------------------------
