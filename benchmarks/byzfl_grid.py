@@ -64,8 +64,8 @@ _DIFFERENCES = (
     "ByzFL's momentum begins at a tenth of the first gradient, ours at the first gradient.",
     "ByzFL's search for the strength of an attack begins at 0 and goes up in steps of 10; ours is in units of the "
     "honest clients' spread. Both try 20.",
-    "ByzFL's ALIE adds z standard deviations to the honest mean, ours subtracts them as the paper does. So they are two "
-    "attacks, and their accuracies differ most at gamma = 0.",
+    "ByzFL's ALIE adds z standard deviations to the honest mean, ours subtracts them as the paper does. So they are "
+    "two attacks, and their accuracies differ most at gamma = 0.",
     "ByzFL smooths the geometric median by nu = 0.1 in the units of the gradients, we by 1e-6 of their spread.",
 )
 
