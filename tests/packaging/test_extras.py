@@ -46,7 +46,8 @@ def test_each_package_is_a_dependency_once():
     assert extras["sim"] == {"flwr"}
     assert not core & (extras["fast"] | extras["studies"])
     assert EXTRAS["all"] == ["flwr-robust[sim,fast,studies]"]
-    assert "flwr-robust[all]" in EXTRAS["dev"]
+    assert names(EXTRAS["datasets"]) == {"flwr-datasets", "pillow"}  # heavy, so not in all
+    assert "flwr-robust[all,datasets]" in EXTRAS["dev"]
 
 
 def test_flwr_has_no_upper_bound_and_the_lowest_is_the_lowest_tested():
