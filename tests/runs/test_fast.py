@@ -20,7 +20,7 @@ from flwr_robust.runs.fast import batches, simulate, simulate_many, unbatched
 from flwr_robust.studies import runner
 from flwr_robust.studies.runner import Summary, read_results, run_fast_cell, run_study
 from flwr_robust.studies.study import Cell, load_study
-from flwr_robust.tasks import MODELS, Grouped, grouped, load_task
+from flwr_robust.tasks import MODELS, Grouped, depends_on_data, grouped, load_task
 from tests.apps import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -488,7 +488,8 @@ def test_models_with_other_parts_are_named(model):
 
 
 def test_the_studies_models_are_walked():
-    assert [Grouped.check(MODELS[name]((1, 8, 8), 10)) for name in MODELS] == [None] * len(MODELS)
+    names = [name for name in MODELS if not depends_on_data(name)]
+    assert [Grouped.check(MODELS[name]((1, 8, 8), 10)) for name in names] == [None] * 4
 
 
 @pytest.mark.parametrize("rule", ["mean()", "trimmed_mean(f=2)", "geometric_median(f=2)", "centered_clipping(tau=1.0)"])
