@@ -126,24 +126,30 @@ def report_command(
     overrides: Overrides = None,
     recorded: Recorded = False,
     formats: Formats = None,
+    width: Annotated[
+        str, typer.Option(help="Width of exported plots: column (3.3 inches) or page (6.9 inches) of a paper.")
+    ] = "page",
     plugins: Plugins = None,
     as_json: Json = False,
 ) -> None:
     """Print a study's tables and write its report: one HTML file, and the plots as PNG files.
 
     With --export, also write the tables (md, latex, csv) and the plots (pdf, svg) in other formats, beside the report.
-    In Python, flwr_robust.studies.export.load(folder) returns all results as a data frame.
+    In Python, flwr_robust.studies.load(folder) returns all results as a data frame.
 
-    JSON: study, title, question, cells, finished, failed (labels, reason), places (labels, values, mean, spread,
-    success), claims (text, holds, detail), report, exported. Values and success are shares of one, one per repetition.
+    JSON: study, title, question, cells, finished, failed (labels, reason), metric, places (labels, values and seeds of
+    the repetitions, mean, spread: the standard deviation, interval: the 95 % t-interval of the mean, beside: further
+    metrics by name, worst_under), claims (text, holds, detail), report, exported. Shares are shares of one.
     """
     with told(plugins):
+        from flwr_robust.studies.canvas import WIDTHS
         from flwr_robust.studies.export import FORMATS, export
         from flwr_robust.studies.recorded import read_recorded
         from flwr_robust.studies.runner import read_failures, read_results
 
         for each in formats or []:
             check_choice("report", "--export", each, FORMATS)
+        check_choice("report", "--width", width, tuple(WIDTHS))
         loaded = _load(study, data, overrides)
         documents = read_recorded(loaded) if recorded else read_results(loaded, results / loaded.name)
         if recorded and not documents:
@@ -154,11 +160,11 @@ def report_command(
         failures = {} if recorded else read_failures(loaded, results / loaded.name)
         command = _command(said, results, data, overrides, plugins)
         rendered, path = _report(loaded, documents, results, command, failures=failures)
-        exported = export(rendered, path.parent, formats or [])
+        exported = export(rendered, path.parent, formats or [], width)
         if as_json:
-            print_json({**_report_document(rendered, path, failures), "exported": exported})
+            print_json({**_report_document(rendered, path), "exported": exported})
             return
-        _show(rendered, path, failures)
+        _show(rendered, path)
         if exported:
             console().print(f"exported: {', '.join(each.name for each in exported)}", soft_wrap=True)
 
@@ -259,10 +265,10 @@ def reproduce_command(
             failures = {} if recorded else read_failures(study, results / study.name)
             if documents[study.name]:
                 notes = loaded.notes.get(study.name, ())
-                rendered[study.name], path = _report(study, documents[study.name], shown, command, notes)
-                reports.append(_report_document(rendered[study.name], path, failures))
+                rendered[study.name], path = _report(study, documents[study.name], shown, command, notes, failures)
+                reports.append(_report_document(rendered[study.name], path))
                 if not as_json:
-                    _show(rendered[study.name], path, failures)
+                    _show(rendered[study.name], path)
             elif not as_json:
                 console().print("no cell is finished", style="yellow")
                 if failures:
@@ -304,7 +310,7 @@ def demo_command(results: Results = _RESULTS, workers: Workers = None) -> None:
             end="\n\n",
         )
         documents = read_results(study, results / study.name)
-        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)), {})
+        _show(*_report(study, documents, results, _command(["run", "demo"], results, "", None, None)))
         if not same:
             raise typer.Exit(1)
 
@@ -359,7 +365,7 @@ def _report(
             failed = f", and {len(failures)} cells failed, {len(places)} of them with {reason}"
         raise ConfigurationError(f"{folder} holds no result of study {study.name}{failed}; run `{command}` first")
     make_folder(folder)
-    rendered = render(study, documents, folder)
+    rendered = render(study, documents, folder, failures)
     return rendered, write_report(rendered, command, notes)
 
 
@@ -424,11 +430,11 @@ def _show_counts(study: Study, title: str, lines: Sequence[tuple[str, int]], fai
     console().print(table)
 
 
-def _show(rendered: Rendered, path: Path, failures: Failures) -> None:
+def _show(rendered: Rendered, path: Path) -> None:
     """Print a report's tables and sentences, after what is missing and why."""
-    from flwr_robust.studies.report import conclude, tables
+    from flwr_robust.studies.sheets import conclude, tables
 
-    study, out = rendered.study, console()
+    study, failures, out = rendered.study, rendered.failures, console()
     if missing := len(study.cells) - len(rendered.documents):
         failed = f", {len(failures)} of them failed" if failures else ""
         out.print(f"{missing} of {len(study.cells)} cells are not finished{failed}", style="yellow")
@@ -444,17 +450,24 @@ def _show(rendered: Rendered, path: Path, failures: Failures) -> None:
     out.print(f"report: {path}", soft_wrap=True)
 
 
-def _report_document(rendered: Rendered, path: Path, failures: Failures) -> dict[str, Any]:
+def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
     """Return a report in the form that `--json` prints."""
     study = rendered.study
     places = [
         {
             "labels": {**section.labels, study.rows: row, study.columns: column}
             | ({study.report.contest: section.winners[row, column]} if section.winners else {}),
-            "values": group.values,
+            "values": [*group.values.values()],
+            "seeds": [*group.values],
             "mean": group.mean,
-            "spread": group.spread,
-            "success": group.successes,
+            "spread": group.estimate.deviation,
+            "interval": [group.estimate.low, group.estimate.high],
+            "beside": {
+                metric: [*known[row, column].values.values()]
+                for metric, known in section.beside.items()
+                if (row, column) in known
+            },
+            "worst_under": group.under,
         }
         for section, _ in rendered.sections
         for (row, column), group in section.groups.items()
@@ -467,8 +480,9 @@ def _report_document(rendered: Rendered, path: Path, failures: Failures) -> dict
         "finished": len(rendered.documents),
         "failed": [
             {"labels": dict(zip(study.axes, labels, strict=True)), "reason": reason}
-            for labels, reason in failures.items()
+            for labels, reason in rendered.failures.items()
         ],
+        "metric": study.report.metric,
         "places": places,
         "claims": [{"text": v.text, "holds": v.holds, "detail": v.detail} for v in rendered.verdicts],
         "report": path,

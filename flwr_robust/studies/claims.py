@@ -6,7 +6,7 @@ text = "non-iid: the mean first"       # order: everything in `higher` exceeds e
 where = { partition = "non-iid" }      # labels that hold for all; without it, at every combination of the other labels
 higher = ["mean"]                      # labels of the study's rows, or tables of labels: { defence = "mean" }
 lower = ["faba", "trimmed_mean"]
-by = 2.0                               # points of percent; 0 when left out
+by = 2.0                               # points of percent, or the metric's own unit; 0 when left out
 
 text = "iid: all alike"                # closeness: the largest and the smallest differ by at most so much
 rows = ["faba", "trimmed_mean"]
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from flwr_robust.studies.groups import Groups
 from flwr_robust.studies.study import Claim, Study
+from flwr_robust.studies.words import factor, unit
 
 __all__ = ["Verdict", "judge"]
 
@@ -61,10 +62,10 @@ def judge(study: Study, groups: Groups) -> list[Verdict]:
     return [judges[claim.kind](study, groups, claim) for claim in study.claims]
 
 
-def _percent(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
-    """Return the mean of a place in percent."""
+def _shown(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
+    """Return the mean of a place in the unit in which it is shown: shares in percent."""
     group = groups.get(tuple(labels[axis] for axis in study.places))
-    return None if group is None else 100 * group.mean
+    return None if group is None else factor(group.metric) * group.mean
 
 
 def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
@@ -85,9 +86,15 @@ def _verdict(claim: Claim, holds: bool, detail: str, missing: str) -> Verdict:
     return Verdict(claim.text, holds, detail)
 
 
-def _exactly(value: float, bound: float, sign: str = "") -> str:
-    """Return a number with enough digits to distinguish it from a bound, at most two."""
+def _exactly(study: Study, value: float, bound: float, sign: str = "") -> str:
+    """Return a number with enough digits to distinguish it from a bound; of points at most two decimals."""
+    if not unit(study.report.metric):
+        return f"{value:{sign}.4g}"
     return f"{value:{sign}.{1 if abs(value - bound) >= 0.05 else 2}f}"
+
+
+def _plain(study: Study, value: float) -> str:
+    return f"{value:.1f}" if unit(study.report.metric) else f"{value:.4g}"
 
 
 def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
@@ -96,18 +103,22 @@ def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
     for place in _places(study, claim.where, axes):
         for high, low in itertools.product(claim.higher, claim.lower):
             places = {**place, **high}, {**place, **low}
-            upper, under = (_percent(study, groups, labels) for labels in places)
+            upper, under = (_shown(study, groups, labels) for labels in places)
             if upper is None or under is None:
                 missing = missing or _name(study, places[upper is not None])
                 continue
             margins.append(
-                (upper - under, f"{upper:.1f} ({_name(study, places[0])}), {under:.1f} ({_name(study, places[1])})")
+                (
+                    upper - under,
+                    f"{_plain(study, upper)} ({_name(study, places[0])}), "
+                    f"{_plain(study, under)} ({_name(study, places[1])})",
+                )
             )
     if not margins:
         return Verdict(claim.text, None, f"{missing} is missing")
     margin, words = min(margins)
-    bound = f", asked for {claim.by:.1f}" if claim.by else ""
-    detail = f"smallest margin {_exactly(margin, claim.by, '+')}{bound}: {words}"
+    bound = f", asked for {_plain(study, claim.by)}" if claim.by else ""
+    detail = f"smallest margin {_exactly(study, margin, claim.by, '+')}{bound}: {words}"
     return _verdict(claim, margin > claim.by, detail, missing)
 
 
@@ -116,7 +127,7 @@ def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
     for place in _places(study, claim.where, {axis for item in claim.rows for axis in item}):
         values = []
         for item in claim.rows:
-            value = _percent(study, groups, {**place, **item})
+            value = _shown(study, groups, {**place, **item})
             if value is None:
                 missing = missing or _name(study, {**place, **item})
             else:
@@ -125,17 +136,17 @@ def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
             continue
         (low, lowest), (high, highest) = min(values), max(values)
         if high - low > widest:
-            widest, words = high - low, f"{high:.1f} ({highest}), {low:.1f} ({lowest})"
+            widest, words = high - low, f"{_plain(study, high)} ({highest}), {_plain(study, low)} ({lowest})"
     if not words:
         return Verdict(claim.text, None, f"{missing} is missing")
-    detail = f"widest range {_exactly(widest, claim.within)}, asked for {claim.within:.1f}: {words}"
+    detail = f"widest range {_exactly(study, widest, claim.within)}, asked for {_plain(study, claim.within)}: {words}"
     return _verdict(claim, widest <= claim.within, detail, missing)
 
 
 def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
     shown, missed, missing = 0, [], ""
     for first, second in _contrasted(study, claim):
-        ours = [_percent(study, groups, labels) for labels in (first, second)]
+        ours = [_shown(study, groups, labels) for labels in (first, second)]
         theirs = [study.reported_at(labels) for labels in (first, second)]
         if theirs[0] is None or theirs[1] is None or theirs[0] - theirs[1] <= claim.contrasts:
             continue
@@ -144,11 +155,14 @@ def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
             continue
         shown += 1
         if ours[0] - ours[1] <= claim.contrasts:
-            missed.append(f"{_name(study, second)} ({theirs[0] - theirs[1]:.1f} there, {ours[0] - ours[1]:.1f} here)")
+            there, here = _plain(study, theirs[0] - theirs[1]), _plain(study, ours[0] - ours[1])
+            missed.append(f"{_name(study, second)} ({there} there, {here} here)")
     if not shown and missing:
         return Verdict(claim.text, None, f"{missing} is missing")
     if not shown:
-        return Verdict(claim.text, None, f"nothing that is reported differs by more than {claim.contrasts:.1f}")
+        return Verdict(
+            claim.text, None, f"nothing that is reported differs by more than {_plain(study, claim.contrasts)}"
+        )
     detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
     return _verdict(claim, not missed, detail, missing)
 

@@ -15,7 +15,9 @@ import numpy as np
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
+from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, room, styled
 from flwr_robust.studies.showing import REPETITION
+from flwr_robust.studies.words import called, factor, unit, written
 from flwr_robust.tasks.metrics import metric_named
 
 with extra("studies"):
@@ -32,12 +34,8 @@ __all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
 
 Document = Mapping[str, Any]
 
-# The text of an axis for each metric of a curve.
+# The text of an axis for the metrics that have a symbol.
 _TITLES = {
-    "accuracy": "test accuracy, %",
-    "accuracy_unweighted": "test accuracy of a client, %",
-    "attack_success": "success of the attack, %",
-    "loss": "test loss, nats",
     "xi": r"$\xi$: honest client farthest from the mean",
     "A": r"$A$: poisoned client farthest from it",
     "sigma2": r"$\sigma^2$: variance of a batch's gradient",
@@ -62,6 +60,9 @@ def winners_heatmap(
     metric: str = "accuracy",
     take: str = "best",
     baseline: str = "mean",
+    higher: bool | None = None,
+    width: float = PAGE,
+    said: str = "",
 ) -> Figure:
     """Draw the best label of the contest at every place of two axes.
 
@@ -78,11 +79,17 @@ def winners_heatmap(
     contest : str
         The axis whose labels compete.
     metric : str
-        A key of the curves' points; larger values are better.
+        A key of the curves' points.
     take : str
         Whether a run's value is the ``best`` or the ``final`` value of its curve.
     baseline : str
         The label whose lead is shown; cells without this label show no lead.
+    higher : bool, optional
+        Whether larger values are better; when not given, what is known of the metric.
+    width : float
+        The width of the figure, in inches.
+    said : str
+        The setting of the runs, which is written below.
 
     Raises
     ------
@@ -91,7 +98,8 @@ def winners_heatmap(
     """
     check_choice("plot", "take", take, ("best", "final"))
     _check_axes(documents, rows, columns, contest)
-    factor = _factor(metric)
+    higher = metric_named(metric).higher if higher is None else higher
+    pick = max if higher else min
     down, across, names = (_labels(documents, axis) for axis in (rows, columns, contest))
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for document in documents:
@@ -99,53 +107,75 @@ def winners_heatmap(
         values = [value for _, value in _curve(document, metric)]
         if values:
             place = found.setdefault((labels[rows], labels[columns]), {})
-            value = metric_named(metric).best(values) if take == "best" else values[-1]
-            place.setdefault(labels[contest], []).append(factor * value)
-    best = np.full((len(down), len(across)), np.nan)
-    texts: dict[tuple[int, int], str] = {}
-    framed = []
-    for i, row in enumerate(down):
-        for j, column in enumerate(across):
-            scores = {name: statistics.fmean(values) for name, values in found.get((row, column), {}).items()}
-            if not scores:
-                continue
-            top = metric_named(metric).best(scores.values())
-            winner = next(name for name in scores if scores[name] == top)  # a tie goes to the first label
-            best[i, j] = scores[winner]
-            lines = [f"{scores[winner]:.1f}", winner.replace("_", " ")]
-            others = [score for name, score in scores.items() if name != baseline]
-            if baseline in scores and others:
-                lead = scores[baseline] - metric_named(metric).best(others)
-                lines.append(f"{baseline} {lead:+.{2 if metric_named(metric).share else 4}f}")
-                if scores[baseline] == top:
-                    framed.append((i, j))
-            if len(scores) < len(names):
-                lines.append(f"{len(scores)} of {len(names)} done")
-            texts[i, j] = "\n".join(lines)
+            place.setdefault(labels[contest], []).append(pick(values) if take == "best" else values[-1])
+    best: dict[tuple[str, str], float] = {}
+    texts: dict[tuple[str, str], list[str]] = {}
+    framed: set[tuple[str, str]] = set()
+    for at, rivals in found.items():
+        scores = {name: statistics.fmean(values) for name, values in rivals.items()}
+        winner = pick(scores, key=lambda name: scores[name])  # a tie goes to the first label
+        best[at] = scores[winner]
+        lines = [written(metric, scores[winner]), winner.replace("_", " ")]
+        others = [score for name, score in scores.items() if name != baseline]
+        if baseline in scores and others:
+            lead = (scores[baseline] - pick(others)) * (1 if higher else -1)
+            lines.append(f"{baseline} {factor(metric) * lead:+.{2 if metric_named(metric).share else 4}f}")
+            if lead >= 0:
+                framed.add(at)
+        if len(scores) < len(names):
+            lines.append(f"{len(scores)} of {len(names)} done")
+        texts[at] = lines
     if not texts:
         raise UnknownNameError("metric of the curves", metric, _known(documents))
-    figure, axis = plt.subplots(figsize=(2.2 + 1.45 * len(across), 1.5 + 0.85 * len(down)), layout="constrained")
-    image = axis.imshow(np.ma.masked_invalid(best), cmap="cividis", aspect="auto")
-    axis.set_facecolor("#e0e0e0")
-    lowest, highest = np.nanmin(best), np.nanmax(best)
-    for (i, j), text in texts.items():
-        dark = best[i, j] - lowest < 0.55 * (highest - lowest)
-        axis.text(j, i, text, ha="center", va="center", fontsize=8.5, color="white" if dark else "black")
-    for i, j in framed:
-        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=2.2, ec="#d55e00"))
-    axis.set_xticks(range(len(across)), across)
-    axis.set_yticks(range(len(down)), down)
-    axis.set_xlabel(columns)
-    axis.set_ylabel(rows)
-    figure.colorbar(image, ax=axis, label=f"{take} {_title(metric)}")
-    seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
-    note = f"best {contest} by its {'maximum over training' if take == 'best' else 'end'}" + (
-        f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
-    )
-    if any(baseline in scores for scores in found.values()):
-        note += f"; third line: points by which {baseline} leads\nthe best other; framed where it is not behind"
-    axis.set_title(note, fontsize=9, loc="left")
+    free = width - 0.35 - _BESIDE * max(map(len, down))
+    parts = chunks(across, int(free / _PLACE))
+    most = max(map(len, parts))
+    letters = room(free / most - 0.08)
+    folded = {place: "\n".join(fold(line, letters) for line in lines if line) for place, lines in texts.items()}
+    tall = 0.12 * max(text.count("\n") + 1 for text in folded.values()) + 0.1
+    with styled():
+        size = (width, len(parts) * (tall * len(down) + 0.4) + 0.7)
+        figure, axes = plt.subplots(len(parts), 1, figsize=size, squeeze=False, layout="constrained")
+        lowest, highest = min(best.values()), max(best.values())
+        for axis, part in zip(axes[:, 0], parts, strict=True):
+            shown = [[best.get((row, column), math.nan) for column in part] for row in down]
+            image = axis.imshow(
+                np.ma.masked_invalid(factor(metric) * np.array(shown)),
+                cmap="cividis" if higher else "cividis_r",
+                aspect="auto",
+                vmin=factor(metric) * lowest,
+                vmax=factor(metric) * highest,
+            )
+            axis.set_facecolor("#e0e0e0")
+            for i, row in enumerate(down):
+                for j, column in enumerate(part):
+                    if (row, column) not in best:
+                        continue
+                    dark = (best[row, column] - lowest < 0.55 * (highest - lowest)) == higher
+                    ink = "white" if dark and highest > lowest else "black"
+                    axis.text(j, i, folded[row, column], ha="center", va="center", fontsize=SMALL, color=ink)
+                    if (row, column) in framed:
+                        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec="#d55e00"))
+            axis.set_xticks(range(len(part)), part)
+            axis.set_yticks(range(len(down)), down)
+            axis.set_xlim(-0.5, most - 0.5)
+            axis.set_ylabel(rows)
+        axes[-1, 0].set_xlabel(columns)
+        bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.05, shrink=0.7, aspect=40, pad=0.02)
+        bar.set_label(f"{take} {_named(metric)}")
+        seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
+        note = f"best {contest} by its {'best of training' if take == 'best' else 'end'}" + (
+            f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
+        )
+        if any(baseline in rivals for rivals in found.values()):
+            note += f"; third line: by how much {baseline} is ahead of the best other; framed where it is not behind"
+        axes[0, 0].set_title(fold(note, room(width - 0.6, 8)), loc="left")
+        finish(figure, said)
     return figure
+
+
+_PLACE = 0.92  # least width of a place with the name of its winner, in inches
+_BESIDE = 0.055  # width of a letter beside the panels, in inches
 
 
 def metric_curves(
@@ -153,6 +183,9 @@ def metric_curves(
     columns: str = "partition",
     rows: str | None = None,
     metrics: Sequence[str] = ("xi", "A"),
+    *,
+    width: float = PAGE,
+    said: str = "",
 ) -> Figure:
     """Draw measured quantities over the rounds, one panel per place.
 
@@ -170,6 +203,10 @@ def metric_curves(
     metrics : sequence of str
         Keys of the curves' points, one line each; they share the panels' vertical axis. Points without a key are
         skipped.
+    width : float
+        The width of the figure, in inches.
+    said : str
+        The setting of the runs, which is written below.
 
     Raises
     ------
@@ -188,41 +225,46 @@ def metric_curves(
         metric in _GRADIENTS and all(value > 0 for document in documents for _, value in _curve(document, metric))
         for metric in metrics
     )
-    figure, axes = plt.subplots(
-        len(down),
-        len(across),
-        figsize=(1.0 + 2.9 * len(across), 1.2 + 2.2 * len(down)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for i, row in enumerate(down):
-        for j, column in enumerate(across):
+    places = [(row, column) for row in down for column in across]
+    beside = len(across) if width / len(across) >= _NARROW else max(1, int(width / _NARROW))
+    lines = math.ceil(len(places) / beside)
+    grid = beside == len(across)  # otherwise the panels follow each other, and each says its place
+    with styled():
+        size = (width, 0.3 + (1.35 if grid else 1.5) * lines)
+        figure, axes = plt.subplots(
+            lines, beside, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+        )
+        for axis in list(axes.flat)[len(places) :]:
+            axis.set_visible(False)
+        for place, (axis, (row, column)) in enumerate(zip(axes.flat, places, strict=False)):
             here = [
                 document
                 for document in documents
                 if document["labels"][columns] == column and (rows is None or document["labels"][rows] == row)
             ]
-            _panel(axes[i][j], here, metrics)
-            if i == 0:
-                axes[i][j].set_title(f"{columns}: {column}", fontsize=10)
-            if i == len(down) - 1:
-                axes[i][j].set_xlabel("round")
-        axes[i][0].set_ylabel((f"{rows}: {row}\n" if rows else "") + _unit(metrics))
-    if logarithmic:
-        _use_logarithms(axes[0][0])
-    else:
-        axes[0][0].set_ylim(bottom=0)
-    handles = named_lines(axes.flat)
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        frameon=False,
-        ncols=min(len(handles), len(across)),
-    )
+            _panel(axis, here, metrics)
+            of_row = f"{rows}: {row}" if rows else ""
+            if grid and place < beside:
+                axis.set_title(fold(f"{columns}: {column}", room(width / beside - 0.3, 8)))
+            elif not grid:
+                title = "\n".join(word for word in (f"{columns}: {column}", of_row) if word)
+                axis.set_title("\n".join(fold(line, room(width / beside - 0.3, 8)) for line in title.split("\n")))
+            if place + beside >= len(places):
+                axis.set_xlabel("round")
+                axis.tick_params(labelbottom=True)
+            axis.locator_params(axis="x", nbins=4)
+            if place % beside == 0:
+                words = [of_row] * bool(rows and grid) + [_unit(metrics)]
+                axis.set_ylabel("\n".join(fold(word, room(1.25, 8)) for word in words))
+        if logarithmic:
+            _use_logarithms(axes[0][0])
+        else:
+            axes[0][0].set_ylim(bottom=0)
+        finish(figure, said, named_lines(axes.flat))
     return figure
+
+
+_NARROW = 1.3  # least width of a panel, in inches
 
 
 def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) -> None:
@@ -231,7 +273,7 @@ def _panel(axis: Axes, documents: Sequence[Document], metrics: Sequence[str]) ->
         if not any(curves):
             continue
         colour, dashes = _LINES[index % len(_LINES)]
-        band(axis, curves, _factor(metric), color=colour, ls=dashes, lw=1.7, label=_title(metric))
+        band(axis, curves, factor(metric), color=colour, ls=dashes, lw=1.2, label=_named(metric))
     axis.grid(alpha=0.3)
 
 
@@ -258,7 +300,7 @@ def _title(metric: str) -> str:
 
 
 def _unit_of(metric: str) -> str:
-    return _GRADIENTS.get(metric, _title(metric))
+    return _GRADIENTS.get(metric, _named(metric))
 
 
 def _unit(metrics: Sequence[str]) -> str:
@@ -267,9 +309,9 @@ def _unit(metrics: Sequence[str]) -> str:
     return units.pop() if len(units) == 1 else "value"
 
 
-def _factor(metric: str) -> float:
-    """Return the factor for a metric's values: shares appear in percent, others unchanged."""
-    return 100.0 if metric_named(metric).share else 1.0
+def _named(metric: str) -> str:
+    """Return the text of an axis for a metric."""
+    return _TITLES.get(metric, f"{called(metric)}{', %' if unit(metric) else ''}")
 
 
 def _curve(document: Document, metric: str) -> list[tuple[int, float]]:

@@ -1,20 +1,27 @@
 """Results in the forms that an author needs: data frames, tables as Markdown, LaTeX and CSV, plots as PDF and SVG.
 
-The tables are those of the report. The data frame has one line per finished run, with its whole setting.
+The tables are those of the report; as CSV they are one file of numbers, one line per cell of a table. The data frame
+has one line per finished run, with its whole setting.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_choice, check_flag, extra
 from flwr_robust.files import write_atomically
+from flwr_robust.studies.canvas import PAGE, WIDTHS
 from flwr_robust.studies.failures import is_failure, is_open_failure
 from flwr_robust.studies.plots import as_file
-from flwr_robust.studies.report import Rendered, Sheet, drawn, sheets
+from flwr_robust.studies.report import Rendered, drawn
+from flwr_robust.studies.sheets import Section, Sheet, markdown, sheets
+from flwr_robust.studies.study import Study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -95,7 +102,7 @@ def _line(path: Path) -> dict[str, object] | None:
         raise FlwrRobustError(f"result {path} cannot be read ({error}); delete it and run the study again") from None
 
 
-def export(rendered: Rendered, folder: Path, formats: Sequence[str]) -> list[Path]:
+def export(rendered: Rendered, folder: Path, formats: Sequence[str], width: str = "page") -> list[Path]:
     """Write a report's tables and plots in other formats.
 
     Parameters
@@ -106,6 +113,8 @@ def export(rendered: Rendered, folder: Path, formats: Sequence[str]) -> list[Pat
         The folder of the files; created if missing.
     formats : sequence of str
         From `FORMATS`. ``md``, ``latex`` and ``csv`` write all tables, ``pdf`` and ``svg`` all plots.
+    width : str
+        The width of the plots: ``column`` (3.3 inches) or ``page`` (6.9 inches).
 
     Returns
     -------
@@ -115,29 +124,29 @@ def export(rendered: Rendered, folder: Path, formats: Sequence[str]) -> list[Pat
     Raises
     ------
     ConfigurationError
-        If a format is unknown.
+        If a format or the width is unknown.
     """
     for form in formats:
         check_choice("report", "--export", form, FORMATS)
+    check_choice("report", "--width", width, tuple(WIDTHS))
     folder.mkdir(parents=True, exist_ok=True)
-    found = [sheet for section, _ in rendered.sections for sheet in sheets(rendered.study, section)]
+    found = [(section, sheet) for section, _ in rendered.sections for sheet in sheets(rendered.study, section)]
     written = []
     for form in dict.fromkeys(formats):
         if form in _PLOTS:
-            written += _plots(rendered, folder, form)
+            written += _plots(rendered, folder, form, WIDTHS[width])
         elif form == "csv":
-            for number, sheet in enumerate(found):
-                written.append(_put(folder / f"table{f'-{number}' if number else ''}.csv", _csv(sheet).encode()))
+            written.append(_put(folder / "tables.csv", _csv(rendered.study, found).encode()))
         else:
-            suffix, text = (".md", _markdown) if form == "md" else (".tex", _latex)
-            written.append(_put(folder / f"tables{suffix}", "\n".join(map(text, found)).encode()))
+            suffix, text = (".md", markdown) if form == "md" else (".tex", _latex)
+            written.append(_put(folder / f"tables{suffix}", "\n".join(text(sheet) for _, sheet in found).encode()))
     return written
 
 
-def _plots(rendered: Rendered, folder: Path, form: str) -> list[Path]:
+def _plots(rendered: Rendered, folder: Path, form: str, width: float = PAGE) -> list[Path]:
     written = []
     for number, (section, _) in enumerate(rendered.sections):
-        for name, _, figure in drawn(rendered.study, rendered.documents, number, section):
+        for name, _, figure in drawn(rendered.study, rendered.documents, number, section, width):
             written.append(_put(folder / f"{name}.{form}", as_file(figure, form)))
     return written
 
@@ -147,42 +156,80 @@ def _put(path: Path, content: bytes) -> Path:
     return path
 
 
-def _frame(sheet: Sheet) -> DataFrame:
-    with extra("studies"):
-        import pandas
-
-    return pandas.DataFrame([row[1:] for row in sheet.rows], [row[0] for row in sheet.rows], sheet.columns[1:])
+_NUMBERS = ("mean", "low", "high", "deviation", "n", "failed", "worst_under")
 
 
-def _csv(sheet: Sheet) -> str:
-    return str(_frame(sheet).to_csv(index_label=sheet.columns[0]))
+def _csv(study: Study, found: Sequence[tuple[Section, Sheet]]) -> str:
+    """Return all tables as lines of numbers, one line per cell.
+
+    The columns are: the kind of table, the metric and the unit; the labels on each axis; the mean, the ends of its 95 %
+    t-interval, the standard deviation and the number of repetitions; the number of failed runs; and for a worst case
+    the labels under which it was. What is not known is empty.
+    """
+    file = io.StringIO()
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(("table", "metric", "unit", *study.further, study.rows, study.columns, *_NUMBERS))
+    for section, sheet in found:
+        for r, row in enumerate(sheet.rows):
+            for c, column in enumerate(sheet.columns[1:]):
+                known, failed = sheet.numbers.get((r, c)), sheet.failed.get((r, c), 0)
+                place = (sheet.kind, sheet.metric, sheet.unit, *section.labels.values(), row[0], column)
+                numbers = [""] * 5
+                if known is not None:
+                    values = (known.mean, known.low, known.high, known.deviation)
+                    numbers = ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+                    numbers.append(str(known.n) if known.n else "")
+                lines.writerow((*place, *numbers, failed, sheet.under.get((r, c), "")))
+    return file.getvalue()
 
 
-def _markdown(sheet: Sheet) -> str:
-    """Return a table with its caption; the best value of each column is bold."""
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    '"': "''",
+    "±": r"$\pm$",
+    **{letter: f"\\{letter}" for letter in "%_&#{}$"},
+}
 
-    def line(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
-    rows = [
-        (row[0], *(f"**{cell}**" if (at, column) in sheet.best else cell for column, cell in enumerate(row[1:])))
-        for at, row in enumerate(sheet.rows)
-    ]
-    rule = f"|---|{'---:|' * (len(sheet.columns) - 1)}"
-    return "\n".join([f"{sheet.caption}", "", line(sheet.columns), rule, *map(line, rows), ""])
+def _escaped(text: str) -> str:
+    """Return a text in which no character has a meaning in LaTeX."""
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _latex(sheet: Sheet) -> str:
     """Return a table for the package booktabs; the best value of each column is bold."""
-    frame = _frame(sheet)
-    styled = frame.style.format(escape="latex").format_index(escape="latex", axis=0)
-    styled = styled.format_index(escape="latex", axis=1)
-    for row, column in sheet.best:
-        at = (frame.index[row], frame.columns[column])
-        styled = styled.set_properties(subset=([at[0]], [at[1]]), textbf="--rwrap")
-    caption = sheet.caption.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("#", r"\#")
-    return str(
-        styled.to_latex(
-            hrules=True, caption=caption, column_format="l" + "r" * (len(sheet.columns) - 1), position_float="centering"
+
+    def line(cells: Sequence[str]) -> str:
+        return f"{' & '.join(cells)} \\\\"
+
+    rows = [
+        (
+            _escaped(row[0]),
+            *(
+                rf"\textbf{{{_escaped(cell)}}}" if (at, column) in sheet.best else _escaped(cell)
+                for column, cell in enumerate(row[1:])
+            ),
         )
+        for at, row in enumerate(sheet.rows)
+    ]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escaped(sheet.caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}",
+            r"\toprule",
+            line([*map(_escaped, sheet.columns)]),
+            r"\midrule",
+            *map(line, rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
     )

@@ -10,7 +10,8 @@ import jinja2
 
 from flwr_robust.files import write_atomically
 from flwr_robust.studies.paper import Paper
-from flwr_robust.studies.report import Rendered, computed, sheets
+from flwr_robust.studies.report import Rendered, computed
+from flwr_robust.studies.sheets import markdown, sheets
 from flwr_robust.studies.study import Study
 
 __all__ = ["write_page"]
@@ -49,6 +50,7 @@ def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, com
         seconds=computed([d for part in parts for d in part["documents"]]),
         hours=_hours,
         cell=_cell,
+        table=markdown,
         command=command,
         changed=changed,
     )

@@ -6,8 +6,12 @@ rows = "defence"                       # axes of the table; when left out the fi
 columns = "setting"
 baseline = "mean()"                    # the row the others are compared with
 metric = "accuracy"                    # what is looked at: a number of the curve; see `METRICS`
-take = "final"                         # at the end of the run, or "best": the best value of the curve
+tables = ["worst_class", "loss"]       # further metrics, a table each
+better = "lower"                       # the better direction of metrics of your own; "higher" when left out
+take = "final"                         # at the end of the run, or "best": the best of the curve
+spread = "interval"                    # beside a mean: half of its 95 % t-interval, "deviation" or "points" (each seed)
 against = "none"                       # a column; every other is also shown as its drop from that one
+worst_over = "attack"                  # an axis: adds the worst case over it, seed by seed, but without `against`
 plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
 contest = "defence"
 metrics = ["xi", "A", "sigma2"]        # a figure for those of each unit
@@ -29,12 +33,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
-from flwr_robust.tasks.metrics import METRICS, VALIDATION
+from flwr_robust.tasks.metrics import METRICS, VALIDATION, metric_named
 
 __all__ = [
     "ALONE",
     "PLOTS",
     "REPETITION",
+    "WORST",
     "Axes",
     "Claim",
     "Report",
@@ -57,8 +62,14 @@ ALONE = "all runs"
 Axes = Mapping[str, Sequence[str]]
 """The labels of each axis."""
 
+WORST = "worst"
+"""The label of the worst case on the axis `worst_over`."""
+
 _TAKES = ("final", "best")
 _LARGEST = 1e9  # among reported numbers
+_SPREADS = ("interval", "deviation", "points")
+_BETTER = ("higher", "lower")
+_LISTS = ("plots", "metrics", "tables")
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,14 @@ class Report:
     plots: tuple[str, ...] = ("bars", "curves")
     contest: str = ""
     metrics: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+    better: str = ""
+    spread: str = "interval"
+    worst_over: str = ""
+
+    def higher(self, metric: str) -> bool:
+        """Say whether a higher value of a metric is better."""
+        return metric_named(metric).higher if _known(metric) else self.better != "lower"
 
 
 @dataclass(frozen=True)
@@ -164,7 +183,7 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     shown = shown if len(shown) > 1 else [*axes]
     values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1]}
     for key, value in table.items():
-        several = key in ("plots", "metrics")
+        several = key in _LISTS
         words = value if several and isinstance(value, list) else [value]
         if several != isinstance(value, list) or not all(isinstance(word, str) for word in words):
             kind = "a list of texts" if several else "a text"
@@ -173,7 +192,7 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     for key in ("rows", "columns"):
         _axis(study, f"axis in {key} of [report]", values[key], axes)
     report = Report(**values)
-    for axis in filter(None, (report.rows, report.columns, report.contest)):
+    for axis in filter(None, (report.rows, report.columns, report.contest, report.worst_over)):
         _axis(study, "axis", axis, axes)
     if report.rows == report.columns and len(axes) > 1:
         raise ConfigurationError(f"study {study}: rows and columns must be two axes; got {report.rows} for both")
@@ -182,8 +201,25 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     if report.against:
         _label(f"against of study {study}", report.against, axes[report.columns])
     check_choice(f"study {study}", "take", report.take, _TAKES)
+    check_choice(f"study {study}", "spread", report.spread, _SPREADS)
+    if "better" in table:
+        check_choice(f"study {study}", "better", report.better, _BETTER)
+    if len({report.metric, *report.tables}) <= len(report.tables):
+        raise ConfigurationError(
+            f"study {study}: tables of [report] must name metrics once each, and not metric={report.metric}, which has "
+            f"a table; got {', '.join(report.tables)}"
+        )
     for plot in report.plots:
         check_choice(f"study {study}", "plots", plot, PLOTS)
+    if report.worst_over in (REPETITION, report.contest) and report.worst_over:
+        raise ConfigurationError(
+            f"study {study}: worst_over must be an axis other than {REPETITION} and contest; got {report.worst_over}"
+        )
+    if WORST in axes.get(report.worst_over, ()):
+        raise ConfigurationError(
+            f"study {study}: axis {report.worst_over} of worst_over has a label '{WORST}', the name of the worst case: "
+            f"rename the label"
+        )
     if report.contest in (report.rows, report.columns):
         raise ConfigurationError(f"study {study}: contest must be a third axis; got {report.contest}, which is shown")
     if ("winners" in report.plots) != bool(report.contest):
@@ -210,10 +246,14 @@ def check_metrics(study: str, report: Report, own: Collection[str]) -> None:
     ConfigurationError
         If a metric is neither in `METRICS` nor among them.
     """
-    for key, names in (("metric", [report.metric]), ("metrics", report.metrics)):
+    for key, names in (("metric", [report.metric]), ("tables", report.tables), ("metrics", report.metrics)):
         for name in names:
             if name.removeprefix(VALIDATION) not in (*METRICS, *own):
                 check_choice(f"study {study}", key, name, (*METRICS, *own))
+
+
+def _known(metric: str) -> bool:
+    return metric.removeprefix(VALIDATION) in METRICS
 
 
 def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Reported, ...]:
@@ -260,8 +300,12 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
                 f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
             )
         where = table.get("where", {})
-        # Claims concern means over seeds.
-        places = {axis: labels for axis, labels in axes.items() if axis != REPETITION}
+        # Claims concern means over seeds, and may name the worst case.
+        places = {
+            axis: (*labels, WORST) if axis == report.worst_over else labels
+            for axis, labels in axes.items()
+            if axis != REPETITION
+        }
         _labels(study, "claims", where, places)
         values = {key: table[key] for key in own}
         for key in own & {"higher", "lower", "rows"}:

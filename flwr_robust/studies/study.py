@@ -47,6 +47,7 @@ from flwr_robust.studies.places import shipped
 from flwr_robust.studies.showing import (
     ALONE,
     REPETITION,
+    WORST,
     Claim,
     Report,
     Reported,
@@ -158,6 +159,10 @@ class Study:
     def places(self) -> list[str]:
         """The axes in which cells are not mere repetitions; seeds count only if they are rows or columns."""
         return [axis for axis in self.axes if axis != REPETITION or axis in (self.rows, self.columns)]
+
+    def shown(self, axis: str) -> tuple[str, ...]:
+        """Return the labels along an axis as tables show them: the worst case comes last where [report] asks for it."""
+        return (*self.axes[axis], WORST) if axis == self.report.worst_over else self.axes[axis]
 
     def reported_at(self, labels: Mapping[str, str], drops: bool = False) -> float | None:
         """Return the paper's number for a place, in percent or as a drop; None if there is none."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 
 import pandas
 import pytest
 from typer.testing import CliRunner
 
-from flwr_robust import ConfigurationError, FlwrRobustError
+from flwr_robust import ConfigurationError, FlwrRobustError, studies
 from flwr_robust.cli import app
-from flwr_robust.studies import export, report
+from flwr_robust.studies import export, report, sheets
 from flwr_robust.studies.plots import setting
 from flwr_robust.studies.recorded import read_recorded
 from flwr_robust.studies.study import load_study
@@ -34,23 +36,59 @@ def folder(rendered, tmp_path_factory):
 
 
 def test_the_tables_say_the_same_in_all_formats(rendered, folder):
-    first = next(report.sheets(rendered.study, rendered.sections[0][0]))
-    read = pandas.read_csv(folder / "table.csv", index_col=0, dtype=str)
-    assert tuple(read.columns) == first.columns[1:]
-    assert [tuple(line) for line in read.itertuples()] == list(first.rows)
+    found = list(sheets.sheets(rendered.study, rendered.sections[0][0]))
     markdown, latex = (folder / "tables.md").read_text(), (folder / "tables.tex").read_text()
-    for place, row in enumerate(first.rows):
-        for column, cell in enumerate(row[1:]):
-            assert cell in markdown
-            assert cell in latex
-            assert (f"**{cell}**" in markdown) or (place, column) not in first.best
-            assert (f"\\textbf{{{cell}}}" in latex) or (place, column) not in first.best
-    assert "\\toprule" in latex
-    assert latex.count("\\begin{tabular}") == markdown.count("|---|")
-    # Every % and _ outside a comment is escaped.
-    assert all(
-        at == 0 or latex[at - 1] == "\\" for at, letter in enumerate(latex) if letter in "%_&#" and letter != "&"
-    )
+    for sheet in found:
+        for place, row in enumerate(sheet.rows):
+            for column, cell in enumerate(row[1:]):
+                texted = cell.replace("±", r"$\pm$")
+                starred = cell.replace("*", r"\*")
+                assert (f"**{starred}**" if (place, column) in sheet.best else f" {starred} ") in markdown
+                assert (f"\\textbf{{{texted}}}" if (place, column) in sheet.best else f" {texted} ") in latex
+    assert "n = 3 seeds" in markdown
+    assert "n = 3 seeds" in latex
+    assert latex.count("\\begin{tabular}") == markdown.count("|---|") == len(found) == 2
+
+
+def test_csv_holds_numbers_in_columns_of_their_own(rendered, folder):
+    read = pandas.read_csv(folder / "tables.csv")
+    numbers = ["mean", "low", "high", "deviation", "n", "failed"]
+    assert [*read.columns] == ["table", "metric", "unit", "method", "corruption", *numbers, "worst_under"]
+    assert all(pandas.api.types.is_numeric_dtype(read[name]) for name in numbers)
+    place = {"method": "mean", "corruption": "labels, 25 %"}
+    values = [100 * d["final"]["accuracy"] for d in rendered.documents if place.items() <= d["labels"].items()]
+    line = read[(read.table == "measured") & (read.method == "mean") & (read.corruption == "labels, 25 %")].iloc[0]
+    half = 4.302653 * statistics.stdev(values) / 3**0.5
+    assert line["n"] == len(values) == 3
+    assert line["mean"] == pytest.approx(statistics.fmean(values), rel=1e-5)
+    assert line["high"] - line["mean"] == pytest.approx(half, rel=1e-3)
+    assert line["mean"] - line["low"] == pytest.approx(half, rel=1e-3)
+    assert line["unit"] == "%"
+    difference = read[read.table == "difference"]
+    assert set(difference.unit) == {"points"}
+    assert set(difference.method) == set(rendered.study.axes["method"]) - {"geometric_median"}
+
+
+SPECIAL = r"100 % of a_b & c # {d} ~ e ^ f \ g $ h | < > ±"
+
+
+def test_latex_gives_no_letter_a_meaning():
+    sheet = sheets.Sheet(SPECIAL, ("x", SPECIAL), ((SPECIAL, SPECIAL),), frozenset({(0, 0)}))
+    text = export._latex(sheet)
+    for word in (
+        r"100 \% of a\_b \& c \# \{d\}",
+        r"\textasciitilde{} e",
+        r"\textasciicircum{} f",
+        r"\textbackslash{} g",
+    ):
+        assert text.count(word) == 4
+    assert text.count(r"\$ h \textbar{} \textless{} \textgreater{} $\pm$") == 4
+    # What is left without its backslash is the syntax of the table alone: two separators, its braces in pairs.
+    plain = re.sub(r"\\[%_&#{}$]", "", text)
+    assert plain.count("&") == 2
+    assert not re.search(r"[%_#~^]", plain)
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
 
 
 def test_the_plots_are_vectors_that_state_their_setting(rendered, folder):
@@ -68,7 +106,7 @@ def test_the_plots_are_vectors_that_state_their_setting(rendered, folder):
 
 
 def test_results_are_a_data_frame(rendered, folder):
-    table = export.load(folder / "results")
+    table = studies.load(folder / "results")
     assert len(table) == len(rendered.documents)
     for document, (_, line) in zip(rendered.documents, table.iterrows(), strict=False):
         twin = table[table["model_sha256"] == document["model_sha256"]].iloc[0]

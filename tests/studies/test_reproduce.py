@@ -6,7 +6,7 @@ import math
 import pytest
 
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
-from flwr_robust.studies import report
+from flwr_robust.studies import report, sheets
 from flwr_robust.studies.claims import judge
 from flwr_robust.studies.groups import gather
 from flwr_robust.studies.page import write_page
@@ -204,30 +204,30 @@ def test_wrong_claims_and_numbers_are_one_sentence(make, text, kind, words):
 
 def test_reported_numbers_stand_beside_the_measured(make):
     study = make(REPORTED)
-    same, apart = report.summarise(study, measured(study))
-    shown = {sheet.caption.partition(" (")[0]: sheet.rows for sheet in report.sheets(study, same)}
+    same, apart = sheets.summarise(study, measured(study))
+    shown = {sheet.caption.partition(" (")[0].partition(";")[0]: sheet.rows for sheet in sheets.sheets(study, same)}
     assert shown["reported, %: Table 1"] == (("mean()", "91.5", "60.0"), ("median()", "-", "88.5"))
-    assert shown["measured minus reported"] == (("mean()", "-1.5", "+10.0"), ("median()", "-", "-0.5"))
-    assert len(list(report.sheets(study, apart))) == 1
+    assert shown["measured minus reported, points"] == (("mean()", "-1.5", "+10.0"), ("median()", "-", "-0.5"))
+    assert [sheet.kind for sheet in sheets.sheets(study, apart)] == ["measured", "difference"]
 
 
 def test_drops_are_from_the_column_named(make):
     study = make(study=STUDY.replace('baseline = "mean()"', 'against = "none"'))
-    same, _ = report.summarise(study, measured(study))
-    _, drops = report.sheets(study, same)
+    same, _ = sheets.summarise(study, measured(study))
+    _, drops = sheets.sheets(study, same)
     assert drops.rows == (("mean()", "-", "20.0"), ("median()", "-", "1.0"))
-    assert report.conclude(study, same) == ""
+    assert sheets.conclude(study, same) == ""
 
 
 def test_reported_drops_stand_beside_the_measured(make):
     drops = REPORTED.replace("[91.5, 60.0]", "[nan, 31.5]").replace("[nan, 88.5]", "[nan, nan]") + "drops = true\n"
     study = make(drops, study=STUDY.replace('baseline = "mean()"', 'against = "none"'))
-    same, apart = report.summarise(study, measured(study))
-    _, _, reported, difference = report.sheets(study, same)
+    same, apart = sheets.summarise(study, measured(study))
+    _, _, reported, difference = sheets.sheets(study, same)
     assert reported.caption == "reported drop, points: Table 1 (setting same)"
     assert reported.rows == (("mean()", "-", "31.5"), ("median()", "-", "-"))
     assert difference.rows == (("mean()", "-", "-11.5"), ("median()", "-", "-"))
-    assert len(list(report.sheets(study, apart))) == 2
+    assert len(list(sheets.sheets(study, apart))) == 2
     with pytest.raises(ConfigurationError, match="drops are reported from a column; name it as against"):
         make(drops)
 
@@ -247,8 +247,8 @@ def test_a_contest_names_the_winner(make):
         )
         + 'plots = ["winners"]\n'
     )
-    (section,) = report.summarise(study, measured(study))
-    sheet = next(report.sheets(study, section, spreads=False))
+    (section,) = sheets.summarise(study, measured(study))
+    sheet = next(sheets.sheets(study, section, spreads=False))
     assert sheet.rows == (("same", "90.0 mean()", "88.0 median()"), ("apart", "85.0 mean()", "80.0 mean()"))
 
 
@@ -363,23 +363,23 @@ def test_seeds_may_be_shown(make):
     assert (study.rows, study.columns) == ("defence", "attack")
     plain = "[axes]\ndefence = ['mean()', 'median()']\nseed = [0, 1]\n"
     study = make(study=plain)
-    (section,) = report.summarise(study, documents_of(study, lambda labels: 0.5 + 0.1 * int(labels["seed"])))
+    (section,) = sheets.summarise(study, documents_of(study, lambda labels: 0.5 + 0.1 * int(labels["seed"])))
     assert {place: group.values for place, group in section.groups.items()} == {
-        ("mean()", "all"): (0.5, 0.6),
-        ("median()", "all"): (0.5, 0.6),
+        ("mean()", "all"): {"0": 0.5, "1": 0.6},
+        ("median()", "all"): {"0": 0.5, "1": 0.6},
     }
     study = make(study=plain + "[report]\ncolumns = 'seed'\n")
     documents = documents_of(study, lambda labels: 0.5 + 0.1 * int(labels["seed"]))
-    (section,) = report.summarise(study, documents)
-    assert next(report.sheets(study, section)).rows == (("mean()", "50.0", "60.0"), ("median()", "50.0", "60.0"))
+    (section,) = sheets.summarise(study, documents)
+    assert next(sheets.sheets(study, section)).rows == (("mean()", "50.0", "60.0"), ("median()", "50.0", "60.0"))
 
 
 def test_repetitions_of_other_lengths_and_rows_that_are_missing_are_drawn(make):
     study = make()
     documents = measured(study)[1:]
     documents[2]["curve"] = documents[2]["curve"][:1]
-    for section in report.summarise(study, documents):
-        for _, figure in draw(study, section.groups, documents):
+    for section in sheets.summarise(study, documents):
+        for _, figure in draw(study, section, documents):
             texts = [text.get_text() for text in figure.legends[0].get_texts()]
             assert texts == ["mean()", "median()"]
 
@@ -389,10 +389,10 @@ def test_wide_tables_are_cut_into_parts_that_fit(make):
     attacks = ", ".join(attack.format(i) for i in range(1, 9))
     head = '[config]\nattackers = 1\n[axes]\ndefence = ["mean()", "median()"]\n'
     study = make(study=f"{head}attack = [{attacks}]\n")
-    (section,) = report.summarise(study, documents_of(study, lambda labels: 0.5))
-    parts = list(report.tables(study, section))
+    (section,) = sheets.summarise(study, documents_of(study, lambda labels: 0.5))
+    parts = list(sheets.tables(study, section))
     assert len(parts) > 1
-    assert parts[1].title.endswith(", continued")
+    assert parts[1].title.plain.endswith(", continued")
     assert [c.header.plain for part in parts for c in part.columns[1:]] == list(study.axes["attack"])
 
 
@@ -405,7 +405,10 @@ def test_a_result_without_the_metric_is_one_sentence(make):
 def test_numbers_that_are_none_are_shown_as_such(make):
     study = make()
     documents = documents_of(study, lambda labels: math.nan)
-    assert str(next(iter(gather(study, documents).values()))) == "nan ± nan"
+    measured, difference = sheets.sheets(study, sheets.summarise(study, documents)[0])
+    assert measured.rows[0][1] == "NaN ± NaN"
+    assert measured.best == frozenset()
+    assert difference.rows[0][1] == "NaN ± NaN"
 
 
 @pytest.mark.parametrize(

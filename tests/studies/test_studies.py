@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flwr_robust.cli import app
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 from flwr_robust.flower import serve
-from flwr_robust.studies import report
+from flwr_robust.studies import report, sheets
 from flwr_robust.studies.failures import is_failure
 from flwr_robust.studies.runner import read_results, run_in_process_cell, run_study
 from flwr_robust.studies.study import STUDIES, load_study
@@ -43,6 +43,22 @@ def small(tmp_path):
     path = tmp_path / "small.toml"
     path.write_text(SMALL)
     return str(path)
+
+
+@pytest.fixture
+def make_small(tmp_path):
+    """Read the small study with parts of its text replaced."""
+
+    def load(*replaced):
+        text = SMALL
+        for old, new in zip(replaced[::2], replaced[1::2], strict=True):
+            assert old in text
+            text = text.replace(old, new)
+        path = tmp_path / "small.toml"
+        path.write_text(text)
+        return load_study(str(path))
+
+    return load
 
 
 def invoke(*arguments):
@@ -205,25 +221,72 @@ def documents_of(study, accuracy, success=None):
     ]
 
 
-def test_the_sentence_follows_the_numbers(small):
-    study = load_study(small)
-    noise = {"0": 0.0, "1": 0.02}
+def two_rows(study, gap, noise):
+    """Results in which the mean leads the median by a gap with a noise by seed, and both share what a seed does."""
 
     def accuracy(labels):
-        ahead = {
-            ("mean()", "apart"): 0.8,
-            ("median()", "apart"): 0.6,
-            ("mean()", "same"): 0.90,
-            ("median()", "same"): 0.905,
-        }
-        return ahead[labels["defence"], labels["setting"]] + noise[labels["seed"]]
+        common = 0.6 + 0.1 * int(labels["seed"])
+        return common + (gap + noise[int(labels["seed"])] if labels["defence"] == "mean()" else 0.0)
 
-    (section,) = report.summarise(study, documents_of(study, accuracy))
-    sentence = report.conclude(study, section)
-    assert "apart, mean() (81.0 ± 1.4 %) beats the best other rule, median() (61.0 ± 1.4 %)" in sentence
-    assert "same, mean() (91.0 ± 1.4 %) is level with the best other rule, median() (91.5 ± 1.4 %)" in sentence
-    (turned,) = report.summarise(study, documents_of(study, lambda labels: 1 - accuracy(labels)))
-    assert "apart, mean() (19.0 ± 1.4 %) loses to" in report.conclude(study, turned)
+    return documents_of(study, accuracy)
+
+
+def test_the_sentence_follows_the_paired_differences(make_small):
+    """Seeds differ by ten points, the rows by two in each: only pairs tell the rows apart."""
+    study = make_small("seed = [0, 1]", "seed = [0, 1, 2]")
+    (section,) = sheets.summarise(study, two_rows(study, 0.02, (0.0, 0.001, -0.001)))
+    sentence = sheets.conclude(study, section)
+    # The t quantile with 2 degrees of freedom is 4.303: 4.303 * 10 / sqrt(3) = 24.8 points, and 0.2 for the pairs.
+    assert "With same, mean() (72.0 ± 24.7 %) beats the best other rule, median() (70.0 ± 24.8 %)" in sentence
+    assert "paired difference +2.0 points, from +1.8 to +2.2" in sentence
+    (turned,) = sheets.summarise(study, two_rows(study, -0.02, (0.0, 0.001, -0.001)))
+    assert "mean() (68.0 ± 24.7 %) loses to the best other rule" in sheets.conclude(study, turned)
+    (unclear,) = sheets.summarise(study, two_rows(study, 0.02, (0.0, 0.02, -0.02)))
+    assert "cannot be told from the best other rule" in sheets.conclude(study, unclear)
+    assert "from -3.0 to +7.0" in sheets.conclude(study, unclear)
+
+
+def test_one_seed_gives_no_interval(make_small):
+    study = make_small("seed = [0, 1]", "seed = [0]")
+    (section,) = sheets.summarise(study, two_rows(study, 0.3, (0.0,)))
+    sentence = sheets.conclude(study, section)
+    assert "mean() (90.0 %) is 30.0 points above the best other rule, median() (60.0 %)" in sentence
+    assert "in one seed, which gives no interval" in sentence
+    measured, difference = sheets.sheets(study, section)
+    assert measured.caption == "final test accuracy, %, higher is better; n = 1 seed, so no interval"
+    assert difference.rows == (("median()", "-30.0", "-30.0"),)
+    assert difference.caption.endswith("n = 1, so no interval")
+    assert not any(sheet.numbers[0, 0].half == sheet.numbers[0, 0].half for sheet in (measured, difference))
+
+
+def test_differences_are_paired_over_common_seeds_and_say_so(make_small):
+    study = make_small("seed = [0, 1]", "seed = [0, 1, 2]")
+    documents = two_rows(study, 0.02, (0.0, 0.001, -0.001))
+    gone = {"defence": "mean()", "setting": "same", "seed": "2"}
+    (section,) = sheets.summarise(study, [d for d in documents if d["labels"] != gone])
+    measured, difference = sheets.sheets(study, section)
+    assert measured.rows[0][1] == "67.0 ± 64.2 (n = 2)"
+    assert measured.caption.endswith("n = 3 seeds where a cell says no other n")
+    assert difference.rows == (("median()", "-2.1 ± 0.6* (n = 2)", "-2.0 ± 0.2*"),)
+    assert (difference.numbers[0, 0].n, difference.numbers[0, 1].n) == (2, 3)
+    assert difference.numbers[0, 1].high < 0
+    assert measured.best == {(0, 1), (1, 0)}  # the mean over other seeds is another mean
+
+
+@pytest.mark.parametrize(
+    ("spread", "cell", "words"),
+    [
+        ("interval", "61.0 ± 12.7", "mean ± half of its 95 % t-interval, n = 2 seeds"),
+        ("deviation", "61.0 ± 1.4", "mean ± standard deviation, n = 2 seeds"),
+        ("points", "61.0 (60.0, 62.0)", "mean, and in brackets each seed, n = 2 seeds"),
+    ],
+)
+def test_what_stands_beside_a_mean_is_chosen_and_said(make_small, spread, cell, words):
+    study = make_small('baseline = "mean()"', f'spread = "{spread}"')
+    (section,) = sheets.summarise(study, documents_of(study, lambda labels: 0.6 + 0.02 * int(labels["seed"])))
+    (sheet,) = sheets.sheets(study, section)
+    assert sheet.rows[0][1] == cell
+    assert sheet.caption.endswith(words)
 
 
 def test_report_is_one_file_with_the_numbers(small, tmp_path):
@@ -245,8 +308,8 @@ def test_report_is_one_file_with_the_numbers(small, tmp_path):
 def test_table_marks_the_best(small):
     study = load_study(small)
     documents = documents_of(study, lambda labels: 0.75 if labels["defence"] == "mean()" else 0.5)
-    (section,) = report.summarise(study, documents)
-    (table,) = report.tables(study, section)
+    (section,) = sheets.summarise(study, documents)
+    table, _ = sheets.tables(study, section)
     assert [cell.markup for cell in table.columns[1].cells] == ["[bold]75.0 ± 0.0[/bold]", "50.0 ± 0.0"]
 
 
@@ -260,13 +323,13 @@ def test_the_attack_s_success_has_a_table_where_it_is_defined(small, tmp_path):
         return (0.3 if labels["defence"] == "mean()" else 0.0125) + 0.02 * int(labels["seed"])
 
     with_success, without = documents_of(study, accuracy, success), documents_of(study, accuracy)
-    _, table = report.tables(study, report.summarise(study, with_success)[0])
-    assert table.title == "success of the attack, %"
-    assert [cell.plain for cell in table.columns[1].cells] == ["31.0 ± 1.4", "2.2 ± 1.4"]
-    assert len(list(report.tables(study, report.summarise(study, without)[0]))) == 1
+    *_, table = sheets.tables(study, sheets.summarise(study, with_success)[0])
+    assert table.title.plain.startswith("final success of the attack, %, lower is better; mean ± half")
+    assert [cell.markup for cell in table.columns[1].cells] == ["31.0 ± 12.7", "[bold]2.2 ± 12.7[/bold]"]
+    assert len(list(sheets.tables(study, sheets.summarise(study, without)[0]))) == 2
     page = report.write_report(report.render(study, with_success[1:], tmp_path), "run").read_text()
     assert "success of the attack, %" in page
-    assert "31.0 ± 1.4" in page
+    assert "31.0 ± 12.7" in page
     assert "32.0" in page  # the cell of the mean that has one seed only
     page = report.write_report(report.render(study, without, tmp_path), "run").read_text()
     assert "success of the attack, %" not in page
@@ -282,7 +345,7 @@ def test_a_backdoor_s_success_reaches_the_results_and_the_terminal(small, tmp_pa
         assert set(document["final"]) == {*TARGETS["class"].metrics, "attack_success"}
         assert all(0 <= point["attack_success"] <= 1 for point in document["curve"])
         assert document["attackers_weight"] == pytest.approx(document["mean_weights"][-1])
-    assert "success of the attack, %" in invoke("report", small, "--results", tmp_path).output
+    assert "final success of the attack, %" in invoke("report", small, "--results", tmp_path).output
 
 
 def test_an_attack_that_does_not_fit_the_data_stops_a_study_before_it_runs(small, tmp_path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from flwr_robust.cli import app
 from flwr_robust.errors import FlwrRobustError
-from flwr_robust.studies import report, study
+from flwr_robust.studies import sheets, study
 from flwr_robust.studies.runner import read_results, run_study
 from flwr_robust.studies.study import load_study
 from tests.studies.test_failures import DONE
@@ -238,7 +238,7 @@ def test_a_study_of_one_axis_has_one_column(tmp_path, monkeypatch, seeds):
     assert (found.rows, found.axes[found.columns]) == ("defence", ("all",))
     assert all("all" not in cell.name for cell in found.cells)
     run_study(found, tmp_path / "one")
-    (section,) = report.summarise(found, read_results(found, tmp_path / "one"))
+    (section,) = sheets.summarise(found, read_results(found, tmp_path / "one"))
     assert {place: len(group.values) for place, group in section.groups.items()} == {
         ("mean()", "all"): 2 if seeds else 1,
         ("median()", "all"): 2 if seeds else 1,
