@@ -39,6 +39,30 @@ def groupnorm(shape, classes):
     return _residual(shape, classes, lambda: nn.GroupNorm(2, 4))
 
 
+def dropout_mlp(shape, classes):
+    """Dropout between two layers, and a smooth activation."""
+    body = nn.Sequential(nn.Linear(shape[1] * shape[2], 13), nn.Tanh(), nn.Dropout(0.3))
+    return nn.Sequential(nn.Flatten(), body, nn.Linear(13, classes))
+
+
+def dropout_cnn(shape, classes):
+    """Two convolutions, dropout of channels and of units, and two linear layers."""
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 3, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Dropout2d(0.2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * (shape[1] // 4) * (shape[2] // 4), 9),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(9, classes),
+    )
+
+
 class Transformer(nn.Module):
     """One layer of attention over the rows of an image, with dropout."""
 

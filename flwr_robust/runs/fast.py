@@ -29,7 +29,7 @@ from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedError, check_integer
 from flwr_robust.kernels import steps
 from flwr_robust.protocol.buffers import change, following, learnt
-from flwr_robust.protocol.messages import message_kind
+from flwr_robust.protocol.messages import MessageKind, message_kind
 from flwr_robust.protocol.momentum import momentum_step
 from flwr_robust.protocol.rounds import batch_seeds, moved, sample_clients, settle_round, too_few
 from flwr_robust.runs.config import RunConfig, pick_device
@@ -39,7 +39,7 @@ from flwr_robust.runs.personal import ClientScore, evaluate_client, evaluated_cl
 from flwr_robust.runs.results import Arrays, RoundResult, document, evaluator, write
 from flwr_robust.runs.world import World
 from flwr_robust.seeds import derive_each
-from flwr_robust.tasks import MODELS, Grouped
+from flwr_robust.tasks import Grouped, Learner, depends_on_data
 
 __all__ = ["batches", "simulate", "simulate_many", "unbatched"]
 
@@ -59,7 +59,7 @@ def unbatched(config: RunConfig) -> str | None:
 
 def _unlike(config: RunConfig) -> str | None:
     """Return a sentence if a model's arrays do not fit into one tensor per kind of message."""
-    if config.model in MODELS:
+    if not depends_on_data(config.model):
         return None
     state = {name: array.numpy() for name, array in config.outline.state_dict().items()}
     names = learnt(state)
@@ -247,6 +247,17 @@ class _Attacked:
     strength: float | None = None
 
 
+def _one_by_one(learner: Learner, kind: MessageKind) -> str | None:
+    """Return why a model's gradients are computed for one client after the other, or None."""
+    if sentence := Grouped.check(learner.model, learner.objective):
+        return sentence
+    if not Grouped.draws(learner.model):
+        return None
+    if kind.class_wise:
+        return "the model draws for one class after the other"
+    return "the model draws on a GPU" if learner.device.type != "cpu" else None
+
+
 class _Run:
     """The server and the attackers of a run."""
 
@@ -258,9 +269,7 @@ class _Run:
         self._learner = config.learner(device)
         self.initial, self._names = self._learner.arrays(), self._learner.names
         self.places = places = Places.of(self._names, self.initial, config.split)
-        self.one_by_one = Grouped.check(
-            self._learner.model, self._learner.objective
-        )  # why not all clients at once, or None
+        self.one_by_one = _one_by_one(self._learner, self.kind)
         self.layout = [Layer(self._names[place], self.initial[place].shape) for place in places.learnt]
         if sentence := config.rule.check_layout(self.layout):
             raise ConfigurationError(sentence)

@@ -150,7 +150,6 @@ class Batched(Work):
     """All clients at once, for models that `Grouped.check` accepts."""
 
     told = "batched"
-    draws = False
 
     def __init__(
         self, worlds: Sequence[World], places: Places, initial: Sequence[Sequence[NDArray[Any]]], device: torch.device
@@ -159,6 +158,7 @@ class Batched(Work):
         config, task = self.config, worlds[0].task
         self._learner = worlds[0].learner(device)
         self._grouped = Grouped(self._learner)
+        self.draws = Grouped.draws(self._learner.model)
         self._model = self._grouped.models(len(worlds))
         self._shared = [self._model[place] for place in places.learnt]
         self._sizes = [parameter[0].numel() for parameter in self._shared]
@@ -187,12 +187,14 @@ class Batched(Work):
 
     def gradients(self, turn: Turn) -> Tensor:
         """Walk the models that were sent."""
+        self._grouped.seed(turn.seeds)
         self._take_gradients(turn.drawn[0], turn.poisons)
         return self._gradients
 
     def trained(self, turn: Turn) -> tuple[Tensor, dict[int, NDArray[Any]]]:
         """Walk each client's own model, step by step."""
         config = self.config
+        self._grouped.seed(turn.seeds)
         for mine, model in zip(self._sent_parts, self._shared, strict=True):
             mine.view(len(model), config.sampled, *mine.shape[1:]).copy_(model.unsqueeze(1))
         lines = torch.from_numpy(turn.lines).to(self.device)

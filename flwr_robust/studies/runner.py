@@ -140,7 +140,8 @@ def run_study(
         Folder of the study's results; created if missing.
     engine : str
         ``in-process``: several processes, each with a whole federation. ``fast``: the same without Flower's messages,
-        with all clients of a run at once (`flwr_robust.runs.fast`). Runs that this engine cannot do run in process.
+        with all clients of a run at once where the model allows it (`flwr_robust.runs.fast`). Runs that this engine
+        cannot do run in process.
         ``ray``: ``flwr run`` on Flower's Ray engine, one run after the other.
     workers : int, optional
         Number of processes of the first two engines; the number of CPUs when not given.

@@ -9,7 +9,7 @@ column by column, and are done for all clients at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, repeat
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flwr_robust.kernels.pool import pool_squares
 from flwr_robust.tasks.learner import Learner
 from flwr_robust.tasks.objective import CLASSES, Objective
-from flwr_robust.tasks.written import room, walk
+from flwr_robust.tasks.written import noise_for, room, smooth_of, walk
 
 __all__ = ["Grouped"]
 
@@ -28,7 +28,8 @@ _aten: Any = torch.ops.aten
 
 # Takes the loss's gradient by a step's output and whether that by its input is asked for, and returns the latter.
 _Back = Callable[[Tensor, bool], Tensor]
-_Walk = Callable[[Any, Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, _Back]]
+_Draws = Sequence[torch.Generator]  # one for each client
+_Walk = Callable[[Any, Tensor, Sequence[Tensor], Sequence[Tensor], _Draws], tuple[Tensor, _Back]]
 
 
 class Grouped:
@@ -42,7 +43,8 @@ class Grouped:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._modules = list(learner.model.children())
+        self._modules = list(_leaves(learner.model))
+        self._generators: list[torch.Generator] = []
         self._shapes = [parameter.shape for parameter in learner.parameters]
         self._sizes = [parameter.numel() for parameter in learner.parameters]
         # What a convolution leaves behind for the way back must stay in the cache, or the memory is what one waits for.
@@ -53,12 +55,13 @@ class Grouped:
         """Return what cannot run for many clients at once, of a model or its objective, in one sentence, or None."""
         if objective.target != "class" or objective.loss.own:
             return f"the loss is {objective.loss.name} with target={objective.target!r}, not cross-entropy of classes"
-        if not isinstance(model, nn.Sequential):
+        if type(model) is not nn.Sequential:  # another class may have another forward
             return f"the model is a {type(model).__name__}, not a Sequential"
-        if len(list(model.children())) < len(model) or not all(p.requires_grad for p in model.parameters()):
-            return "the model has shared layers or frozen parameters"
-        for module in model:
+        leaves = list(_leaves(model))
+        for module in leaves:
             unusual = type(module) not in _WALKS or None in module._parameters.values()
+            if isinstance(module, nn.Dropout | nn.Dropout2d):
+                unusual |= module.p == 1
             if isinstance(module, nn.Conv2d):
                 unusual |= module.padding_mode != "zeros" or isinstance(module.padding, str)
             if isinstance(module, nn.Flatten):
@@ -66,7 +69,31 @@ class Grouped:
             if unusual:
                 text = str(module)
                 return f"the model holds {type(module).__name__ if chr(10) in text else text}"
+        held = list(model.parameters())
+        if sum(len(module._parameters) for module in leaves) != len(held) or len({*leaves}) < len(leaves):
+            return "the model has shared layers or parameters"
+        if not all(parameter.requires_grad for parameter in held):
+            return "the model has frozen parameters"
+        if any(_is_changed(module) for module in model.modules()):
+            return "the model has hooks, buffers or a forward of its own"
         return None
+
+    @staticmethod
+    def draws(model: nn.Module) -> bool:
+        """Say whether a model's layers draw, as dropout does."""
+        return any(isinstance(module, nn.Dropout | nn.Dropout2d) for module in model.modules())
+
+    def seed(self, seeds: Sequence[int]) -> None:
+        """Let each client's layers draw from its seed from now on, as `Learner.drawing` does; on a CPU.
+
+        Parameters
+        ----------
+        seeds : sequence (n) of int
+            The clients' seeds.
+        """
+        self._generators += [torch.Generator() for _ in range(len(seeds) - len(self._generators))]
+        for generator, seed in zip(self._generators, seeds, strict=False):
+            generator.manual_seed(seed)
 
     def layers(self, flat: Tensor) -> list[Tensor]:
         """View models (n, d), one per line, as one tensor (n, *shape) per array of parameters."""
@@ -101,9 +128,9 @@ class Grouped:
             for i in range(n):
                 model, some = slice(i // share, i // share + 1), slice(i, i + 1)
                 own = [parameter[model] for parameter in parameters]
-                self._walk(own, x[some], y[some], [gradient[some] for gradient in into])
+                self._walk(own, x[some], y[some], [gradient[some] for gradient in into], self._generators[some])
         else:
-            self._walk(parameters, x, y, into)
+            self._walk(parameters, x, y, into, self._generators)
         weight = self.learner.weight_decay
         if decay and weight:
             _add_decay(parameters, into, weight)
@@ -112,7 +139,9 @@ class Grouped:
         self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], *, decay: bool = True
     ) -> Callable[[], None]:
         """Return a function that repeats `gradients` on the same memory, faster for small models."""
-        calls = walk(self._modules, parameters, x, y, into)
+        if self.draws(self.learner.model):
+            self.seed([0] * len(x))  # what is written out refers to these generators
+        calls = walk(self._modules, parameters, x, y, into, self._generators)
         if calls is None:
             return partial(self.gradients, parameters, x, y, into, decay=decay)
         weight = self.learner.weight_decay if decay else 0.0
@@ -125,11 +154,11 @@ class Grouped:
 
         return gradients
 
-    def _walk(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]) -> None:
+    def _walk(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], draws: _Draws) -> None:
         held, written, backs = list(parameters), list(into), []
         for module in self._modules:
             count = len(module._parameters)
-            x, back = _WALKS[type(module)](module, x, held[:count], written[:count])
+            x, back = _WALKS[type(module)](module, x, held[:count], written[:count], draws)
             # Below the first parameters nothing has to be known.
             backs.append((back, len(held) < len(parameters)))
             del held[:count], written[:count]
@@ -137,6 +166,21 @@ class Grouped:
         first = next(index for index, module in enumerate(self._modules) if module._parameters)
         for back, further in reversed(backs[first:]):
             error = back(error, further)
+
+
+def _leaves(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of a model in their order, those of nested Sequentials too."""
+    for module in model._modules.values():
+        if type(module) is nn.Sequential:
+            yield from _leaves(module)
+        elif module is not None:
+            yield module
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Say whether a module does more than its class says."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or bool(module._buffers) or "forward" in module.__dict__
 
 
 def _add_decay(parameters: Sequence[Tensor], into: Sequence[Tensor], weight: float) -> None:
@@ -179,7 +223,9 @@ def _folded(tensor: Tensor, models: int) -> Tensor:
     return tensor.view(models, -1, tensor.shape[2])
 
 
-def _linear(module: nn.Linear, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
+def _linear(
+    module: nn.Linear, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
     weight, bias = held
     scores = room(x, x.shape[1], module.out_features)
     if _apart(x):
@@ -207,7 +253,9 @@ def _linear(module: nn.Linear, x: Tensor, held: Sequence[Tensor], into: Sequence
     return scores, back
 
 
-def _conv(module: nn.Conv2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
+def _conv(
+    module: nn.Conv2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
     n, share = x.shape[0], x.shape[0] // held[0].shape[0]
     weights, biases = held
     settings: Any = (module.stride, module.padding, module.dilation)
@@ -233,7 +281,9 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(list(parts))
 
 
-def _relu(module: nn.ReLU, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
+def _relu(
+    module: nn.ReLU, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
     x.relu_()  # nobody asks for what was below zero
 
     def back(error: Tensor, further: bool) -> Tensor:
@@ -243,7 +293,9 @@ def _relu(module: nn.ReLU, x: Tensor, held: Sequence[Tensor], into: Sequence[Ten
     return x, back
 
 
-def _pool(module: nn.MaxPool2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
+def _pool(
+    module: nn.MaxPool2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
     images = x.flatten(0, 1)
     settings = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
     squares = pool_squares(images.flatten(0, 1)) if _pairs(*settings) else None
@@ -265,14 +317,64 @@ def _pairs(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) ->
     return squares and not ceil
 
 
-def _flatten(module: nn.Flatten, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor]) -> tuple[Tensor, _Back]:
+def _flatten(
+    module: nn.Flatten, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
     return x.flatten(2), lambda error, further: error.view_as(x)
+
+
+def _identity(
+    module: nn.Identity, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
+    return x, lambda error, further: error
+
+
+def _smooth(
+    module: nn.Module, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
+    forward, backward, by_output = smooth_of(module)
+    values = room(x, *x.shape[1:])
+    _each_rounded(forward, values, x)
+    known = values if by_output else x
+
+    def back(error: Tensor, further: bool) -> Tensor:
+        below = room(x, *x.shape[1:])
+        _each_rounded(backward, below, error, known)
+        return below
+
+    return values, back
+
+
+def _each_rounded(operation: Callable[..., Tensor], out: Tensor, *operands: Tensor) -> None:
+    """Call an operation client by client on a CPU, where a number's place in memory decides how it is rounded."""
+    if _apart(out):
+        _each(operation, out, *operands)
+    else:
+        operation(*operands, out=out)
+
+
+def _dropout(
+    module: nn.Dropout | nn.Dropout2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
+    if module.p == 0:
+        return x, lambda error, further: error
+    noise = noise_for(module, x)
+    for own, generator in zip(noise, draws, strict=False):
+        own.bernoulli_(1 - module.p, generator=generator)
+    noise.div_(1 - module.p)
+    return torch.mul(x, noise, out=room(x, *x.shape[1:])), lambda error, further: error.mul_(noise)
 
 
 _WALKS: dict[type[nn.Module], _Walk] = {
     nn.Conv2d: _conv,
+    nn.Dropout: _dropout,
+    nn.Dropout2d: _dropout,
     nn.Flatten: _flatten,
+    nn.GELU: _smooth,
+    nn.Identity: _identity,
     nn.Linear: _linear,
     nn.MaxPool2d: _pool,
     nn.ReLU: _relu,
+    nn.Sigmoid: _smooth,
+    nn.Tanh: _smooth,
 }

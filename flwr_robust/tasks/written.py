@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["room", "walk"]
+__all__ = ["noise_for", "room", "smooth_of", "walk"]
 
 _ALIGNED = 16  # numbers of four bytes in what memory is aligned to
 
 _aten: Any = torch.ops.aten
 
 Call = Callable[[], object]
+
+_DENSE = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.GELU, nn.Identity, nn.Linear, nn.ReLU, nn.Sigmoid, nn.Tanh)
 
 
 def room(like: Tensor, *shape: int) -> Tensor:
@@ -35,8 +37,34 @@ def room(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(like.shape[0], -(-size // _ALIGNED) * _ALIGNED)[:, :size].view(-1, *shape)
 
 
+def smooth_of(module: nn.Module) -> tuple[Callable[..., Tensor], Callable[..., Tensor], bool]:
+    """Return how a smooth activation is computed, its way back, and whether that reads the output or the input."""
+    if isinstance(module, nn.GELU):
+        how = {"approximate": module.approximate}
+        return partial(_aten.gelu.out, **how), _into(partial(_aten.gelu_backward.grad_input, **how)), False
+    if isinstance(module, nn.Sigmoid):
+        return torch.sigmoid, _into(_aten.sigmoid_backward.grad_input), True
+    return torch.tanh, _into(_aten.tanh_backward.grad_input), True
+
+
+def _into(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a way back that names its result as all operations do."""
+    return lambda error, known, out: operation(error, known, grad_input=out)
+
+
+def noise_for(module: nn.Dropout | nn.Dropout2d, x: Tensor) -> Tensor:
+    """Return memory for what dropout multiplies inputs (n, b, ...) with: one number for each, or for each channel."""
+    shape = x.shape if isinstance(module, nn.Dropout) else (*x.shape[:3], *[1] * (x.dim() - 3))
+    return x.new_empty(shape)
+
+
 def walk(
-    modules: Sequence[nn.Module], parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor]
+    modules: Sequence[nn.Module],
+    parameters: Sequence[Tensor],
+    x: Tensor,
+    y: Tensor,
+    into: Sequence[Tensor],
+    generators: Sequence[torch.Generator],
 ) -> list[Call] | None:
     """Write out the gradients of all clients, at one common model or at one model each.
 
@@ -46,13 +74,15 @@ def walk(
         The model, layer by layer.
     parameters, x, y, into
         As for `Grouped.gradients`: the memory that every call reads and writes.
+    generators : sequence of torch.Generator
+        What the clients' dropout draws from.
 
     Returns
     -------
     list of callable () -> object, or None
         The operations, to be called in order; None if a layer is not dense, or the tensors lie on a GPU.
     """
-    if x.device.type != "cpu" or any(type(module) not in (nn.Flatten, nn.Linear, nn.ReLU) for module in modules):
+    if x.device.type != "cpu" or any(type(module) not in _DENSE for module in modules):
         return None
     n = x.shape[0]
     calls: list[Call] = []
@@ -69,9 +99,27 @@ def walk(
         elif isinstance(module, nn.ReLU):
             calls.append(x.relu_)
             backs.append(partial(_relu_back, calls, x))
-        else:
+        elif isinstance(module, nn.Flatten):
             x = x.flatten(2)
             backs.append(lambda error, further: error)  # only products follow, and they are of two dimensions
+        elif isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout | nn.Dropout2d) and not module.p):
+            backs.append(lambda error, further: error)
+        elif isinstance(module, nn.Dropout | nn.Dropout2d):
+            noise, dropped = noise_for(module, x), room(x, *x.shape[1:])
+            pairs = zip(noise.unbind(0), generators, strict=False)
+            calls += [partial(own.bernoulli_, 1 - module.p, generator=generator) for own, generator in pairs]
+            calls.append(partial(noise.div_, 1 - module.p))
+            calls.append(partial(torch.mul, x, noise, out=dropped))
+            backs.append(partial(_dropout_back, calls, noise))
+            x = dropped
+        else:
+            forward, backward, by_output = smooth_of(module)
+            values = room(x, *x.shape[1:])
+            calls += [
+                partial(forward, inner, out=out) for inner, out in zip(_each(x, n), _each(values, n), strict=True)
+            ]
+            backs.append(partial(_smooth_back, calls, backward, values if by_output else x))
+            x = values
     error = _loss_back(calls, x, y)
     first = next(index for index, module in enumerate(modules) if isinstance(module, nn.Linear))
     for index in range(len(modules) - 1, first - 1, -1):
@@ -102,6 +150,20 @@ def _linear_back(
 def _relu_back(calls: list[Call], x: Tensor, error: Tensor, further: bool) -> Tensor:
     calls.append(partial(_aten.threshold_backward.grad_input, error, x, 0, grad_input=error))
     return error
+
+
+def _dropout_back(calls: list[Call], noise: Tensor, error: Tensor, further: bool) -> Tensor:
+    calls.append(partial(error.mul_, noise))
+    return error
+
+
+def _smooth_back(
+    calls: list[Call], backward: Callable[..., Tensor], known: Tensor, error: Tensor, further: bool
+) -> Tensor:
+    below, n = room(known, *known.shape[1:]), known.shape[0]
+    operands = (_each(error, n), _each(known, n), _each(below, n))
+    calls += [partial(backward, e, inner, out=out) for e, inner, out in zip(*operands, strict=True)]
+    return below
 
 
 def _loss_back(calls: list[Call], scores: Tensor, y: Tensor) -> Tensor:

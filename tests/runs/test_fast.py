@@ -473,20 +473,6 @@ def test_clients_of_several_models_at_once_as_on_a_gpu_give_the_same_to_rounding
     assert bool((expected[0] - expected[5]).abs().max() > 1e-3)
 
 
-STRANGE = [
-    nn.Linear(4, 2),
-    nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False)),
-    nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Dropout()),
-    nn.Sequential(nn.Flatten(2), nn.Linear(4, 2)),
-    nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.Flatten(), nn.Linear(4, 2)),
-]
-
-
-@pytest.mark.parametrize("model", STRANGE, ids=lambda model: str(model).replace("\n", ""))
-def test_models_with_other_parts_are_named(model):
-    assert "the model " in Grouped.check(model)
-
-
 def test_the_studies_models_are_walked():
     names = [name for name in MODELS if not depends_on_data(name)]
     assert [Grouped.check(MODELS[name]((1, 8, 8), 10)) for name in names] == [None] * 4

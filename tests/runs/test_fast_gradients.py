@@ -70,6 +70,22 @@ CASES = {
     "buffers, parameters": {"model": "Buffers", **STEPS, "message": "parameters", "attack": "delay()", "attackers": 1},
     "doubles": {"model": "Doubles", "attack": "ipm(epsilon=0.5)", "attackers": 1, "defence": "median()"},
     "doubles, delta": {"model": "Doubles", **STEPS},
+    "dropout, class-wise": {"model": "dropout_mlp", "message": "class_momentum", "classes_per_round": 2},
+}
+
+BATCHED = {
+    "dropout": {"model": "dropout_mlp", "attack": "dynamic_label_flip()", "attackers": 1},
+    "dropout, sampled": {"model": "dropout_mlp", "message": "gradient", "fraction_train": 0.6},
+    "dropout, delta": {"model": "dropout_mlp", **STEPS, "fraction_train": 0.6, "tail_averaging": True},
+    "convolutions with dropout": {"model": "dropout_cnn", "defence": "trimmed_mean(f=1)"},
+    "convolutions with dropout, personal head": {
+        "model": "dropout_cnn",
+        **STEPS,
+        "message": "parameters",
+        "personal": "head.*",
+        "attack": "dynamic_label_flip(scale=2.0)",
+        "attackers": 1,
+    },
 }
 
 
@@ -81,9 +97,9 @@ def untimed(document):
     return {key: value for key, value in json.loads(json.dumps(document)).items() if key not in OWN}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *BATCHED])
 def test_it_is_the_run_in_process_to_the_bit(tmp_path, name):
-    keys = of(CASES[name])
+    keys = of({**CASES, **BATCHED}[name])
     slow, expected = run(tmp_path, **keys)
     path = tmp_path / "fast.npz"
     config = RunConfig.from_mapping({**keys, "save_model": str(path)})
@@ -94,18 +110,19 @@ def test_it_is_the_run_in_process_to_the_bit(tmp_path, name):
         assert list(file) == list(expected)
         assert all(file[key].tobytes() == expected[key].tobytes() for key in expected)
         assert [file[key].dtype for key in expected] == [expected[key].dtype for key in expected]
-    assert quick["gradients"].startswith("one client at a time: the model ")
+    told = quick["gradients"]
+    assert told == "batched" if name in BATCHED else told.startswith("one client at a time: the model ")
     assert quick["outcomes"]["OK"] == 3
 
 
-@pytest.mark.parametrize("model", ["Transformer", "Buffers"])
+@pytest.mark.parametrize("model", ["Transformer", "Buffers", "dropout_mlp"])
 def test_what_layers_draw_depends_on_the_seed_alone(model):
     keys = of({"model": model, **STEPS})
     first, again, other = (simulate(RunConfig.from_mapping({**keys, "seed": seed})) for seed in (0, 0, 1))
     assert first["model_sha256"] == again["model_sha256"] != other["model_sha256"]
 
 
-@pytest.mark.parametrize("keys", [{"model": "Buffers", **STEPS}, {"model": "Lstm"}, {"model": "Transformer"}])
+@pytest.mark.parametrize("keys", [{"model": "Buffers", **STEPS}, {"model": "Lstm"}, {"model": "dropout_mlp"}])
 def test_runs_side_by_side_are_those_one_by_one_to_the_bit(keys):
     theirs = [
         {"seed": 1, "defence": "median()"},
