@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from flwr_robust.errors import ConfigurationError, check_choice
 from flwr_robust.studies.places import shipped
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from flwr_robust.studies.choose import Choice
     from flwr_robust.studies.failures import Failures
     from flwr_robust.studies.report import Rendered
     from flwr_robust.studies.runner import Summary
@@ -137,9 +141,10 @@ def report_command(
     With --export, also write the tables (md, latex, csv) and the plots (pdf, svg) in other formats, beside the report.
     In Python, flwr_robust.studies.load(folder) returns all results as a data frame.
 
-    JSON: study, title, question, cells, finished, failed (labels, reason), metric, places (labels, values and seeds of
-    the repetitions, mean, spread: the standard deviation, interval: the 95 % t-interval of the mean, beside: further
-    metrics by name, worst_under), claims (text, holds, detail), report, exported. Shares are shares of one.
+    JSON: study, title, question, cells, finished, failed (labels, reason), metric, chosen (labels, candidates), places
+    (labels, values and seeds of the repetitions, mean, spread: the standard deviation, interval: the 95 % t-interval of
+    the mean, beside: further metrics by name, worst_under), claims (text, holds, detail), report, exported. Shares are
+    shares of one.
     """
     with told(plugins):
         from flwr_robust.studies.canvas import WIDTHS
@@ -434,12 +439,15 @@ def _show(rendered: Rendered, path: Path) -> None:
     """Print a report's tables and sentences, after what is missing and why."""
     from flwr_robust.studies.sheets import conclude, tables
 
-    study, failures, out = rendered.study, rendered.failures, console()
-    if missing := len(study.cells) - len(rendered.documents):
+    study, failures, whole, out = rendered.study, rendered.failures, rendered.chosen.whole, console()
+    if missing := len(whole.cells) - rendered.chosen.finished:
         failed = f", {len(failures)} of them failed" if failures else ""
-        out.print(f"{missing} of {len(study.cells)} cells are not finished{failed}", style="yellow")
+        out.print(f"{missing} of {len(whole.cells)} cells are not finished{failed}", style="yellow")
     if failures:
-        _show_counts(study, "failed cells", [], failures)
+        _show_counts(whole, "failed cells", [], failures)
+    if rendered.chosen.rows:
+        out.print(_choice_table(rendered.chosen.rows))
+        out.print(as_text(rendered.chosen.sentence))
     for section, _ in rendered.sections:
         for table in tables(study, section):
             out.print(table)
@@ -448,6 +456,36 @@ def _show(rendered: Rendered, path: Path) -> None:
     for verdict in rendered.verdicts:
         out.print(as_text(f"{verdict.text}: ") + as_text(verdict.word, "bold") + as_text(f"; {verdict.detail}"))
     out.print(f"report: {path}", soft_wrap=True)
+
+
+def _choice_table(rows: Sequence[Mapping[str, str]]) -> Table:
+    """Return the table of the chosen hyper-parameters."""
+    from rich.table import Table
+
+    table = Table(title="chosen hyper-parameters", title_justify="left", padding=(0, 1))
+    for heading in rows[0]:
+        table.add_column(as_text(heading), overflow="fold")
+    for row in rows:
+        table.add_row(*map(as_text, row.values()))
+    return table
+
+
+def _choice_document(choice: Choice) -> dict[str, Any]:
+    """Return a choice in the form that `--json` prints; a value that is not finite is null."""
+    return {
+        "labels": choice.place,
+        "candidates": [
+            {
+                "labels": each.labels,
+                "value": each.value if math.isfinite(each.value) else None,
+                "chosen": each is choice.chosen,
+                "cells": each.cells,
+                "missing": each.missing,
+                "failed": each.failed,
+            }
+            for each in (*choice.ranking, *choice.others)
+        ],
+    }
 
 
 def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
@@ -476,13 +514,14 @@ def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
         "study": study.name,
         "title": study.title,
         "question": study.question,
-        "cells": len(study.cells),
-        "finished": len(rendered.documents),
+        "cells": len(rendered.chosen.whole.cells),
+        "finished": rendered.chosen.finished,
         "failed": [
-            {"labels": dict(zip(study.axes, labels, strict=True)), "reason": reason}
+            {"labels": dict(zip(rendered.chosen.whole.axes, labels, strict=True)), "reason": reason}
             for labels, reason in rendered.failures.items()
         ],
         "metric": study.report.metric,
+        "chosen": [_choice_document(choice) for choice in rendered.chosen.choices],
         "places": places,
         "claims": [{"text": v.text, "holds": v.holds, "detail": v.detail} for v in rendered.verdicts],
         "report": path,

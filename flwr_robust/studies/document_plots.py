@@ -17,6 +17,7 @@ from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choic
 from flwr_robust.studies.bands import band, named_lines
 from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, room, styled
 from flwr_robust.studies.showing import REPETITION
+from flwr_robust.studies.take import BEST, BEST_ON_TEST, TAKES, looks, taken, told
 from flwr_robust.studies.words import called, factor, unit, written
 from flwr_robust.tasks.metrics import metric_named
 
@@ -58,7 +59,7 @@ def winners_heatmap(
     contest: str = "defence",
     *,
     metric: str = "accuracy",
-    take: str = "best",
+    take: str = BEST_ON_TEST,
     baseline: str = "mean",
     higher: bool | None = None,
     width: float = PAGE,
@@ -96,7 +97,7 @@ def winners_heatmap(
     ConfigurationError
         If there is no document, an axis does not exist, or there is another axis except ``seed``.
     """
-    check_choice("plot", "take", take, ("best", "final"))
+    check_choice("plot", "take", take, TAKES)
     _check_axes(documents, rows, columns, contest)
     higher = metric_named(metric).higher if higher is None else higher
     pick = max if higher else min
@@ -104,10 +105,10 @@ def winners_heatmap(
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for document in documents:
         labels = document["labels"]
-        values = [value for _, value in _curve(document, metric)]
-        if values:
+        if curve := _curve(document, metric):
             place = found.setdefault((labels[rows], labels[columns]), {})
-            place.setdefault(labels[contest], []).append(pick(values) if take == "best" else values[-1])
+            last = {**document, "final": {metric: curve[-1][1]}}  # of the finite values
+            place.setdefault(labels[contest], []).append(taken(last, metric, take, lambda _: higher))
     best: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], list[str]] = {}
     framed: set[tuple[str, str]] = set()
@@ -162,11 +163,10 @@ def winners_heatmap(
             axis.set_ylabel(rows)
         axes[-1, 0].set_xlabel(columns)
         bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.05, shrink=0.7, aspect=40, pad=0.02)
-        bar.set_label(f"{take} {_named(metric)}")
+        bar.set_label(told(take, _named(metric), looks(len(_curve(document, metric)) for document in documents)))
         seeds = _labels(documents, REPETITION) if REPETITION in documents[0]["labels"] else []
-        note = f"best {contest} by its {'best of training' if take == 'best' else 'end'}" + (
-            f", mean over {len(seeds)} seeds" if len(seeds) > 1 else ""
-        )
+        by = {BEST: "best round on validation samples", BEST_ON_TEST: "best test value in training"}.get(take, "end")
+        note = f"best {contest} by its {by}" + (f", mean over {len(seeds)} seeds" if len(seeds) > 1 else "")
         if any(baseline in rivals for rivals in found.values()):
             note += f"; third line: by how much {baseline} is ahead of the best other; framed where it is not behind"
         axes[0, 0].set_title(fold(note, room(width - 0.6, 8)), loc="left")

@@ -139,7 +139,9 @@ def export(rendered: Rendered, folder: Path, formats: Sequence[str], width: str 
             written.append(_put(folder / "tables.csv", _csv(rendered.study, found).encode()))
         else:
             suffix, text = (".md", markdown) if form == "md" else (".tex", _latex)
-            written.append(_put(folder / f"tables{suffix}", "\n".join(text(sheet) for _, sheet in found).encode()))
+            choice = [] if rendered.choice is None else [rendered.choice]
+            every = [*choice, *(sheet for _, sheet in found)]
+            written.append(_put(folder / f"tables{suffix}", "\n".join(map(text, every)).encode()))
     return written
 
 

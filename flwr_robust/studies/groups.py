@@ -17,6 +17,7 @@ from flwr_robust.errors import FlwrRobustError
 from flwr_robust.studies.intervals import Estimate, estimate
 from flwr_robust.studies.showing import WORST
 from flwr_robust.studies.study import REPETITION, Study
+from flwr_robust.studies.take import taken
 
 __all__ = ["Group", "Groups", "gather", "with_worst"]
 
@@ -112,10 +113,8 @@ def _curve(document: Mapping[str, Any], metric: str) -> tuple[tuple[int, float],
 
 def _value(study: Study, document: Mapping[str, Any], metric: str) -> float:
     """Return the value of a run: at its end, or the best of its curve."""
-    if study.report.take == "final":
-        return float(document["final"][metric])
-    values = [value for _, value in _curve(document, metric)]
-    return float(max(values) if study.report.higher(metric) else min(values))
+    report = study.report
+    return taken(document, metric, report.take, report.higher, report.metric)
 
 
 def with_worst(study: Study, documents: Sequence[Mapping[str, Any]], metric: str = "") -> Sequence[Mapping[str, Any]]:

@@ -62,6 +62,7 @@ def write_page(paper: Paper, rendered: Mapping[str, Rendered], folder: Path, com
 def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, Any]:
     if rendered is None:
         return {"study": study, "documents": (), "seconds": 0.0}
+    own = rendered.study
     return {
         "study": study,
         "documents": rendered.documents,
@@ -70,10 +71,10 @@ def _part(study: Study, rendered: Rendered | None, folder: Path) -> dict[str, An
         "verdicts": rendered.verdicts,
         "sections": [
             {
-                "sheets": list(sheets(study, section)),
+                "sheets": [*([rendered.choice] if rendered.choice and not number else []), *sheets(own, section)],
                 "images": [{"alt": image.alt, "path": image.path.relative_to(folder).as_posix()} for image in images],
             }
-            for section, images in rendered.sections
+            for number, (section, images) in enumerate(rendered.sections)
         ],
     }
 

@@ -16,6 +16,7 @@ from flwr_robust.studies.groups import Group
 from flwr_robust.studies.sheets import Section, spread_words
 from flwr_robust.studies.showing import WORST
 from flwr_robust.studies.study import Study
+from flwr_robust.studies.take import looks, told
 from flwr_robust.studies.words import called, factor, unit, written
 
 with extra("studies"):
@@ -132,11 +133,12 @@ def setting(documents: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(said)
 
 
-def _what(study: Study) -> str:
+def _what(study: Study, section: Section) -> str:
     """Return the text of the axis of values."""
     metric = study.report.metric
     better = "" if study.report.higher(metric) else ", lower is better"
-    return f"{study.report.take} {called(metric)}{', %' if unit(metric) else ''}{better}"
+    count = looks(len(curve) for group in section.groups.values() for curve in group.curves)
+    return f"{told(study.report.take, called(metric) + (', %' if unit(metric) else ''), count)}{better}"
 
 
 def _said(study: Study, section: Section, said: str) -> str:
@@ -198,7 +200,7 @@ def _bars(study: Study, section: Section, said: str, width: float) -> Figure:
             axis.set_ylim(0, 100)
         axis.grid(axis="y", alpha=0.3, lw=0.5)
         axis.set_axisbelow(True)
-        axis.set_ylabel(fold(_what(study), room(1.4, 8)))
+        axis.set_ylabel(fold(_what(study, section), room(1.4, 8)))
     axes[-1, 0].set_xlabel(study.columns)
     ordered = {label: legend[label] for label in (*rows, _FAILED) if label in legend}
     finish(figure, _said(study, section, said), ordered, study.rows)
@@ -339,7 +341,7 @@ def _heatmap(study: Study, section: Section, said: str, width: float) -> Figure:
         if WORST in rows and study.report.worst_over == study.rows:
             axis.axhline(rows.index(WORST) - 0.5, color="white", lw=2.5)
     bar = figure.colorbar(image, ax=axes, location="bottom", fraction=0.05, shrink=0.7, aspect=40, pad=0.02)
-    bar.set_label(_what(study))
+    bar.set_label(_what(study, section))
     note = f"; right of {WORST}: the {study.report.worst_over} under which it is, most often first" if under else ""
     finish(figure, f"{said}{note}", legend)
     return figure

@@ -14,6 +14,7 @@ import jinja2
 
 from flwr_robust.files import write_atomically
 from flwr_robust.studies.canvas import PAGE
+from flwr_robust.studies.choose import Chosen, choose
 from flwr_robust.studies.claims import Verdict, judge
 from flwr_robust.studies.failures import Failures
 from flwr_robust.studies.groups import gather, with_worst
@@ -69,8 +70,10 @@ class Rendered:
         The tables with their plots.
     verdicts : tuple of Verdict
         The verdicts on the study's claims.
+    chosen : Chosen
+        The choice among candidates, and the whole study; with [select] all above is of the chosen candidates alone.
     failures : mapping of tuple of str to str
-        Why cells failed, by their labels in the order of the study's axes.
+        Why cells failed, by their labels in the order of the whole study's axes.
     """
 
     study: Study
@@ -78,7 +81,17 @@ class Rendered:
     folder: Path
     sections: tuple[tuple[Section, tuple[Image, ...]], ...]
     verdicts: tuple[Verdict, ...]
+    chosen: Chosen
     failures: Failures = field(default_factory=dict)
+
+    @property
+    def choice(self) -> Sheet | None:
+        """The table of the chosen candidates; None without [select]."""
+        lines = self.chosen.rows
+        if not lines:
+            return None
+        rows = tuple(tuple(line.values()) for line in lines)
+        return Sheet(f"Chosen hyper-parameters. {self.chosen.sentence}", tuple(lines[0]), rows, kind="choice")
 
 
 def render(
@@ -99,11 +112,17 @@ def render(
         The folder of the files; created if missing.
     failures : mapping of tuple of str to str, optional
         Why cells failed, as `read_failures` returns it.
+
+    Raises
+    ------
+    ConfigurationError
+        If the study has [select], and no candidate has all its results.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = choose(study, documents, failures)
+    study, documents = chosen.study, chosen.documents
     sections = []
-    failures = failures or {}
-    for number, section in enumerate(summarise(study, documents, failures)):
+    for number, section in enumerate(summarise(study, documents, chosen.failures)):
         images = []
         for name, kind, figure in drawn(study, documents, number, section):
             image = Image(folder / f"{name}.png", f"{kind} {section.title}".strip())
@@ -115,7 +134,7 @@ def render(
         if path not in shown:
             path.unlink()
     verdicts = judge(study, gather(study, with_worst(study, documents)))
-    return Rendered(study, documents, folder, tuple(sections), tuple(verdicts), failures)
+    return Rendered(study, documents, folder, tuple(sections), tuple(verdicts), chosen, failures or {})
 
 
 def drawn(
@@ -164,11 +183,12 @@ def write_report(rendered: Rendered, command: str, notes: Sequence[str] = ()) ->
         study=study,
         verdicts=rendered.verdicts,
         notes=notes,
+        choice=rendered.choice,
         sections=sections,
         failures=[(", ".join(labels), reason) for labels, reason in rendered.failures.items()],
         command=command,
-        finished=len(documents),
-        total=len(study.cells),
+        finished=rendered.chosen.finished,
+        total=len(rendered.chosen.whole.cells),
         seconds=f"{computed(documents):,.0f}",
         machine=last["machine"],
         versions=last["versions"],

@@ -21,6 +21,7 @@ from flwr_robust.studies.groups import Group, gather, with_worst
 from flwr_robust.studies.intervals import Estimate, paired
 from flwr_robust.studies.showing import REPETITION, WORST
 from flwr_robust.studies.study import Study
+from flwr_robust.studies.take import looks, told
 from flwr_robust.studies.words import called, change, factor, points, unit, width, written
 
 __all__ = ["Section", "Sheet", "conclude", "markdown", "sheets", "spread_words", "summarise", "tables"]
@@ -260,7 +261,8 @@ def _measured(study: Study, section: Section, groups: Mapping[Place, Group], met
     of = f", {unit(metric)}" if unit(metric) else ""
     better = "higher" if study.report.higher(metric) else "lower"
     contest = f"; best {study.report.contest}" if main and section.winners else ""
-    caption = f"{study.report.take} {called(metric)}{of}, {better} is better{contest}"
+    count = looks(len(curve) for group in groups.values() for curve in group.curves)
+    caption = f"{told(study.report.take, f'{called(metric)}{of}', count)}, {better} is better{contest}"
     at = {(row, column): (r, c) for r, row in enumerate(rows) for c, column in enumerate(columns)}
     return Sheet(
         _titled(section, caption + spread_words(study, counts, spreads=spreads)),

@@ -8,7 +8,8 @@ baseline = "mean()"                    # the row the others are compared with
 metric = "accuracy"                    # what is looked at: a number of the curve; see `METRICS`
 tables = ["worst_class", "loss"]       # further metrics, a table each
 better = "lower"                       # the better direction of metrics of your own; "higher" when left out
-take = "final"                         # at the end of the run, or "best": the best of the curve
+take = "final"                         # at the end of the run; "best": in the best round on validation samples;
+                                       # "best_on_test": the best test value of the curve, as some papers report it
 spread = "interval"                    # beside a mean: half of its 95 % t-interval, "deviation" or "points" (each seed)
 against = "none"                       # a column; every other is also shown as its drop from that one
 worst_over = "attack"                  # an axis: adds the worst case over it, seed by seed, but without `against`
@@ -33,6 +34,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
+from flwr_robust.studies.take import TAKES
 from flwr_robust.tasks.metrics import METRICS, VALIDATION, metric_named
 
 __all__ = [
@@ -65,7 +67,6 @@ Axes = Mapping[str, Sequence[str]]
 WORST = "worst"
 """The label of the worst case on the axis `worst_over`."""
 
-_TAKES = ("final", "best")
 _LARGEST = 1e9  # among reported numbers
 _SPREADS = ("interval", "deviation", "points")
 _BETTER = ("higher", "lower")
@@ -200,7 +201,7 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
         _label(f"baseline of study {study}", report.baseline, axes[report.rows])
     if report.against:
         _label(f"against of study {study}", report.against, axes[report.columns])
-    check_choice(f"study {study}", "take", report.take, _TAKES)
+    check_choice(f"study {study}", "take", report.take, TAKES)
     check_choice(f"study {study}", "spread", report.spread, _SPREADS)
     if "better" in table:
         check_choice(f"study {study}", "better", report.better, _BETTER)

@@ -24,7 +24,8 @@ sets ``clients``, and ``f`` sets ``attackers``. A cell has no attack if ``f`` is
 ``attackers = 0`` or ``attack = "none"``. The keys that only an attack reads are then left out. So the cells of f = 0
 show the price of a rule without attack.
 
-flwr_robust/studies/showing.py describes [report], [[reported]] and [[claims]].
+flwr_robust/studies/showing.py describes [report], [[reported]] and [[claims]]; flwr_robust/studies/select.py describes
+[select], with which hyper-parameters are chosen on validation samples.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from typing import Any
 from flwr_robust.errors import ConfigurationError, FlwrRobustError, UnknownNameError
 from flwr_robust.runs.config import KEYS, PLACES, RunConfig, UnreadKeyWarning
 from flwr_robust.studies.places import shipped
+from flwr_robust.studies.select import Labelled, Select, all_labels, check_validation, read_select, shown_axes
 from flwr_robust.studies.showing import (
     ALONE,
     REPETITION,
@@ -64,7 +66,7 @@ STUDIES = shipped("studies")
 """The folder of the studies that come with the project."""
 
 Keys = dict[str, object]
-Points = Mapping[str, Sequence[tuple[str, Keys]]]  # the label and the keys of each value of each axis
+Points = Mapping[str, Sequence[Labelled]]  # the labels and the keys of each value of each axis
 Exceptions = list[tuple[dict[str, str], Keys]]  # the labels that say where, and the keys
 
 
@@ -124,6 +126,9 @@ class Study:
         The numbers that a paper reports.
     claims : tuple of Claim
         The claims of the paper.
+    select : Select, optional
+        How candidates are chosen; None: all labels are shown. Report, reported numbers and claims know only the axes
+        that are left after the choice.
     """
 
     name: str
@@ -134,6 +139,7 @@ class Study:
     report: Report
     reported: tuple[Reported, ...] = ()
     claims: tuple[Claim, ...] = ()
+    select: Select | None = None
 
     @property
     def rows(self) -> str:
@@ -192,10 +198,10 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
     stated = _keys(f"study {path}, [config]", document.get("config", {}))
     replaced = _keys(f"study {path}, --set", overrides or {})
     common = {**stated, **replaced}
-    points: dict[str, list[tuple[str, Keys]]] = {}
-    points |= {axis: [_point(path, axis, value) for value in values] for axis, values in document["axes"].items()}
+    points = {axis: [_point(path, axis, value) for value in values] for axis, values in document["axes"].items()}
+    points, labels_of = all_labels(str(path), points)
     for axis, found in points.items():
-        names = [label for label, _ in found]
+        names = [", ".join(labels.values()) for labels, _ in found]
         if len(set(names)) < len(names):
             raise ConfigurationError(
                 f"study {path}: the labels of axis {axis} must differ; got {', '.join(names)}: give each value once, "
@@ -207,18 +213,22 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
                 f"study and change the axis"
             )
     _check_effect(path, stated, points)
-    if _is_alone(points, document.get("report", {})):
-        points[ALONE] = [("all", {})]
-    labels_of = {axis: tuple(label for label, _ in values) for axis, values in points.items()}
-    report = read_report(str(path), document.get("report", {}), labels_of)
-    reported = read_reported(str(path), document.get("reported", []), labels_of, report)
-    claims = read_claims(str(path), document.get("claims", []), labels_of, report)
-    exceptions = _exceptions(path, document.get("exceptions", []), points)
+    select = read_select(str(path), document, labels_of)
+    if _is_alone(shown_axes(labels_of, select), document.get("report", {})):
+        points[ALONE] = [({ALONE: "all"}, {})]
+        labels_of[ALONE] = ("all",)
+    shown = shown_axes(labels_of, select)
+    report = read_report(str(path), document.get("report", {}), shown)
+    reported = read_reported(str(path), document.get("reported", []), shown, report)
+    claims = read_claims(str(path), document.get("claims", []), shown, report)
+    exceptions = _exceptions(path, document.get("exceptions", []), labels_of)
     cells, used = _cells(path, common, points, exceptions)
     varied = [keys for found in points.values() for _, keys in found] + [keys for _, keys in exceptions]
     _check_variables(path, [common, *varied], used)
     _check_twins(path, labels_of, cells)
-    check_metrics(str(path), report, set.intersection(*(set(cell.config.own_metrics) for cell in cells)))
+    own = set.intersection(*(set(cell.config.own_metrics) for cell in cells))
+    check_metrics(str(path), report, own)
+    check_validation(str(path), report, select, [cell.config.validation for cell in cells], own)
     for key in sorted(
         set.intersection(*(set(cell.config.unread) for cell in cells))
     ):  # a key of [config]; other cells may read it
@@ -232,6 +242,7 @@ def load_study(source: str, overrides: Mapping[str, object] | None = None) -> St
         report,
         reported,
         claims,
+        select,
     )
 
 
@@ -249,7 +260,7 @@ def _read(source: str) -> tuple[Path, dict[str, Any]]:
         raise ConfigurationError(f"study {path}: it is no TOML file: {error}") from None
     except OSError as error:
         raise ConfigurationError(f"study {path}: it cannot be read: {error.strerror}") from None
-    known = {"title", "question", "config", "axes", "exceptions", "report", "reported", "claims"}
+    known = {"title", "question", "config", "axes", "exceptions", "report", "reported", "claims", "select"}
     if unknown := set(document) - known:
         raise UnknownNameError(f"table of study {path}", min(unknown), known)
     for table in sorted({"config", "axes", "report"} & set(document)):
@@ -266,9 +277,9 @@ def _read(source: str) -> tuple[Path, dict[str, Any]]:
     return path, document
 
 
-def _is_alone(points: Points, report: Mapping[str, object]) -> bool:
+def _is_alone(axes: Mapping[str, Sequence[str]], report: Mapping[str, object]) -> bool:
     """Say whether a study has one axis to show, and none for columns."""
-    shown = [axis for axis in points if axis != REPETITION]
+    shown = [axis for axis in axes if axis != REPETITION]
     return len(shown) < 2 and (not shown or REPETITION not in (report.get("rows"), report.get("columns")))
 
 
@@ -277,7 +288,7 @@ def _cells(path: Path, common: Keys, points: Points, exceptions: Exceptions) -> 
     cells: list[Cell] = []
     used: set[str] = set()
     for combination in itertools.product(*points.values()):
-        labels = {axis: label for axis, (label, _) in zip(points, combination, strict=True)}
+        labels = {axis: label for own, _ in combination for axis, label in own.items()}
         tables = [keys for _, keys in combination]
         tables += [keys for place, keys in exceptions if place.items() <= labels.items()]
         try:
@@ -290,7 +301,7 @@ def _cells(path: Path, common: Keys, points: Points, exceptions: Exceptions) -> 
     return cells, used
 
 
-def _exceptions(path: Path, tables: object, points: Points) -> Exceptions:
+def _exceptions(path: Path, tables: object, axes: Mapping[str, Sequence[str]]) -> Exceptions:
     """Return the labels and the keys of each exception."""
     found: Exceptions = []
     for table in tables if isinstance(tables, list) else [tables]:
@@ -300,15 +311,15 @@ def _exceptions(path: Path, tables: object, points: Points) -> Exceptions:
                 f"{table!r}"
             )
         for axis, label in table["where"].items():
-            if axis not in points:
-                raise UnknownNameError(f"axis of an exception in study {path}", axis, points)
+            if axis not in axes:
+                raise UnknownNameError(f"axis of an exception in study {path}", axis, axes)
             if not isinstance(label, str):
                 raise ConfigurationError(
                     f"study {path}: labels in where of [[exceptions]] are texts; got {axis} = {label!r}: put it in "
                     f"quotes"
                 )
-            if label not in (labels := [name for name, _ in points[axis]]):
-                raise UnknownNameError(f"label on axis {axis} in study {path}", str(label), labels)
+            if label not in axes[axis]:
+                raise UnknownNameError(f"label on axis {axis} in study {path}", str(label), axes[axis])
         found.append((table["where"], _keys(f"study {path}, [[exceptions]]", table["set"])))
     return found
 
@@ -328,18 +339,18 @@ def _keys(owner: str, table: Mapping[str, object]) -> Keys:
     return found
 
 
-def _point(path: Path, axis: str, value: object) -> tuple[str, Keys]:
-    """Return the label of an axis value and the keys that it sets."""
+def _point(path: Path, axis: str, value: object) -> Labelled:
+    """Return the label of an axis value on that axis, and the keys that it sets."""
     owner = f"study {path}, axis {axis}"
     if not isinstance(value, dict):
         if not is_scalar(value):
             raise ConfigurationError(f"{owner}: values are texts, numbers, booleans or tables of keys; got {value!r}")
-        return str(value), _keys(owner, {axis: value})
+        return {axis: str(value)}, _keys(owner, {axis: value})
     keys = _keys(owner, {key: v for key, v in value.items() if key != "label"})
     label = value.get("label", " ".join(map(str, keys.values())))
     if not is_scalar(label) or not str(label).strip():
         raise ConfigurationError(f"{owner}: label must be a text of at least one letter; got {value!r}")
-    return str(label), keys
+    return {axis: str(label)}, keys
 
 
 def _settled(filled: Filled, tables: Sequence[Keys]) -> Keys:

@@ -70,7 +70,7 @@ def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["0", "0.5", "1"]
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["1", "0.1"]
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("p", "beta")
-    assert figure.axes[1].get_xlabel() == "best test accuracy, %"
+    assert figure.axes[1].get_xlabel() == "test accuracy, %, best of 3 looks at the test set"
     assert "mean over 2 seeds" in figure.axes[0].get_title(loc="left")
 
 
@@ -109,7 +109,7 @@ def test_another_metric_and_another_baseline():
     texts, frames = cells_of(figure)
     assert texts[2, 0] == "1.81\nfaba\nfaba +0.2000"
     assert frames == {(1, 0), (2, 0)}
-    assert figure.axes[1].get_xlabel() == "best score"
+    assert figure.axes[1].get_xlabel() == "score, best of 3 looks at the test set"
 
 
 def test_every_share_is_shown_in_percent():
@@ -120,14 +120,14 @@ def test_every_share_is_shown_in_percent():
         figure = winners_heatmap(documents, metric=metric)
         best = "90.5\nlfighter\nmean -10.00" if known.higher else "7.0\nfaba\nmean -1.00"
         assert cells_of(figure)[0][0, 0] == best
-        assert figure.axes[1].get_xlabel().endswith(", %")
+        assert ", %, best of 3 looks at the test set" in figure.axes[1].get_xlabel()
 
 
 def test_the_end_may_count_instead_of_the_maximum():
     figure = winners_heatmap(grid(scored), take="final")
     assert cells_of(figure)[0][0, 0] == "63.3\nlfighter\nmean -7.00"  # seven tenths of the peak
     assert figure.axes[1].get_xlabel() == "final test accuracy, %"
-    with pytest.raises(ConfigurationError, match="take must be one of best, final; got take='last'"):
+    with pytest.raises(ConfigurationError, match="take must be one of best, best_on_test, final; got take='last'"):
         winners_heatmap(grid(scored), take="last")
 
 

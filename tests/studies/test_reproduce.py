@@ -233,7 +233,7 @@ def test_reported_drops_stand_beside_the_measured(make):
 
 
 def test_the_best_of_a_curve_is_not_its_end(make):
-    best = make(study=STUDY + 'take = "best"\n')
+    best = make(study=STUDY + 'take = "best_on_test"\n')
     documents = measured(best, dict.fromkeys(MEASURED, 5.0))  # it begins at 10 %
     assert {round(100 * group.mean, 6) for group in gather(best, documents).values()} == {10.0}
     final = make()

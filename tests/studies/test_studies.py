@@ -391,7 +391,11 @@ WRONG = [
     ('[axes]\nseed = [0]\n[report]\nrows = ["seed"]\n', ConfigurationError, "rows of .report. must be a text"),
     ('[axes]\nseed = [0]\n[report]\nplots = "bars"\n', ConfigurationError, "plots of .report. must be a list of texts"),
     ('[axes]\nseed = [0]\n[report]\nplots = ["pie"]\n', ConfigurationError, "plots must be one of bars.*'pie'"),
-    ('[axes]\nseed = [0]\n[report]\ntake = "mean"\n', ConfigurationError, "take must be one of best, final"),
+    (
+        '[axes]\nseed = [0]\n[report]\ntake = "mean"\n',
+        ConfigurationError,
+        "take must be one of best, best_on_test, final",
+    ),
     ('[axes]\nseed = [0]\n[report]\nplots = ["winners"]\n', ConfigurationError, "winners and the axis contest"),
     ('[axes]\nseed = [0]\n[report]\nplots = ["metrics"]\n', ConfigurationError, "metrics and the list metrics"),
     ('[axes]\nseed = [0]\n[report]\nagainst = "2"\n', UnknownNameError, "against of study.*'2'.*allowed: all"),
