@@ -7,16 +7,17 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flwr_robust.cli.shared import Json, Plugins, console, print_json, told
-from flwr_robust.errors import check_number
+from flwr_robust.errors import ConfigurationError, check_choice, check_number
 
 if TYPE_CHECKING:
+    from flwr_robust.redteam.choose import Pick
     from flwr_robust.redteam.run import RedTeam
 
 __all__ = ["compare_command", "red_team", "red_team_command"]
@@ -37,6 +38,16 @@ def red_team_command(
     rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
     partition: Annotated[str, typer.Option(help="How samples are divided among clients.")] = "dirichlet(beta=1.0)",
     model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "mlp",
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate", help="Another defence string or other --kwargs, from which to choose on validation samples."
+        ),
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Share of the training samples held out for validation.")] = 0.0,
+    by: Annotated[str, typer.Option(help="With candidates: choose by the worst case over attacks, or the mean.")] = (
+        "worst case"
+    ),
     seeds: Annotated[int, typer.Option(min=1, help="Number of repetitions of every run.")] = 1,
     attacks: Annotated[list[str] | None, typer.Option(help="Families, names or texts; all by default.")] = None,
     rule: Annotated[str, typer.Option(help="Rule that attackers assume, for a strategy that is not ours.")] = "",
@@ -52,58 +63,102 @@ def red_team_command(
     You can stop the command at any time and start it again: finished runs are kept. `red-team compare` shows strategies
     side by side.
 
+    With --candidate and --validation every candidate is attacked. The one with the best worst case on validation
+    samples is shown, with its accuracies on test samples. These do not enter the choice.
+
     Exit status: 0 no accuracy with at most f attackers is below the floor, or no floor is set; 1 an accuracy is below
     it; 2 wrong input. JSON: name, subject, declared_f, real_f, seeds, without_attackers, worst (accuracy, attack,
     real_f), floor, held, attacks (attack, family, real_f, accuracy, success, died), left_out, results. Accuracies are
-    shares of one.
+    shares of one. With candidates also chosen (by, validation, candidates: subject, value, attack, real_f, results).
     """
     if context.invoked_subcommand is not None:
         return
     with told(plugins, resumable=True):
         from flwr_robust.files import write_atomically
         from flwr_robust.redteam.battery import choose
+        from flwr_robust.redteam.choose import choose_candidate
         from flwr_robust.redteam.report import conclude_red_team, footnotes, heatmap, red_tables
         from flwr_robust.redteam.run import red_team
         from flwr_robust.redteam.subject import maker
         from flwr_robust.studies.runner import make_folder
+        from flwr_robust.studies.select import BY
 
         if floor is not None:
             check_number("red-team", "--floor", floor, minimum=0, maximum=100)
-        make, subject = maker(strategy, kwargs, defence, message)
+        check_choice("red-team", "--by", by, BY)
+        check_number("red-team", "--validation", validation, minimum=0, below=1)
+        if candidates and not validation:
+            raise ConfigurationError(
+                "red-team: --candidate needs --validation, the share of samples by which to choose, for example 0.1"
+            )
+        chosen_attacks = choose(attacks or ())
+        shared = {"clients": clients, "rounds": rounds, "partition": partition, "model": model, "rule": rule}
+        subjects = _subjects(kwargs, defence, candidates or [])
+        made = [maker(strategy, *subject, message) for subject in subjects]  # all are checked before one runs
+        told_of = [subject for _, subject in made]
+        if twice := next((subject for subject in told_of if told_of.count(subject) > 1), None):
+            raise ConfigurationError(f"red-team: --candidate must differ from all other candidates; got {twice} twice")
         make_folder(results)
-        options: dict[str, Any] = {
-            "name": name or defence or strategy.rpartition(":")[2],
-            "subject": subject,
-            "clients": clients,
-            "rounds": rounds,
-            "partition": partition,
-            "model": model,
-            "rule": rule,
-        }
-        stem = _stem({**options, "f": f, "message": message})
-        result = red_team(
-            make,
-            **options,
-            f=f,
-            real_f=real_f or (),
-            seeds=range(seeds),
-            attacks=choose(attacks or ()),
-            path=results / f"{stem}.json",
-            workers=workers or os.cpu_count() or 1,
-        )
+        found, paths = [], {}
+        for (_, own), (make, subject) in zip(subjects, made, strict=True):
+            options: dict[str, Any] = {"name": name or own or strategy.rpartition(":")[2], "subject": subject, **shared}
+            options |= {"validation": validation} if validation else {}
+            stem = _stem({**options, "f": f, "message": message})
+            result = red_team(
+                make,
+                **options,
+                f=f,
+                real_f=real_f or (),
+                seeds=range(seeds),
+                attacks=chosen_attacks,
+                path=results / f"{stem}.json",
+                workers=workers or os.cpu_count() or 1,
+            )
+            found.append(result)
+            paths[subject] = results / f"{stem}.json"
+        pick = choose_candidate(found, by) if candidates else None
+        result = found[0] if pick is None else pick.chosen
+        path = paths[result.setting.subject]
         picture = heatmap(result)
-        write_atomically(results / f"{stem}.png", lambda file: file.write(picture))
+        write_atomically(path.with_suffix(".png"), lambda file: file.write(picture))
     if as_json:
-        print_json({**_document(result, floor), "results": results / f"{stem}.json"})
+        document = {**_document(result, floor), "results": path}
+        print_json(document if pick is None else {**document, "chosen": _choice(pick, paths)})
     else:
         for table in red_tables(result):
             console().print(table)
         for note in footnotes(result):
             console().print(note)
-        console().print(f"results: {results / stem}.json and .png", soft_wrap=True)
+        if pick is not None:
+            console().print(pick.table())
+            console().print(pick.sentence)
+        console().print(f"results: {path.with_suffix('')}.json and .png", soft_wrap=True)
         console().print(conclude_red_team(result, floor), style="bold")
     if floor is not None and not result.holds(floor):
         raise typer.Exit(1)
+
+
+def _subjects(kwargs: str, defence: str, candidates: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the arguments and the defence string of every candidate; those of --kwargs or --defence come first."""
+    return [(kwargs, defence), *((kwargs, each) if defence else (each, "") for each in candidates)]
+
+
+def _choice(pick: Pick, paths: Mapping[str, Path]) -> dict[str, Any]:
+    """Return the choice among candidates in the form that `--json` prints."""
+    return {
+        "by": pick.by,
+        "validation": pick.chosen.setting.validation,
+        "candidates": [
+            {
+                "subject": each.result.setting.subject,
+                "value": each.value,
+                "attack": each.attack or None,
+                "real_f": each.real_f if each.attack else None,
+                "results": paths[each.result.setting.subject],
+            }
+            for each in pick.ranking
+        ],
+    }
 
 
 def _document(result: RedTeam, floor: float | None) -> dict[str, Any]:
@@ -141,7 +196,7 @@ def _stem(options: Mapping[str, object]) -> str:
     from flwr_robust.redteam.run import Setting
 
     defaults = {field.name: field.default for field in dataclasses.fields(Setting)}
-    fixed = {key: value for key, value in defaults.items() if value is not dataclasses.MISSING}
+    fixed = {k: v for k, v in defaults.items() if v is not dataclasses.MISSING and k != "validation"}  # a younger key
     digest = hashlib.sha256(json.dumps({**fixed, **options}, sort_keys=True).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9.]+', '_', str(options['name'])).strip('_')[:60]}-{digest[:8]}"
 

@@ -115,9 +115,10 @@ def footnotes(result: RedTeam) -> list[str]:
     """
     s = result.setting
     subject = s.name if s.subject == s.name else f"{s.name}: {s.subject}"
+    held_out = f", {100 * s.validation:g} % of the training samples held out" if s.validation else ""
     notes = [
         f"{subject}; {s.clients} clients, declared f = {s.declared_f}, {s.task}, {s.partition}, {s.model}, messages "
-        f"{s.message}, {s.rounds} rounds, seeds {', '.join(map(str, result.seeds))}; mean over seeds.",
+        f"{s.message}, {s.rounds} rounds{held_out}, seeds {', '.join(map(str, result.seeds))}; mean over seeds.",
         "Mean of the honest: the same clients without the attackers, by the plain mean.",
     ]
     runs = [run for label in result.families for f in result.real_f for run in result.of(label, f)]
@@ -217,7 +218,7 @@ def _check_alike(results: Sequence[RedTeam]) -> int:
         raise ConfigurationError("compare: there must be at least one result")
     first = results[0]
     for other in results[1:]:
-        for key in ("declared_f", "clients", "rounds", "partition", "model", "task"):
+        for key in ("declared_f", "clients", "rounds", "partition", "model", "task", "validation"):
             one, two = (getattr(result.setting, key) for result in (first, other))
             if one != two:
                 raise ConfigurationError(

@@ -41,6 +41,7 @@ from flwr_robust.runs.config import KEYS, RunConfig
 from flwr_robust.runs.results import evaluator
 from flwr_robust.studies.runner import circumstances, progress_bar
 from flwr_robust.studies.workers import side_by_side
+from flwr_robust.tasks.metrics import VALIDATION
 
 __all__ = ["MakeStrategy", "RedTeam", "Run", "Setting", "quiet", "read_red_team", "red_team", "run_once"]
 
@@ -74,6 +75,9 @@ class Setting:
         The rule that attackers assume for a strategy whose rule is unknown; empty: none.
     task, local_steps, local_learning_rate, batch_size
         As in a run config.
+    validation : float
+        Share of every client's training samples that is held out for validation; 0: none. Those of attackers do not
+        count.
     """
 
     name: str
@@ -89,6 +93,7 @@ class Setting:
     local_steps: int = 5
     local_learning_rate: float = 0.3
     batch_size: int = 32
+    validation: float = 0.0
 
     def config(self, seed: int, attack: Attack = NO_ATTACK, attackers: int = 0) -> RunConfig:
         """Return the configuration of the clients and of the trial that measures an attack on data."""
@@ -99,6 +104,7 @@ class Setting:
             task=self.task,
             model=self.model,
             partition=self.partition,
+            validation=self.validation,
             clients=self.clients,
             attack=text,
             attackers=0 if text == "none" else attackers,
@@ -129,6 +135,9 @@ class Run:
         When the strategy raised an error, and which; empty if it did not.
     finite : bool
         Whether all numbers of the last model are finite.
+    validation : float or None
+        Accuracy of the last model on the validation samples of the honest clients, in the same way; None if there are
+        none.
     """
 
     attack: str
@@ -138,6 +147,7 @@ class Run:
     success: float | None = None
     died: str = ""
     finite: bool = True
+    validation: float | None = None
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -192,6 +202,11 @@ class RedTeam:
         found = self.of(label, f)
         return statistics.fmean(run.accuracy for run in found) if found else None
 
+    def validated(self, label: str, f: int) -> float | None:
+        """Return the accuracy on validation samples under an attack, mean over seeds; None if it was not measured."""
+        found = [run.validation for run in self.of(label, f) if run.validation is not None]
+        return statistics.fmean(found) if found else None
+
     def success(self, label: str, f: int) -> float | None:
         """Return the success of an attack, mean over seeds; None if it has no target or no model was left."""
         found = [run.success for run in self.of(label, f) if run.success is not None]
@@ -238,6 +253,7 @@ def red_team(
     partition: str = "dirichlet(beta=1.0)",
     model: str = "mlp",
     rule: str = "",
+    validation: float = 0.0,
     seeds: Sequence[int] = (0,),
     attacks: Sequence[Attack] = BATTERY,
     path: Path | None = None,
@@ -258,7 +274,7 @@ def red_team(
         The declared f: how many attackers the strategy is made for. When not given, that of its rule.
     real_f : sequence of int
         The numbers of attackers; 1 to f + 1 when not given. 0 is always run.
-    clients, rounds, partition, model, rule
+    clients, rounds, partition, model, rule, validation
         As for `Setting`.
     seeds : sequence of int
         Every run is repeated with each seed.
@@ -305,6 +321,7 @@ def red_team(
         model=model,
         message=probe.message if isinstance(probe, RobustStrategy) else "parameters",
         rule=rule,
+        validation=validation,
     )
     tried = sorted(set(real_f) - {0}) if real_f else list(range(1, setting.declared_f + 2))
     _check(setting, probe, tried, seeds)
@@ -476,6 +493,7 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
         reached, arrays = server_round, model
 
     died, accuracy, success, finite = "", 0.0, None, True
+    validation = 0.0 if setting.validation else None
     with quiet(), _frozen():
         try:
             with contextlib.suppress(UntrainedError):  # the attack kept the model as it was, which its accuracy shows
@@ -484,12 +502,14 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
             finite = all(bool(np.isfinite(values).all()) for values in model.values())
             if finite:
                 trial = setting.config(seed, attack, max(real_f, 1)) if attack.targeted else config
-                metrics = evaluator(trial)(setting.rounds, lambda: model) or {}
+                evaluate = evaluator(trial, honest=range(setting.clients - real_f))
+                metrics = evaluate(setting.rounds, lambda: model) or {}
                 accuracy, success = metrics["accuracy"], metrics.get("attack_success")
+                validation = metrics.get(f"{VALIDATION}accuracy")
         except Exception as error:  # a strategy may raise any error for a client's message
             at = min(reached + 1, setting.rounds)
             died = f"in round {at}: {short(f'{type(error).__name__}: {error}')}"
-    return Run(attack.label, real_f, seed, accuracy, success, died, finite)
+    return Run(attack.label, real_f, seed, accuracy, success, died, finite, validation)
 
 
 def _grid(strategy: Strategy, setting: Setting, config: RunConfig, attack: Attack, real_f: int) -> Grid:
