@@ -106,7 +106,7 @@ WRONG = [
     ('baseline = "mean()"', 'baseline = "x"', "baseline of study .* 'x'; allowed: mean"),
     ('metric = "accuracy"', 'metric = "acuracy"', "metric"),
     ('metric = "accuracy"', "metric = 1.5", r"metric of \[report\] must be a text; got 1.5"),
-    ('take = "final"', 'take = "last"', "take must be one of best, final"),
+    ('take = "final"', 'take = "last"', "take must be one of best, best_on_test, final"),
     ('against = "same"\nplots', 'against = "x"\nplots', "against of study .* 'x'; allowed: apart, same"),
     ('plots = ["bars", ', 'plots = ["pie", ', "plots must be one of bars, curves"),
     (
