@@ -51,9 +51,9 @@ from flwr_robust.core.rule import PreAggregator, Rule
 from flwr_robust.core.spec import Component
 from flwr_robust.errors import AuditError, FlwrRobustError
 from flwr_robust.files import write_atomically
-from flwr_robust.printing import printable
+from flwr_robust.printing import html_block, html_table, printable
 
-__all__ = ["SCHEMA_FILE", "make_card", "render_card", "write_card"]
+__all__ = ["SCHEMA_FILE", "Card", "make_card", "render_card", "write_card"]
 
 VERSION = 1
 SCHEMA_FILE = Path(__file__).with_name("card.schema.json")
@@ -84,6 +84,32 @@ E = TypeVar("E", bound=Event)
 Fact = Mapping[str, Any]
 
 
+class Card(dict[str, Any]):
+    """A card: the mapping that ``card.schema.json`` describes, which a notebook shows as tables."""
+
+    def __repr__(self) -> str:
+        """Return one line with the rule, the rounds and the state of the evidence."""
+        evidence = self["deployment"]["evidence"]["value"]
+        return (
+            f"Card(rule={_words(self['claim']['rule']['value'])}, rounds={self['run']['rounds']}, "
+            f"outcome={self['run']['outcome']}, log intact: {_words(evidence['log_intact'])})"
+        )
+
+    def _repr_html_(self) -> str:
+        """Return the facts of each section, with their sources."""
+        tables = [html_table(["run", ""], [(_heading(key), _words(value)) for key, value in self["run"].items()])]
+        for section in ("claim", "threat", "accountability", "deployment"):
+            facts = [
+                (_heading(key), _words(fact["value"]), "" if fact["source"] == "not stated" else fact["source"])
+                for key, fact in self[section].items()
+            ]
+            tables.append(html_table([section, "", "source"], facts))
+        parts = [(part["part"], _words(part["condition"])) for part in self["limits"]["rule"]]
+        tables.append(html_table(["limits of the rule", "condition"], parts))
+        tables.append(html_table(["limits of every rule"], [(limit,) for limit in self["limits"]["general"]]))
+        return html_block("Robustness card", *tables, line=f"Terms follow {self['vocabulary']}. Made {self['made']}.")
+
+
 def make_card(
     folder: Path | str,
     statements: Mapping[str, str] | None = None,
@@ -91,7 +117,7 @@ def make_card(
     red_team: Path | str | None = None,
     verdict: Verdict | None = None,
     public_key: str | None = None,
-) -> dict[str, Any]:
+) -> Card:
     """Collect the facts of a run's card.
 
     Parameters
@@ -112,8 +138,8 @@ def make_card(
 
     Returns
     -------
-    dict
-        The card, as ``card.schema.json`` describes it.
+    Card
+        A mapping, as ``card.schema.json`` describes it.
 
     Raises
     ------
@@ -132,21 +158,26 @@ def make_card(
     start, records = starts[0], counting(everything)
     stated = {**start.statements, **(statements or {})}
     rule = _rule(start.rule)
-    return {
-        "version": VERSION,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "vocabulary": "NIST AI 100-2e2025",
-        "run": _run(everything, records, start),
-        "claim": _claim(records, start, rule, stated),
-        "threat": _threat(start, rule, stated),
-        "accountability": {key: _stated(stated, key) for key in ("owner", "legal_basis", "notice")},
-        "deployment": {
-            **_deployment(everything, start, rule, stated, _evidence(verdict, start, key, public_key)),
-            **_suspicions(records),
-            **_tested(everything, start, tried),
-        },
-        "limits": {"rule": [] if rule is None else [_limits(part) for part in _parts(rule)], "general": list(_LIMITS)},
-    }
+    return Card(
+        {
+            "version": VERSION,
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "vocabulary": "NIST AI 100-2e2025",
+            "run": _run(everything, records, start),
+            "claim": _claim(records, start, rule, stated),
+            "threat": _threat(start, rule, stated),
+            "accountability": {key: _stated(stated, key) for key in ("owner", "legal_basis", "notice")},
+            "deployment": {
+                **_deployment(everything, start, rule, stated, _evidence(verdict, start, key, public_key)),
+                **_suspicions(records),
+                **_tested(everything, start, tried),
+            },
+            "limits": {
+                "rule": [] if rule is None else [_limits(part) for part in _parts(rule)],
+                "general": list(_LIMITS),
+            },
+        }
+    )
 
 
 def _of(records: Sequence[Record], kind: type[E]) -> list[E]:
@@ -489,8 +520,12 @@ def render_card(card: Mapping[str, Any], kind: str) -> str:
     )
     environment.filters["words"] = _words if kind == "html" else lambda value: _ACTIVE.sub(r"\\\g<0>", _words(value))
     environment.filters["listed"] = lambda value: isinstance(value, list) and len(value) > 1
-    environment.filters["heading"] = lambda key: key.replace("_", " ").replace("tls", "TLS")
+    environment.filters["heading"] = _heading
     return environment.get_template(kind).render(card=card)
+
+
+def _heading(key: str) -> str:
+    return key.replace("_", " ").replace("tls", "TLS")
 
 
 def _words(value: Any) -> str:

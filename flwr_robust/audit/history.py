@@ -28,6 +28,7 @@ from flwr_robust.audit.events import (
 )
 from flwr_robust.audit.log import Record
 from flwr_robust.errors import AuditError
+from flwr_robust.printing import Listing
 
 __all__ = [
     "ClientInRound",
@@ -254,9 +255,9 @@ def _partitions(records: Iterable[Record]) -> dict[int, int]:
     }
 
 
-def rounds(records: Sequence[Record]) -> list[RoundSummary]:
+def rounds(records: Sequence[Record]) -> Listing[RoundSummary]:
     """Return a summary of every round of training, in the order of the log; a repeated round appears twice."""
-    found = []
+    found: Listing[RoundSummary] = Listing()
     for group in _groups(records):
         if group.phase == "train":
             event = group.aggregated
@@ -281,10 +282,10 @@ def rounds(records: Sequence[Record]) -> list[RoundSummary]:
     return found
 
 
-def visits(records: Sequence[Record]) -> list[ClientInRound]:
+def visits(records: Sequence[Record]) -> Listing[ClientInRound]:
     """Return the result of every client in every round and phase, in the order of the log."""
     partitions = _partitions(records)
-    found = []
+    found: Listing[ClientInRound] = Listing()
     for group in _groups(records):
         measured = _measured(group)
         for reply in group.replies:
@@ -306,7 +307,7 @@ def visits(records: Sequence[Record]) -> list[ClientInRound]:
     return found
 
 
-def clients(records: Sequence[Record]) -> list[ClientSummary]:
+def clients(records: Sequence[Record]) -> Listing[ClientSummary]:
     """Return a summary of every client, by partition and then by node."""
     asked: Counter[int] = Counter()
     weights: dict[int, list[float]] = {}
@@ -338,7 +339,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             signs.setdefault(record.event.node, Counter())[record.event.sign] += 1
     partitions = _partitions(records)
     nodes = {*asked, *(node for node, _ in verdicts), *quarantined, *signs, *barred}
-    return [
+    return Listing(
         ClientSummary(
             node,
             partitions.get(node),
@@ -355,7 +356,7 @@ def clients(records: Sequence[Record]) -> list[ClientSummary]:
             node in barred,
         )
         for node in sorted(nodes, key=lambda node: (node not in partitions, partitions.get(node, 0), node))
-    ]
+    )
 
 
 def partitions_are_claims(records: Iterable[Record]) -> bool:

@@ -12,6 +12,7 @@ n - f best rows the result is that for rows at infinity. More than f such rows a
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.spec import Component, Registry
 from flwr_robust.core.weighing import Weighing, check_most
 from flwr_robust.errors import ConfigurationError, InfeasibleError
+from flwr_robust.printing import html_block, html_table
 from flwr_robust.seeds import torch_generator
 
 __all__ = [
@@ -98,6 +100,33 @@ class Aggregate(Generic[Value, Weights]):
             f"Aggregate(value={_shown(self.value)}, weights={_shown(self.weights)}, outcome={self.outcome.name}, "
             f"stats={{{stats}}})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: outcome, shape and norm of the value, and the weights and scores of rows."""
+        n = len(self.weights)  # type: ignore[arg-type]
+        weights = _numbers(self.weights, n)
+        scores = {key: numbers for key, held in self.stats.items() if (numbers := _numbers(held, n))}
+        others = ", ".join(f"{key}: {_shown(held)}" for key, held in self.stats.items() if key not in scores)
+        shapes, norm = _measures(self.value)
+        line = f"value: {shapes}, norm {norm:.4g}; weights sum to {sum(weights):.4g}{'; ' if others else ''}{others}"
+        rows = list(zip(range(len(weights)), weights, *scores.values(), strict=True))
+        table = html_table(["row", "weight", *scores], rows, bars=[1])
+        return html_block(f"{self.outcome.name}: {self.outcome.value}", table, line=line)
+
+
+def _numbers(held: Any, n: int) -> list[float]:
+    """Return the numbers of a vector (n,) or of a flat list of n; none if it is neither."""
+    if getattr(held, "shape", None) == (n,):
+        held = held.tolist()
+    flat = isinstance(held, list | tuple) and len(held) == n and all(isinstance(each, int | float) for each in held)
+    return [*held] if flat else []
+
+
+def _measures(value: Any) -> tuple[str, float]:
+    """Return the shapes and the Euclidean norm of a value, which may be a list of layers."""
+    layers = [torch.as_tensor(each) for each in (value if isinstance(value, list | tuple) else [value])]
+    norm = math.sqrt(sum(float(torch.linalg.vector_norm(each, dtype=torch.float64)) ** 2 for each in layers))
+    return (f"{len(layers)} layers" if isinstance(value, list | tuple) else _shown(value)), norm
 
 
 def _shown(value: object) -> str:

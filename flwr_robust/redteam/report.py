@@ -85,24 +85,12 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _short(result: RedTeam, label: str, f: int) -> str:
-    """Return the accuracy in percent, or how the model failed."""
-    runs, accuracy = result.of(label, f), result.accuracy(label, f)
-    if accuracy is None:
-        return "-"
-    if all(run.died for run in runs):
-        return "died"
-    if not any(run.finite for run in runs):
-        return "NaN"
-    return f"{100 * accuracy:.1f}{'†' if any(run.died or not run.finite for run in runs) else ''}"
-
-
 def _changes(result: RedTeam, label: str, f: int) -> str:
     """Return the accuracy and its differences from both baselines."""
     accuracy, honest = result.accuracy(label, f), result.honest(f)
     if accuracy is None or honest is None:
         return "-"
-    return f"{_short(result, label, f)} {100 * (accuracy - result.alone):+6.1f} {100 * (accuracy - honest):+6.1f}"
+    return f"{result.told(label, f)} {100 * (accuracy - result.alone):+6.1f} {100 * (accuracy - honest):+6.1f}"
 
 
 def footnotes(result: RedTeam) -> list[str]:
@@ -127,7 +115,7 @@ def footnotes(result: RedTeam) -> list[str]:
         notes.append(f"Died, which counts as 0, under {', '.join(victims)}: {reason}")
     if broken := dict.fromkeys(run.attack for run in runs if not run.finite):
         notes.append(f"NaN, a model that is not finite, which counts as 0, under {', '.join(broken)}.")
-    if any("†" in _short(result, label, f) for label in result.families for f in result.real_f):
+    if any("†" in result.told(label, f) for label in result.families for f in result.real_f):
         notes.append("†: the runs of some seeds ended so.")
     for reason in dict.fromkeys(result.left_out.values()):
         labels = [label for label, found in result.left_out.items() if found == reason]
@@ -172,7 +160,7 @@ def heatmap(result: RedTeam) -> bytes:
     shown = {
         (label, str(f)): (result.alone, f"{100 * result.alone:.1f}")
         if f == 0 and label != HONEST_MEAN.label
-        else (result.accuracy(label, f) or 0.0, _short(result, label, f))
+        else (result.accuracy(label, f) or 0.0, result.told(label, f))
         for label in labels
         for f in _all_f(result)
     }
@@ -258,8 +246,8 @@ def compare(results: Sequence[RedTeam]) -> str:
         f"seeds did.",
         "",
         *_header("attack", names),
-        _line(NO_ATTACK.label, [_short(result, NO_ATTACK.label, 0) for result in results]),
-        _line(f"{HONEST_MEAN.label} (omniscient)", [_short(result, HONEST_MEAN.label, f) for result in results]),
+        _line(NO_ATTACK.label, [result.told(NO_ATTACK.label, 0) for result in results]),
+        _line(f"{HONEST_MEAN.label} (omniscient)", [result.told(HONEST_MEAN.label, f) for result in results]),
     ]
     family = ""
     worst = [result.worst([f])[0] for result in results]
@@ -270,7 +258,7 @@ def compare(results: Sequence[RedTeam]) -> str:
         cells = [
             f"**{text}**" if result.accuracy(label, f) == least and text != "-" else text
             for result, least in zip(results, worst, strict=True)
-            for text in [_short(result, label, f)]
+            for text in [result.told(label, f)]
         ]
         lines.append(_line(f"`{label}`", cells))
     lines.append(_line("worst case against no attack", [_change(result, result.families, f) for result in results]))
@@ -324,7 +312,7 @@ def comparison_map(results: Sequence[RedTeam]) -> bytes:
     f = _check_alike(results)
     labels = [HONEST_MEAN.label, *_labels(results)]
     shown = {
-        (label, result.setting.name): (result.accuracy(label, f) or 0.0, _short(result, label, f))
+        (label, result.setting.name): (result.accuracy(label, f) or 0.0, result.told(label, f))
         for label in labels
         for result in results
     }

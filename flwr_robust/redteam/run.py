@@ -35,6 +35,7 @@ from flwr_robust.files import write_atomically
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
 from flwr_robust.flower.wire import decode_record, encode_record
+from flwr_robust.printing import html_block, html_table
 from flwr_robust.redteam.battery import BATTERY, HONEST_MEAN, NO_ATTACK, Attack
 from flwr_robust.round_seeds import FixedSeed, SecretSeed
 from flwr_robust.runs.config import KEYS, RunConfig
@@ -155,7 +156,7 @@ class Run:
         return self.attack, self.real_f, self.seed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RedTeam:
     """The results of a red team.
 
@@ -226,6 +227,17 @@ class RedTeam:
         ]
         return min([*tried, (self.alone, NO_ATTACK.label, 0)], key=lambda found: found[0])
 
+    def told(self, label: str, f: int) -> str:
+        """Return the accuracy under an attack in percent, or how the model failed; "-" if it was not tried."""
+        runs, accuracy = self.of(label, f), self.accuracy(label, f)
+        if accuracy is None:
+            return "-"
+        if all(run.died for run in runs):
+            return "died"
+        if not any(run.finite for run in runs):
+            return "NaN"
+        return f"{100 * accuracy:.1f}{'†' if any(run.died or not run.finite for run in runs) else ''}"
+
     @property
     def bottom(self) -> tuple[float, str, int]:
         """The worst case with at most as many attackers as declared."""
@@ -239,6 +251,38 @@ class RedTeam:
         within = [f for f in self.real_f if f <= self.setting.declared_f]
         tried = [run for label in self.families for f in within for run in self.of(label, f)]
         return bool(tried) and not any(run.died for run in tried) and 100 * self.bottom[0] >= floor
+
+    def _worst(self) -> str:
+        accuracy, label, f = self.bottom
+        return f"worst {100 * accuracy:.1f} % under {label} with f = {f}, alone {100 * self.alone:.1f} %"
+
+    def __repr__(self) -> str:
+        """Return one line with the strategy and the worst case."""
+        return f"RedTeam({self.setting.name}: {len(self.runs)} runs, {self._worst()})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the accuracy under each attack, by real f; the worst case is bold."""
+        tried = [label for label in self.families if label not in self.left_out]
+        columns = ["attack", "family", *(f"f = {f}" for f in self.real_f)]
+        baselines: list[list[object]] = [
+            [NO_ATTACK.label, "", *(round(100 * self.alone, 1) for _ in self.real_f)],
+            [HONEST_MEAN.label, "", *(self._percent(HONEST_MEAN.label, f) for f in self.real_f)],
+        ]
+        attacked = [[label, self.families[label], *(self._percent(label, f) for f in self.real_f)] for label in tried]
+        worst = [(label, at) for at, f in enumerate(self.real_f) for label in [self.worst([f])[1]] if label in tried]
+        table = html_table(
+            columns,
+            [*baselines, *attacked],
+            caption=f"accuracy, %, mean over {len(self.seeds)} seeds; declared f = {self.setting.declared_f}",
+            bars=range(2, len(columns)),
+            strong={(2 + tried.index(label), 2 + at) for label, at in worst},
+        )
+        return html_block(f"{self.setting.name}: {self.setting.subject}", table, line=self._worst())
+
+    def _percent(self, label: str, f: int) -> float | str:
+        """Return the accuracy under an attack in percent, or the text that says what else happened."""
+        told = self.told(label, f)
+        return float(told) if told[0].isdigit() and told[-1].isdigit() else told
 
 
 def red_team(

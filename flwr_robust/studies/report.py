@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import jinja2
 
 from flwr_robust.files import write_atomically
+from flwr_robust.printing import html_block, html_image, html_table
 from flwr_robust.studies.canvas import PAGE
 from flwr_robust.studies.choose import Chosen, choose
 from flwr_robust.studies.claims import Verdict, judge
@@ -54,7 +55,7 @@ class Image:
         return base64.b64encode(self.path.read_bytes()).decode()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rendered:
     """The rendered results of a study, for the terminal and all pages.
 
@@ -92,6 +93,30 @@ class Rendered:
             return None
         rows = tuple(tuple(line.values()) for line in lines)
         return Sheet(f"Chosen hyper-parameters. {self.chosen.sentence}", tuple(lines[0]), rows, kind="choice")
+
+    def __repr__(self) -> str:
+        """Return one line with the study and the numbers of its cells."""
+        return f"Rendered({self.study.name}: {self._counts()})"
+
+    def _counts(self) -> str:
+        return f"{self.chosen.finished} of {len(self.chosen.whole.cells)} cells finished, {len(self.failures)} failed"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the tables of each section, its plots, and why cells failed."""
+        parts = [] if self.choice is None else [_shown(self.choice)]
+        for section, images in self.sections:
+            parts += map(_shown, sheets(self.study, section))
+            parts += [html_image(image.data, image.alt) for image in images]
+        if self.failures:
+            reasons = [(", ".join(labels), reason) for labels, reason in self.failures.items()]
+            parts.append(html_table(["failed cell", "reason"], reasons))
+        return html_block(self.study.title, *parts, line=self._counts())
+
+
+def _shown(sheet: Sheet) -> str:
+    """Return a table for a notebook."""
+    strong = {(row, column + 1) for row, column in sheet.best}
+    return html_table(sheet.columns, sheet.rows, caption=sheet.caption, strong=strong)
 
 
 def render(

@@ -434,3 +434,21 @@ def test_rounds_done_twice_count_once(tmp_path):
     assert [each.round for each in counted if each.asked] == [1, 2]
     summary = next(each for each in clients(records) if each.node == LIAR)
     assert (summary.refused, summary.weight) == (4, 0.0)
+
+
+def test_a_notebook_shows_the_history_and_the_card_with_all_text_escaped(tmp_path):
+    records = read_log(log_file(make(tmp_path, statements={"owner": "<script>x</script>"})))
+    shown = visits(records)._repr_html_()
+    assert "w \\x1b[31m[bold]&lt;b&gt;`x`|" in shown
+    assert "<b>" not in shown
+    assert shown.count("px;height") == len(visits(records))
+    assert "NOT_FINITE 3" in clients(records)._repr_html_()
+    assert round_summaries(records)._repr_html_().count("<tr>") == 1 + len(round_summaries(records))
+    card = make_card(tmp_path)
+    shown = card._repr_html_()
+    assert "&lt;script&gt;x&lt;/script&gt;" in shown
+    assert "<script>" not in shown
+    assert "clip(c=2.0) | trimmed_mean(f=1)" in shown
+    assert all(limit[:20] in shown for limit in card["limits"]["general"])
+    assert repr(card) == ("Card(rule=clip(c=2.0) | trimmed_mean(f=1), rounds=3, outcome=finished, log intact: yes)")
+    assert json.loads(json.dumps(card)) == card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,3 +127,24 @@ def test_repr_of_real_results_and_pipelines(rule):
         assert "\n" not in shown
         assert len(shown) < 600
         assert "tensor(" not in shown
+
+
+def test_a_notebook_shows_weights_with_bars_and_the_scores_of_rows():
+    shown = Aggregate(
+        torch.tensor([3.0, 4.0]),
+        torch.tensor([0.5, 0.25, 0.0], dtype=torch.float64),
+        outcome=Outcome.NOT_CONVERGED,
+        stats={"<b>scores": [1.5, 2.5, 7.0], "radius": 0.5, "kept": [0, 1], "gaps": torch.ones(3)},
+    )._repr_html_()
+    assert "NOT_CONVERGED: the iteration limit" in shown
+    assert "value: (2,) float32, norm 5; weights sum to 0.75; radius: 0.5, kept: [0, 1]<" in shown
+    assert re.findall(r"<th [^>]*>(.*?)</th>", shown) == ["row", "weight", "&lt;b&gt;scores", "gaps"]
+    assert re.findall(r"<td [^>]*>([^<]*)<", shown)[4:8] == ["1", "0.25", "2.5", "1"]
+    assert re.findall(r"width:(\d+)px;height", shown) == ["80", "40", "0"]
+
+
+def test_a_notebook_shows_layers_of_numpy_and_all_clients_up_to_fifty():
+    shown = aggregate([[np.full((2, 2), i), np.zeros(3)] for i in np.arange(60.0)], "mean")._repr_html_()
+    assert "value: 2 layers, norm 59;" in shown
+    assert "and 10 more rows" in shown
+    assert shown.count("<tr>") == 1 + 50 + 1

@@ -603,3 +603,19 @@ def test_baselines_are_no_attacks():
     assert HONEST_MEAN not in BATTERY
     assert Attack("x").on_data(1) is None
     assert Attack("x").on_messages(1) is None
+
+
+def test_a_notebook_shows_accuracies_with_bars_and_the_worst_in_bold():
+    result = found(
+        {("<i>()", 1): 0.45, ("<i>()", 2): 0.4, ("b()", 1): "died", ("b()", 2): 0.3, ("c()", 2): "NaN"},
+        left_out=["d()"],
+    )
+    shown = result._repr_html_()
+    rows = [re.findall(r"<td [^>]*>(.*?)(?:<span|</td>)", row) for row in shown.split("<tr>")[2:]]
+    assert [row[0] for row in rows] == ["no attack", "mean of the honest", "&lt;i&gt;()", "b()", "c()"]
+    assert rows[2] == ["&lt;i&gt;()", "crude", "45", "40"]
+    assert rows[3][2:] == ["<strong>died</strong>", "30"]
+    assert rows[4][2:] == ["-", "<strong>NaN</strong>"]
+    assert re.findall(r"width:(\d+)px;height", shown)[4:8] == ["40", "36", "0", "27"]
+    assert "worst 0.0 % under b() with f = 1, alone 90.0 %" in shown
+    assert repr(result) == "RedTeam(it: 18 runs, worst 0.0 % under b() with f = 1, alone 90.0 %)"

@@ -1,6 +1,8 @@
 """Tables: the worst case over an axis, further metrics and their direction, failed runs apart from missing ones."""
 
+import html
 import math
+import re
 
 import pytest
 
@@ -225,6 +227,13 @@ def test_failed_is_no_dash_and_missing_is_no_failure(make, tmp_path):
     page = report.write_report(rendered, "run").read_text()
     assert page.count("RuntimeError: &lt;b&gt;out of luck&lt;/b&gt;") == 3
     assert "<td>mean(), label_flip(), iid, 0</td>" in page
+    shown = rendered._repr_html_()  # in a notebook
+    assert shown.count("RuntimeError: &lt;b&gt;out of luck&lt;/b&gt;") == 3
+    assert shown.count('src="data:image/png;base64,iVBOR') == sum(len(images) for _, images in rendered.sections) > 0
+    assert all(html.escape(each.caption) in shown for each in sheets.sheets(study, section))
+    assert {row[0] for row in sheet.rows} <= {*re.findall(r"<td [^>]*>([^<]*)</td>", shown)}
+    assert f"<strong>{column(sheet, 'none')[min(row for row, _ in sheet.best)]}</strong>" in shown
+    assert repr(rendered) == f"Rendered({study.name}: {len(left)} of {len(study.cells)} cells finished, 3 failed)"
     bars, curves, heatmap = (figure for _, figure in draw(study, section, left))
     assert "failed" in {text.get_text() for text in bars.legends[0].get_texts()}
     assert "failed: mean()" in {text.get_text() for axis in curves.axes for text in axis.texts}
