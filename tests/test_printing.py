@@ -102,7 +102,8 @@ class Client:
     never_said: str = ""
 
 
-def test_a_listing_is_a_list_that_a_notebook_shows():
+def test_a_listing_is_a_list_that_a_notebook_shows(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", None)  # importing it raises an error, as if it were not installed
     items = [Client(HOSTILE, 0.5, (("NOT_FINITE", 2), ("SHAPE", 1)), banned=True), Client("b", 0.25)]
     listing = Listing(items)
     assert listing == items
