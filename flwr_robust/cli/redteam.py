@@ -80,6 +80,7 @@ def red_team_command(
         from flwr_robust.redteam.report import conclude_red_team, footnotes, heatmap, red_tables
         from flwr_robust.redteam.run import red_team
         from flwr_robust.redteam.subject import maker
+        from flwr_robust.studies.plots import as_file
         from flwr_robust.studies.runner import make_folder
         from flwr_robust.studies.select import BY
 
@@ -119,7 +120,7 @@ def red_team_command(
         pick = choose_candidate(found, by) if candidates else None
         result = found[0] if pick is None else pick.chosen
         path = paths[result.setting.subject]
-        picture = heatmap(result)
+        picture = as_file(heatmap(result), dpi=150)
         write_atomically(path.with_suffix(".png"), lambda file: file.write(picture))
     if as_json:
         document = {**_document(result, floor), "results": path}
@@ -181,7 +182,7 @@ def _document(result: RedTeam, floor: float | None) -> dict[str, Any]:
                 "real_f": f,
                 "accuracy": result.accuracy(attack, f),
                 "success": result.success(attack, f),
-                "died": any(run.died for run in result.of(attack, f)),
+                "died": any(run.end for run in result.of(attack, f)),
             }
             for attack, family in result.families.items()
             for f in result.real_f
@@ -215,12 +216,13 @@ def compare_command(
         from flwr_robust.files import write_atomically
         from flwr_robust.redteam.report import compare, comparison_map, into_page
         from flwr_robust.redteam.run import read_red_team
+        from flwr_robust.studies.plots import as_file
 
         found = [read_red_team(path) for path in files]
         text = compare(found)
         if page is not None:
             new = into_page(page, text).encode()
-            picture = comparison_map(found)
+            picture = as_file(comparison_map(found), dpi=150)
             write_atomically(page, lambda file: file.write(new))
             write_atomically(page.with_suffix(".png"), lambda file: file.write(picture))
         if as_json:

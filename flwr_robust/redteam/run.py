@@ -30,7 +30,7 @@ from flwr_robust.app.client import app as client_app
 from flwr_robust.attacks.message.base import Knowledge
 from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rule import Rule
-from flwr_robust.errors import ConfigurationError, FlwrRobustError, UntrainedError, check_integer
+from flwr_robust.errors import ConfigurationError, FlwrRobustError, check_integer
 from flwr_robust.files import write_atomically
 from flwr_robust.flower import AdversarialGrid, InProcessGrid, RobustStrategy
 from flwr_robust.flower.admission import short
@@ -44,10 +44,29 @@ from flwr_robust.studies.runner import circumstances, progress_bar
 from flwr_robust.studies.workers import side_by_side
 from flwr_robust.tasks.metrics import VALIDATION
 
-__all__ = ["MakeStrategy", "RedTeam", "Run", "Setting", "quiet", "read_red_team", "red_team", "run_once"]
+__all__ = [
+    "DIED",
+    "NOT_FINITE",
+    "NOT_TRIED",
+    "SOME_DIED",
+    "MakeStrategy",
+    "RedTeam",
+    "Run",
+    "Setting",
+    "quiet",
+    "read_red_team",
+    "red_team",
+    "run_once",
+]
 
 MakeStrategy = Callable[[], Strategy]
 """A function that makes a new strategy."""
+
+DIED, SOME_DIED, NOT_TRIED = "died", "†", "-"
+"""What tables show if no run under an attack left a finite model, if those of some seeds did not, or without a run."""
+
+NOT_FINITE = "the model is not finite (NaN), without an error"
+"""Why a run died whose strategy raised no error, but whose last model holds NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +152,8 @@ class Run:
     success : float or None
         For attacks with a target label: the share of successful trials.
     died : str
-        When the strategy raised an error, and which; empty if it did not.
+        When the strategy raised an error, and which; empty if it did not. If no round changed the model, that is such
+        an error.
     finite : bool
         Whether all numbers of the last model are finite.
     validation : float or None
@@ -154,6 +174,11 @@ class Run:
     def key(self) -> tuple[str, int, int]:
         """The attack, real f and seed of the run."""
         return self.attack, self.real_f, self.seed
+
+    @property
+    def end(self) -> str:
+        """Why the run left no model that can be used; empty if it left one."""
+        return self.died or ("" if self.finite else NOT_FINITE)
 
 
 @dataclass(frozen=True, repr=False)
@@ -217,26 +242,32 @@ class RedTeam:
         """Return the accuracy of the mean of the honest clients, with f clients left out."""
         return self.accuracy(HONEST_MEAN.label, f)
 
+    def died(self, label: str, f: int) -> bool:
+        """Say whether no run of an attack by f attackers left a finite model."""
+        found = self.of(label, f)
+        return bool(found) and all(run.end for run in found)
+
     def worst(self, attackers: Iterable[int]) -> tuple[float, str, int]:
-        """Return the lowest accuracy under any attack with one of these f, with its label and its f."""
+        """Return the lowest accuracy under any attack with one of these f, with its label and its f.
+
+        Of equal accuracies, one whose runs all died is the worst.
+        """
         tried = [
             (accuracy, label, f)
             for f in attackers
             for label in self.families
             if (accuracy := self.accuracy(label, f)) is not None
         ]
-        return min([*tried, (self.alone, NO_ATTACK.label, 0)], key=lambda found: found[0])
+        return min([*tried, (self.alone, NO_ATTACK.label, 0)], key=lambda at: (at[0], not self.died(*at[1:])))
 
     def told(self, label: str, f: int) -> str:
-        """Return the accuracy under an attack in percent, or how the model failed; "-" if it was not tried."""
-        runs, accuracy = self.of(label, f), self.accuracy(label, f)
+        """Return the accuracy under an attack in percent, or that the model died; "-" if it was not tried."""
+        accuracy = self.accuracy(label, f)
         if accuracy is None:
-            return "-"
-        if all(run.died for run in runs):
-            return "died"
-        if not any(run.finite for run in runs):
-            return "NaN"
-        return f"{100 * accuracy:.1f}{'†' if any(run.died or not run.finite for run in runs) else ''}"
+            return NOT_TRIED
+        if self.died(label, f):
+            return DIED
+        return f"{100 * accuracy:.1f}{SOME_DIED if any(run.end for run in self.of(label, f)) else ''}"
 
     @property
     def bottom(self) -> tuple[float, str, int]:
@@ -246,11 +277,12 @@ class RedTeam:
     def holds(self, floor: float) -> bool:
         """Say whether no accuracy with at most the declared number of attackers is below a floor in percent.
 
-        A run that died is below every floor. If no attack was tried, the result is False.
+        A run that died, also by a model that is not finite, is below every floor. If no attack was tried, the result is
+        False.
         """
         within = [f for f in self.real_f if f <= self.setting.declared_f]
         tried = [run for label in self.families for f in within for run in self.of(label, f)]
-        return bool(tried) and not any(run.died for run in tried) and 100 * self.bottom[0] >= floor
+        return bool(tried) and not any(run.end for run in tried) and 100 * self.bottom[0] >= floor
 
     def _worst(self) -> str:
         accuracy, label, f = self.bottom
@@ -343,7 +375,7 @@ def red_team(
 
     Notes
     -----
-    If a strategy raises an error, the run is recorded as died, with an accuracy of 0.
+    If a strategy raises an error, or no round changes the model, the run is recorded as died, with an accuracy of 0.
 
     Flower's own strategies ask nodes in a random order, without a seed. Here replies are sorted by node, so runs of
     strategies that ask all nodes repeat to the bit.
@@ -540,8 +572,7 @@ def run_once(make_strategy: MakeStrategy, setting: Setting, attack: Attack, real
     validation = 0.0 if setting.validation else None
     with quiet(), _frozen():
         try:
-            with contextlib.suppress(UntrainedError):  # the attack kept the model as it was, which its accuracy shows
-                strategy.start(grid=grid, initial_arrays=arrays, num_rounds=setting.rounds, evaluate_fn=after_round)
+            strategy.start(grid=grid, initial_arrays=arrays, num_rounds=setting.rounds, evaluate_fn=after_round)
             model = decode_record(arrays)
             finite = all(bool(np.isfinite(values).all()) for values in model.values())
             if finite:

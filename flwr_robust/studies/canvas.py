@@ -19,8 +19,10 @@ with extra("studies"):
 
     matplotlib.use("Agg")
     from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
 
 __all__ = [
     "COLUMN",
@@ -31,10 +33,15 @@ __all__ = [
     "chunks",
     "finish",
     "fold",
+    "hatched",
     "inches",
+    "ink",
     "longest_part",
+    "name_rows",
     "room",
     "styled",
+    "tall",
+    "wide",
 ]
 
 COLUMN, PAGE = 3.3, 6.9
@@ -63,6 +70,7 @@ _STYLE: Any = {
 }
 _WIDTH = 0.54  # of a character on average, in units of the size of the type
 _BREAK = re.compile(r"(?<=[,(_|])")  # where a label may be broken
+_HATCH = "xxxx"  # of runs that failed
 _GAP = 0.06  # inches between panels, legend and setting
 
 
@@ -117,6 +125,43 @@ def chunks(labels: Sequence[str], most: int) -> list[list[str]]:
     parts = math.ceil(len(labels) / max(1, most))
     each = math.ceil(len(labels) / parts)
     return [list(labels[at : at + each]) for at in range(0, len(labels), each)]
+
+
+def tall(texts: Iterable[str]) -> int:
+    """Return the most lines of any of some texts."""
+    return max((text.count("\n") + 1 for text in texts), default=1)
+
+
+def wide(texts: Iterable[str]) -> float:
+    """Return the width of the longest line of some texts in the smallest type, in inches."""
+    return inches(max((len(line) for text in texts for line in text.split("\n")), default=0))
+
+
+def name_rows(rows: Iterable[str], width: float) -> dict[str, str]:
+    """Return the labels of a heatmap's rows in lines for its left side, in two lines at most where they can.
+
+    Parameters
+    ----------
+    rows : iterable of str
+        The labels.
+    width : float
+        The width of the figure, in inches; the labels take 42 % of it at most.
+    """
+    rows, most = list(rows), room(0.42 * width)
+    letters = next((n for n in range(room(0.25 * width), most) if tall(fold(row, n) for row in rows) <= 2), most)
+    return {row: fold(row, letters) for row in rows}
+
+
+def hatched(axis: Axes, x: int, y: int, dense: bool = False) -> Artist:
+    """Hatch the cell of a heatmap whose runs failed, densely if it is small, and return its sign for the legend."""
+    style: Any = {"fc": "white", "ec": "0.4", "hatch": _HATCH * (2 if dense else 1), "lw": 0.0}
+    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
+    return Patch(**style)
+
+
+def ink(colour: Sequence[float]) -> str:
+    """Return the colour of text, white or black, that is easier to read on a colour."""
+    return "white" if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.52 else "black"
 
 
 def finish(figure: Figure, said: str = "", legend: Mapping[str, Artist] | None = None, title: str = "") -> None:

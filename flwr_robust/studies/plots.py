@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from flwr_robust.errors import extra
 from flwr_robust.studies.bands import band, named_lines
-from flwr_robust.studies.canvas import PAGE, SMALL, TALLEST, chunks, finish, fold, inches, longest_part, room, styled
+from flwr_robust.studies.canvas import (
+    PAGE,
+    SMALL,
+    TALLEST,
+    chunks,
+    finish,
+    fold,
+    hatched,
+    inches,
+    ink,
+    longest_part,
+    name_rows,
+    room,
+    styled,
+    tall,
+    wide,
+)
 from flwr_robust.studies.document_plots import metric_curves, of_one_unit, winners_heatmap
 from flwr_robust.studies.groups import Group
 from flwr_robust.studies.sheets import Section, spread_words
@@ -26,10 +42,9 @@ with extra("studies"):
     from matplotlib import colormaps
     from matplotlib import pyplot as plt
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patches import Patch
 
 __all__ = ["as_file", "draw", "setting"]
 
@@ -154,7 +169,6 @@ def _said(study: Study, section: Section, said: str) -> str:
 
 
 _FAILED = "failed"
-_HATCH = "xxxx"
 
 
 # -- bars ------------------------------------------------------------------------------------------
@@ -170,7 +184,7 @@ def _bars(study: Study, section: Section, said: str, width: float) -> Figure:
     high = 1.6 if width == PAGE else 1.4
     most = max(map(len, parts))
     names = {column: fold(column, room((width - 0.6) / most - 0.08)) for column in columns}
-    high += 0.11 * _tall(names.values())
+    high += 0.11 * tall(names.values())
     figure, axes = plt.subplots(
         len(parts), 1, figsize=(width, len(parts) * (high + 0.25)), sharey=True, squeeze=False, layout="constrained"
     )
@@ -281,25 +295,20 @@ def _heatmap(study: Study, section: Section, said: str, width: float) -> Figure:
     theirs = {(row, column): reported(row, column) for row in rows for column in columns}
     if not all(map(math.isnan, theirs.values())):
         maps["reported"] = theirs
-    # The labels of the rows on the left, in two lines at most where they can; those of the worst on the right.
-    letters = next(
-        (n for n in range(room(0.25 * width), room(0.42 * width)) if _tall(fold(row, n) for row in rows) <= 2),
-        room(0.42 * width),
-    )
-    names = {row: fold(row, letters) for row in rows}
+    names = name_rows(rows, width)
     last = {row: section.groups[row, WORST] for row in rows if (row, WORST) in section.groups}
     under = {row: fold(_under(group), room(0.22 * width)) for row, group in last.items()}
-    free = width - 0.25 - _wide(names.values())
-    beside = 0.1 + _wide(under.values()) if under else 0.0
+    free = width - 0.25 - wide(names.values())
+    beside = 0.1 + wide(under.values()) if under else 0.0
     abreast = _CELL * len(columns) * len(maps) + beside <= free
     each = _each(len(columns), free, beside)
     parts = [columns[at : at + each] for at in range(0, len(columns), each)]
     panels = [(title, part) for title in maps for part in parts]
     side = len(panels) if abreast else 1
     down = math.ceil(len(panels) / side)
-    tallest = _tall([*names.values(), *under.values()])
+    tallest = tall([*names.values(), *under.values()])
     turned = inches(max(map(len, columns))) > (free - beside) / each / side
-    ticks = min(1.0, 0.15 + 0.6 * _wide(columns)) if turned else 0.2
+    ticks = min(1.0, 0.15 + 0.6 * wide(columns)) if turned else 0.2
     size = (width, down * (max(0.2, 0.125 * tallest + 0.02) * len(rows) + ticks + 0.2) + 0.45)
     figure, axes = plt.subplots(down, side, figsize=size, squeeze=False, layout="constrained")
     finite = [value for values in maps.values() for value in values.values() if not math.isnan(value)]
@@ -317,10 +326,10 @@ def _heatmap(study: Study, section: Section, said: str, width: float) -> Figure:
             for x, column in enumerate(part):
                 value = values[row, column]
                 if not math.isnan(value):
-                    ink = "white" if _dark(colours(norm(value))) else "black"
-                    axis.text(x, y, written(metric, value / by), ha="center", va="center", fontsize=SMALL, color=ink)
+                    colour = ink(colours(norm(value)))
+                    axis.text(x, y, written(metric, value / by), ha="center", va="center", fontsize=SMALL, color=colour)
                 elif title == "measured" and _lost(section, row, column):
-                    legend[_FAILED] = _hatched(axis, x, y)
+                    legend[_FAILED] = hatched(axis, x, y)
                 elif title == "measured":
                     axis.text(x, y, "-", ha="center", va="center", fontsize=SMALL, color="0.3")
                     legend["- not run"] = Patch(fc="none", ec="none")
@@ -362,28 +371,6 @@ def _under(group: Group) -> str:
     """Return the label under which a worst case mostly is, and how many others there are."""
     first, *others = group.ranked
     return f"{first} +{len(others)}" if others else first
-
-
-def _tall(texts: Iterable[str]) -> int:
-    """Return the most lines of any of some texts."""
-    return max((text.count("\n") + 1 for text in texts), default=1)
-
-
-def _hatched(axis: Axes, x: int, y: int) -> Artist:
-    """Hatch the cell of runs that failed, and return its sign for the legend."""
-    style: Any = {"fc": "white", "ec": "0.4", "hatch": _HATCH, "lw": 0.0}
-    axis.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **style))
-    return Patch(**style)
-
-
-def _dark(colour: Sequence[float]) -> bool:
-    """Say whether white text is easier to read on a colour than black."""
-    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 0.52
-
-
-def _wide(texts: Iterable[str]) -> float:
-    """Return the width of the longest line of some texts in the smallest type, in inches."""
-    return inches(max((len(line) for text in texts for line in text.split("\n")), default=0))
 
 
 # The first row, usually the baseline, is black; the others have a palette that is safe for colour blindness.

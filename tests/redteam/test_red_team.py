@@ -211,7 +211,9 @@ def test_a_strategy_that_dies_is_a_result():
     assert result.bottom[0] == 0
     notes = " ".join(red_report.footnotes(result))
     assert "Died, which counts as 0, under drop_layers(): in round 1: Inconsistent" in notes
-    assert "NaN, a model that is not finite, which counts as 0, under nan()." in notes
+    assert "Died, which counts as 0, under nan(): the model is not finite (NaN), without an error" in notes
+    assert [result.died(label, 1) for label in ("drop_layers()", "nan()", "crash()")] == [True, True, False]
+    assert not result.holds(0)
 
 
 class LateDeath(flower.FedAvg):
@@ -243,6 +245,12 @@ def test_the_round_of_a_death_is_counted():
 # -- knowledge -------------------------------------------------------------------------------------
 
 
+def moved(model):
+    """A model a little away, in a direction in which some replies point as well."""
+    noise = np.random.default_rng(0)
+    return [array + 0.01 * noise.standard_normal(array.shape, dtype=np.float32) for array in model.to_numpy_ndarrays()]
+
+
 def test_attacks_that_know_the_defence_need_one():
     left = small(fed_avg, ("tailored(epsilon='search')", "sign_flip()"), f=1, real_f=[1])
     assert list(left.left_out) == ["tailored(epsilon='search')"]
@@ -253,7 +261,7 @@ def test_attacks_that_know_the_defence_need_one():
     assert assumed.left_out == {}
     assert assumed.accuracy("tailored(epsilon='search')", 1) < assumed.alone
     trusting = functools.partial(
-        RobustStrategy, "fltrust()", fraction_evaluate=0.0, trusted_fn=lambda r, model: model.to_numpy_ndarrays()
+        RobustStrategy, "fltrust()", fraction_evaluate=0.0, trusted_fn=lambda r, model: moved(model)
     )
     result = small(trusting, ("tailored(epsilon='search')",), f=1, real_f=[1])
     assert "fltrust compares with an update of the server's own" in result.left_out["tailored(epsilon='search')"]
@@ -388,11 +396,14 @@ def test_tables_show_both_changes_and_mark_the_worst():
     assert [cell.strip() for cell in rows["no attack, f = 0"]] == ["90.0", "90.0"]
     assert rows["mean of the honest"] == ["80.0  -10.0   +0.0", "70.0  -20.0   +0.0"]
     assert rows["a()"] == ["50.0  -40.0  -30.0", "40.0  -50.0  -30.0"]
-    assert rows["b()"] == ["[bold]died  -90.0  -80.0[/bold]", "30.0  -60.0  -40.0"]
-    assert rows["c()"] == ["-", "[bold]NaN  -90.0  -70.0[/bold]"]
+    assert [cell.strip() for cell in rows["b()"]] == [f"[bold]died{' ' * 14}[/bold]", "30.0  -60.0  -40.0"]
+    assert rows["c()"] == ["-", f"[bold]died{' ' * 14}[/bold]"]
+    assert [*rows][:: len(rows) - 1] == ["no attack, f = 0", "worst"]
+    assert rows["worst"] == [f"[bold]died{' ' * 14}\nb()[/bold]", f"[bold]died{' ' * 14}\nc()[/bold]"]
     assert [str(column.header) for column in table.columns] == ["attack", "f = 1", "f = 2 (> declared)"]
     assert result.bottom == (0.0, "b()", 1)
-    assert "Worst with real f <= declared f = 1: 0.00 % under b() with f = 1" in red_report.conclude_red_team(result)
+    sentence = "Worst with real f <= declared f = 1: died, as 0 %, under b() with f = 1"
+    assert sentence in red_report.conclude_red_team(result)
 
 
 def test_a_seed_that_died_is_marked():
@@ -400,7 +411,45 @@ def test_a_seed_that_died_is_marked():
     one = dataclasses.replace(result.runs["a()", 1, 0], accuracy=0.0, died="in round 2: Bad: luck")
     result = dataclasses.replace(result, runs={**result.runs, one.key: one})
     assert "25.0†" in printed(result)
-    assert "†: the runs of some seeds ended so." in red_report.footnotes(result)
+    assert "†: the runs of some seeds died." in red_report.footnotes(result)
+    assert not result.died("a()", 1)
+
+
+def test_low_accuracy_is_not_death_and_death_is_worse_than_zero():
+    low = found({("a()", 1): 0.0, ("b()", 1): 0.5})
+    assert low.bottom == (0.0, "a()", 1)
+    assert "died" not in printed(low)
+    assert ": 0.00 % under a() with f = 1" in red_report.conclude_red_team(low)
+    assert "Died" not in " ".join(red_report.footnotes(low))
+    dead = found({("a()", 1): 0.0, ("b()", 1): "died"})
+    assert dead.bottom == (0.0, "b()", 1)
+    assert re.search(r"a\(\) +│ +0\.0  -90\.0  -80\.0", printed(dead))
+    assert "| **worst** | died `b()` |" in red_report.compare([dead])
+    assert "| **worst** | 0.0 `a()` |" in red_report.compare([low])
+
+
+def test_the_worst_may_be_no_attack():
+    result = found({("a()", 1): 0.95, ("a()", 2): 0.95})
+    text = red_report.compare([result])
+    assert "| no attack | **90.0** |" in text
+    assert "| **worst** | 90.0 `no attack` |" in text
+    assert "**95.0**" not in text
+    table = next(red_report.red_tables(result))
+    assert [str([*column.cells][-1]) for column in table.columns] == [
+        "worst",
+        "90.0   +0.0  +10.0\nno attack",
+        "90.0   +0.0  +20.0\nno attack",
+    ]
+
+
+def test_a_run_in_which_no_round_changes_the_model_died():
+    # Two replies of six fit in each round, which is too few for Krum.
+    make = functools.partial(RobustStrategy, "krum(f=1)", fraction_evaluate=0.0)
+    result = small(make, ("drop_layers()",), real_f=[1, 4])
+    assert not result.died("drop_layers()", 1)
+    (run,) = result.of("drop_layers()", 4)
+    assert (run.accuracy, run.finite) == (0.0, True)
+    assert "UntrainedError: run: 0 of 2 rounds changed the model" in run.died
 
 
 def test_the_floor_is_of_the_attackers_declared():
@@ -440,7 +489,8 @@ def test_everything_fits_a_hundred_columns():
     assert text.count("accuracy, %") == 2  # three columns of three numbers each
     assert "sybils (review)" in text
     assert "25.0" in text.partition("success of the attack")[2]
-    assert red_report.heatmap(result).startswith(b"\x89PNG")
+    assert text.count("worst") == 2
+    assert "alie" not in text.partition("worst")[2].partition("accuracy")[0]
 
 
 def test_strategies_stand_side_by_side():
@@ -452,12 +502,13 @@ def test_strategies_stand_side_by_side():
     assert "| mean of the honest (omniscient) | 80.0 | 80.0 |" in text
     assert "| `a()` | 50.0 | **60.0** |" in text
     assert "| `b(x='c \\| d')` | **died** | 70.0 |" in text
-    assert "| worst case against no attack | -90.0 | -30.0 |" in text
-    assert "| the same without those that died or were NaN | -40.0 | -30.0 |" in text
-    assert text.endswith("What they died of:\n\n- one: in round 1: Bad: thing\n")
+    assert text.index("| no attack |") < text.index("| `a()` |") < text.index("| **worst** |")
+    assert "| **worst** | died `b(x='c \\| d')` | 60.0 `a()` |" in text
+    assert "| one | 90.0 | died `b(x='c \\| d')` | died | 50.0 `a()` | -40.0 |" in text
+    assert "| two | 90.0 | 60.0 `a()` | -30.0 | 60.0 `a()` | -30.0 |" in text
+    assert text.endswith("What they died of:\n\n- one, under `b(x='c | d')`: in round 1: Bad: thing\n")
     assert "| one | `it` | its own |" in text
-    assert "real f = declared f = 1 of 6 clients" in text
-    assert red_report.comparison_map([one, two]).startswith(b"\x89PNG")
+    assert "real f = declared f = 1: 6 clients" in text
     other = dataclasses.replace(two, setting=dataclasses.replace(two.setting, rounds=3))
     with pytest.raises(ConfigurationError, match="attacked alike; one has rounds=2, two rounds=3"):
         red_report.compare([one, other])
@@ -615,7 +666,7 @@ def test_a_notebook_shows_accuracies_with_bars_and_the_worst_in_bold():
     assert [row[0] for row in rows] == ["no attack", "mean of the honest", "&lt;i&gt;()", "b()", "c()"]
     assert rows[2] == ["&lt;i&gt;()", "crude", "45", "40"]
     assert rows[3][2:] == ["<strong>died</strong>", "30"]
-    assert rows[4][2:] == ["-", "<strong>NaN</strong>"]
+    assert rows[4][2:] == ["-", "<strong>died</strong>"]
     assert re.findall(r"width:(\d+)px;height", shown)[4:8] == ["40", "36", "0", "27"]
     assert "worst 0.0 % under b() with f = 1, alone 90.0 %" in shown
     assert repr(result) == "RedTeam(it: 18 runs, worst 0.0 % under b() with f = 1, alone 90.0 %)"
