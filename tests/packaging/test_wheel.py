@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import tomllib
 import venv
 import zipfile
@@ -135,3 +137,44 @@ def test_its_app_is_one_that_flower_packs(python, tmp_path):
         module, name = component.split(":")
         code = f"from {module} import {name}; print({module.split('.')[0]}.__file__)"
         call(python, tmp_path, "-c", f"import flwr_robust; {code}")
+
+
+def test_a_study_of_ones_own_is_interrupted_resumed_and_reported(python, tmp_path):
+    """Every part of docs/bring-your-own.md, outside the clone, by the installed package."""
+    page = (ROOT / "docs" / "bring-your-own.md").read_text()
+    for name, kind in (("mine.py", "python"), ("study.toml", "toml")):
+        (tmp_path / name).write_text(re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1])
+    study = ["study.toml", "--plugin", "mine.py", "--set", "rounds=2", "--set", "evaluate-every=1"]
+    command = ["-m", "flwr_robust.cli", "run", *study, "--engine", "fast", "--workers", "2"]
+    clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "FLWR_ROBUST_DATA")}
+    results = tmp_path / "results" / "study"
+    with subprocess.Popen([str(python), *command], cwd=tmp_path, env=clean, stderr=subprocess.PIPE, text=True) as run:
+        deadline = time.monotonic() + 240
+        while run.poll() is None and time.monotonic() < deadline and len(list(results.glob("*.json"))) < 3:
+            time.sleep(0.05)
+        run.send_signal(signal.SIGTERM)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, said
+    assert "the same command continues" in said
+    finished = len(list(results.glob("*.json")))
+    assert 3 <= finished < 96
+    assert not list(results.glob("*.failed.json"))
+    table = call(python, tmp_path, *command)
+    assert re.search(rf"skipped *│ *{finished}\b", table)
+    assert len(list(results.glob("*.json"))) == 96
+
+    export = ["--export", "latex", "--export", "pdf", "--width", "column"]
+    said = call(python, tmp_path, "-m", "flwr_robust.cli", "report", *study, *export)
+    assert "central mean" in said
+    assert "worst" in said
+    tables = "".join(path.read_text() for path in tmp_path.rglob("tables.tex"))
+    assert "keep = 0." in tables  # which candidate was chosen
+    assert all(path.read_bytes().startswith(b"%PDF") for path in tmp_path.rglob("*.pdf"))
+    assert len(list(tmp_path.rglob("*.pdf"))) >= 2
+
+    for wrong in ("loss=mine.py:nothing", "validation=1.5", "rounds=many"):
+        asked = [str(python), *command, "--set", wrong]
+        failed = subprocess.run(asked, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        assert failed.returncode == 2
+        assert "Traceback" not in failed.stderr
+        assert wrong.partition("=")[0] in failed.stderr
