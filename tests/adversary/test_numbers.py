@@ -196,11 +196,22 @@ def old_centered_clipping(x, steps):
     return weights[:n] @ x
 
 
-@pytest.mark.parametrize("sizes", [(1e30, 1e15, 1e6), (1e25, 1e10, 1e1), (1e30, 1e22, 1e14)])
+LADDERS = [(1e30, 1e15, 1e6), (1e25, 1e10, 1e1), (1e30, 1e22, 1e14)]
+
+
+def test_the_old_centre_is_bad():
+    # How the old sums round depends on the machine's matrix products: on each ladder of rows they may be right by luck.
+    def away(x):
+        expected = basic.centered_clipping(x.astype(np.longdouble), "median", 40)[0].astype(float)
+        return np.linalg.norm(old_centered_clipping(x, 40) - expected)
+
+    assert max(away(ladder(sizes)) for sizes in LADDERS) > 1
+
+
+@pytest.mark.parametrize("sizes", LADDERS)
 def test_a_far_row_does_not_make_a_bad_centre_look_good(sizes):
     x = ladder(sizes)
     expected = basic.centered_clipping(x.astype(np.longdouble), "median", 40)[0].astype(float)
-    assert np.linalg.norm(old_centered_clipping(x, 40) - expected) > 1
     result = aggregate(torch.from_numpy(x), "centered_clipping(tau='median', steps=40)")
     np.testing.assert_allclose(result.value, expected, rtol=1e-9)
     for text in ("faba(f=3)", "multi_krum(f=3)", "caf(f=3)", "nnm(f=3) | krum(f=3)", "minimum_diameter(f=3)"):
