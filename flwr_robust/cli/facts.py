@@ -31,6 +31,7 @@ _VALUES: Mapping[str, Any] = {  # values of required fields in examples
     "beta": 0.5,
     "c": 2.0,
     "epsilon": 1.0,
+    "gamma": 0.66,
     "k": 2,
     "partitioner": "IidPartitioner",
     "pool": ["krum(f=1)", "median()"],

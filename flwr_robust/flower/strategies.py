@@ -40,6 +40,7 @@ __all__ = [
     "MultiKrum",
     "NormBound",
     "Phocas",
+    "ReweightedGeometricMedian",
     "SignGuard",
     "SignMajority",
     "TrimmedMean",
@@ -406,6 +407,46 @@ class GeometricMedian(RobustStrategy):
             ),
             **options,
         )
+
+
+class ReweightedGeometricMedian(RobustStrategy):
+    """A geometric median whose weights then fade with the distance from it; to repeat published results.
+
+    It needs n >= 2f + 1. See `flwr_robust.aggregators.reweighted_geometric_median`.
+
+    Parameters
+    ----------
+    f : int, optional
+        Declared number of faulty clients; it only bounds n.
+    times : int
+        How often the weights fade; with 0 it is the geometric median.
+    scale : float
+        The distance at which a weight fades by 1 / e; > 0, in the units of the updates.
+    tolerance : float
+        As for `GeometricMedian`.
+    maximum : int
+        Give up after this many steps of one search, with the outcome NOT_CONVERGED.
+    **options
+        As for `RobustStrategy`.
+
+    Examples
+    --------
+    >>> ReweightedGeometricMedian(f=2, scale=0.5)
+    ReweightedGeometricMedian(f=2, scale=0.5)
+    """
+
+    def __init__(
+        self,
+        *,
+        f: int | None = None,
+        times: int = 2,
+        scale: float = 1.0,
+        tolerance: float = 1e-6,
+        maximum: int = 1000,
+        **options: Unpack[Options],
+    ) -> None:
+        rule = rules.ReweightedGeometricMedian(f=f, times=times, scale=scale, tolerance=tolerance, maximum=maximum)
+        super().__init__(rule, **options)
 
 
 class MinimumDiameter(RobustStrategy):

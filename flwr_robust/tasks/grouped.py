@@ -180,7 +180,7 @@ def _leaves(model: nn.Module) -> Iterator[nn.Module]:
 def _is_changed(module: nn.Module) -> bool:
     """Say whether a module does more than its class says."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or bool(module._buffers) or "forward" in module.__dict__
+    return any(hooks) or bool(module._buffers) or "forward" in vars(module)
 
 
 def _add_decay(parameters: Sequence[Tensor], into: Sequence[Tensor], weight: float) -> None:

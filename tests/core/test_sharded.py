@@ -25,6 +25,7 @@ REFUSED = {
     "generalised_krum(f=3, p=": "single coordinates",
     "generalised_krum(f=2, p=": "single coordinates",
     "median(weighted": "single coordinates",
+    "median(f=3, weighted": "single coordinates",
     "mixtailor": "cannot run on shards",
     "monna": "cannot run on shards",
     "sign_majority": "single coordinates",

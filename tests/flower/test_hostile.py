@@ -71,6 +71,7 @@ NAMED = {
     "MultiKrum": {"f": 2},
     "NormBound": {"c": 1.0},
     "Phocas": {"f": 2},
+    "ReweightedGeometricMedian": {"f": 2},
     "SMEA": {"f": 2},
     "SignGuard": {},
     "SignMajority": {"scale": 0.03},

@@ -471,6 +471,7 @@ NAMED = {
     "NormBound": {"c": 1.0},
     "Phocas": {"f": 1},
     "SMEA": {"f": 1},
+    "ReweightedGeometricMedian": {"f": 1},
     "SignGuard": {},
     "SignMajority": {},
     "CenteredClipping": {"tau": 1.0, "f": 1},

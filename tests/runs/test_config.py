@@ -487,7 +487,7 @@ def test_the_fast_engine_says_which_keys_it_does_not_read(name, another_task, tm
     for_audit["keep-updates"] = (2, logged)
     of_grant = {"knowledge": ("own", FLIP), "known": (2, {**FLIP, "knowledge": "partial"})}
     cases = {**OTHER, **OF_THE_APPS, **{k: (v, {}) for k, v in places.items()}, **for_audit, **of_grant}
-    cases.update(threads=(2, {}), message=("gradient", {}), task=(another_task, {}))
+    cases.update(threads=(2, {}), message=("gradient", {}), task=(another_task, {}), loss=("cross_entropy", {}))
     value, besides = cases[name]
     kind = {"message": key.messages[0]} if name != "message" else {}
     config = RunConfig(**{**SMALL, **kind, **besides, key.attribute: value})
