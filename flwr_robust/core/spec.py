@@ -308,7 +308,10 @@ def load_function(text: str, what: str) -> Callable[..., Any]:
     plugin, _, attribute = text.rpartition(":")
     if not plugin or not attribute.isidentifier():
         raise ConfigurationError(f"{what}: expected 'module:function' or 'path/file.py:function'; got {text!r}")
-    load_plugin(plugin)
+    try:
+        load_plugin(plugin)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what} {text}: {str(error).removeprefix('plugin: ')}") from error.__cause__
     module = sys.modules[Path(plugin).stem if plugin.endswith(".py") else plugin]
     found = getattr(module, attribute, None)
     if not callable(found):

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flwr_robust.cli import app
+from flwr_robust.core.spec import PLUGINS
 from flwr_robust.errors import ConfigurationError, FlwrRobustError
 from flwr_robust.studies import export
 from flwr_robust.studies.failures import cells_in_words, failure_path, grouped, is_failure
@@ -168,3 +169,14 @@ def test_run_and_report_tell_what_failed_and_why(study, failing, tmp_path, as_js
         assert "failed 4 defence median(), every batch-size, every seed: RuntimeError: [bold]out\\x1b of luck" in text
         assert "the end" in text
     assert "4 of 8 cells are not finished, 4 of them failed" in shown.stdout
+
+
+def test_a_model_that_fails_ends_the_study_before_its_first_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(PLUGINS, "")
+    (tmp_path / "bad.py").write_text("import torch\n\ndef wrong(shape, classes):\n    return torch.nn.Flatten()\n")
+    text = '[config]\nmodel = "bad.py:wrong"\nrounds = 1\n[axes]\ndefence = ["mean()", "median()"]\n'
+    (tmp_path / "own.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match="model bad.py:wrong: "):
+        run_study(load_study("own.toml"), tmp_path / "results", engine="fast", workers=1)
+    assert not list((tmp_path / "results").glob("*.json"))
