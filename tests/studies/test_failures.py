@@ -177,6 +177,6 @@ def test_a_model_that_fails_ends_the_study_before_its_first_run(tmp_path, monkey
     (tmp_path / "bad.py").write_text("import torch\n\ndef wrong(shape, classes):\n    return torch.nn.Flatten()\n")
     text = '[config]\nmodel = "bad.py:wrong"\nrounds = 1\n[axes]\ndefence = ["mean()", "median()"]\n'
     (tmp_path / "own.toml").write_text(text)
-    with pytest.raises(ConfigurationError, match="model bad.py:wrong: "):
+    with pytest.raises(ConfigurationError, match=r"model bad\.py:wrong: "):
         run_study(load_study("own.toml"), tmp_path / "results", engine="fast", workers=1)
     assert not list((tmp_path / "results").glob("*.json"))
