@@ -190,8 +190,8 @@ def run_study(
     for cell in splits.values():
         _ = cell.config.samples  # loads and divides the data, to raise errors early
         _check_measured(study, cell.config)
-    keys = ("task", "data", "model", "message", "loss", "metrics")
-    for cell in {tuple(getattr(cell.config, key) for key in keys): cell for cell in waiting}.values():
+    of_model = ("task", "data", "model", "message", "loss", "metrics")
+    for cell in {tuple(getattr(cell.config, key) for key in of_model): cell for cell in waiting}.values():
         cell.config.learner()  # builds and checks each model, to raise errors early
     alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
     for cell in waiting:
