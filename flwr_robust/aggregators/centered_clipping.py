@@ -29,8 +29,7 @@ from torch import Tensor
 
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 from flwr_robust.errors import ConfigurationError
 
 __all__ = ["CenteredClipping"]
@@ -38,7 +37,7 @@ __all__ = ["CenteredClipping"]
 
 @aggregators.register("centered_clipping")
 @dataclass(frozen=True)
-class CenteredClipping(Rule):
+class CenteredClipping(WeightedRule):
     """Clipped mean of differences to the last value.
 
     Attributes
@@ -68,14 +67,6 @@ class CenteredClipping(Rule):
     def located(self) -> tuple[str, ...]:
         """Return the key of the centre v."""
         return ("centre",)
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Move the centre; its new position is the value and the next state."""

@@ -31,8 +31,7 @@ from torch import Tensor
 
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
 __all__ = ["ClipMean", "clipped_mean"]
 
@@ -47,7 +46,7 @@ def clipped_mean(rows: Rows, norms: Tensor, bound: float, counts: Tensor | None 
 
 @aggregators.register("clip_mean")
 @dataclass(frozen=True)
-class ClipMean(Rule):
+class ClipMean(WeightedRule):
     """Mean of rows clipped to their median norm.
 
     Attributes
@@ -66,14 +65,6 @@ class ClipMean(Rule):
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Clip and average."""

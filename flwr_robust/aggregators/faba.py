@@ -25,15 +25,14 @@ import torch
 
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
 __all__ = ["FABA"]
 
 
 @aggregators.register("faba")
 @dataclass(frozen=True)
-class FABA(Rule):
+class FABA(WeightedRule):
     """Mean after f removals of the row farthest from the mean.
 
     Attributes
@@ -53,14 +52,6 @@ class FABA(Rule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Remove f rows, then average."""

@@ -43,8 +43,7 @@ from torch import Tensor
 
 from flwr_robust.core.fields import Choice, Flag, Integer, Number
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, Outcome, State, WeightedRule, aggregators
 from flwr_robust.errors import ConfigurationError
 from flwr_robust.kernels.summed_distance import least_summed_distance, medoid
 
@@ -63,7 +62,7 @@ def radius(squared_distances: Tensor) -> float:
 
 @aggregators.register("geometric_median")
 @dataclass(frozen=True)
-class GeometricMedian(Rule):
+class GeometricMedian(WeightedRule):
     """Point of least summed distance to the rows.
 
     Attributes
@@ -107,14 +106,6 @@ class GeometricMedian(Rule):
                 f"geometric_median: start must be medoid unless iterations is given, for the minimum is the same from "
                 f"any start; got start={self.start!r}: leave it out, or give iterations=3"
             )
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     def remark(self, n: int, *, asked: int | None = None, layout: Sequence[Layer] | None = None) -> str | None:
         """Say that a few steps from the mean bound nothing."""

@@ -19,15 +19,14 @@ from typing import Annotated
 
 from flwr_robust.core.fields import Flag, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
 __all__ = ["Mean"]
 
 
 @aggregators.register("mean")
 @dataclass(frozen=True)
-class Mean(Rule):
+class Mean(WeightedRule):
     """Average of the rows.
 
     Attributes
@@ -44,13 +43,9 @@ class Mean(Rule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
 
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most)
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require one row, or as many as the bound on a row's share allows."""
-        return self.weighing(asked).needs(1, "n >= 1")
+    def needs_unweighted(self, asked: int) -> tuple[int, str]:
+        """Require one row."""
+        return 1, "n >= 1"
 
     def tolerated(self, n: int, asked: int) -> int:
         """Return n - 1: one finite row is enough."""

@@ -26,8 +26,7 @@ from torch import Tensor
 from flwr_robust.aggregators.trimmed_mean import trim
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
 __all__ = ["Median", "weighted_median"]
 
@@ -50,7 +49,7 @@ def weighted_median(rows: Rows, shares: Tensor) -> Aggregate:
 
 @aggregators.register("median")
 @dataclass(frozen=True)
-class Median(Rule):
+class Median(WeightedRule):
     """Coordinate-wise median.
 
     Attributes
@@ -69,14 +68,6 @@ class Median(Rule):
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted, n > (1 + clamp) f, or n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how rows count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
 
     @property
     def isometric(self) -> bool:

@@ -25,15 +25,14 @@ import torch
 from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
 from flwr_robust.core.fields import Choice, Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
 __all__ = ["MultiKrum"]
 
 
 @aggregators.register("multi_krum")
 @dataclass(frozen=True)
-class MultiKrum(Rule):
+class MultiKrum(WeightedRule):
     """Mean of the m rows closest to their nearest others.
 
     Attributes
@@ -62,17 +61,14 @@ class MultiKrum(Rule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
+    halved: ClassVar[bool] = False
 
-    def needs(self, asked: int) -> tuple[int, str]:
+    def needs_unweighted(self, asked: int) -> tuple[int, str]:
         """Require n >= 2f + 3, or n >= f + 3 if not strict, and n >= m."""
         smallest, condition = krum_needs(self.f, self.strict)
         if self.m is not None and self.m > smallest:
-            smallest, condition = self.m, f"n >= m = {self.m}"
-        return self.weighing(asked).needs(smallest, condition)
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how the rows chosen count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.f, halved=False)
+            return self.m, f"n >= m = {self.m}"
+        return smallest, condition
 
     def lever(self) -> str:
         """Return the field that sets the smallest n."""

@@ -19,15 +19,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Flag, Integer, Number
 from flwr_robust.core.rows import Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
-from flwr_robust.core.weighing import Weighing
+from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 from flwr_robust.errors import ConfigurationError
 
 __all__ = ["TrimmedMean", "trim", "weighted_trim"]
@@ -54,7 +53,7 @@ def weighted_trim(rows: Rows, f: int, shares: Tensor) -> Aggregate:
 
 @aggregators.register("trimmed_mean")
 @dataclass(frozen=True)
-class TrimmedMean(Rule):
+class TrimmedMean(WeightedRule):
     """Coordinate-wise trimmed mean; give ``f`` or ``fraction``.
 
     Attributes
@@ -76,6 +75,7 @@ class TrimmedMean(Rule):
     weighted: Annotated[bool, Flag()] = False
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
+    halved: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,14 +99,6 @@ class TrimmedMean(Rule):
                 f"fraction={self.fraction}: ask at least {math.ceil(1 / self.fraction - 1e-9)} clients, or give f"
             )
         return super().check(n, asked=asked)
-
-    def weighing(self, asked: int) -> Weighing:
-        """Return how the values left count."""
-        return Weighing(self.name, self.weighted, self.clamp, self.most, self.declared(asked), halved=False)
-
-    def needs(self, asked: int) -> tuple[int, str]:
-        """Require n >= 2f + 1; weighted with a bound on shares, n >= f / most."""
-        return self.weighing(asked).needs(*super().needs(asked))
 
     def lever(self) -> str:
         """Return the field that sets the smallest n."""

@@ -37,6 +37,7 @@ __all__ = [
     "PreAggregator",
     "Rule",
     "State",
+    "WeightedRule",
     "aggregators",
     "joined",
     "next_draw",
@@ -372,6 +373,35 @@ class Rule(Component, ABC):
         weights[~faulty] = aggregate.weights
         stats = {**aggregate.stats, "not_finite": torch.nonzero(faulty).flatten().tolist()}
         return dataclasses.replace(aggregate, weights=weights, stats=stats), state
+
+
+class WeightedRule(Rule):
+    """A rule whose rows may count by their numbers of examples.
+
+    A subclass has the fields ``weighted``, ``clamp`` and ``most``, as `Weighing` has them.
+
+    Attributes
+    ----------
+    halved : bool
+        Of the class: whether the f heaviest rows must weigh less than half, as for `Weighing`.
+    """
+
+    weighted: bool
+    clamp: float
+    most: float | None
+    halved: ClassVar[bool] = True
+
+    def weighing(self, asked: int) -> Weighing:
+        """Return how rows count."""
+        return Weighing(self.name, self.weighted, self.clamp, self.most, self.declared(asked), self.halved)
+
+    def needs(self, asked: int) -> tuple[int, str]:
+        """Require what equal weights need, and what the bounds on weights add."""
+        return self.weighing(asked).needs(*self.needs_unweighted(asked))
+
+    def needs_unweighted(self, asked: int) -> tuple[int, str]:
+        """Return what `Rule.needs` returns where rows count equally."""
+        return super().needs(asked)
 
 
 @dataclass(frozen=True)
