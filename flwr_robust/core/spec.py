@@ -251,7 +251,7 @@ def _loaded(group: str) -> dict[str, Any]:
     return found
 
 
-def load_plugin(plugin: str) -> None:
+def load_plugin(plugin: str, owner: str = "plugin") -> None:
     """Import a module or a file, and so make its components known by their names.
 
     Processes that start later know the plugin, too: the environment variable FLWR_ROBUST_PLUGINS names it. The
@@ -261,13 +261,15 @@ def load_plugin(plugin: str) -> None:
     ----------
     plugin : str
         The name of a module that can be imported, or the path of a file that ends in ``.py``.
+    owner : str
+        What error messages begin with.
 
     Raises
     ------
     ConfigurationError
         If there is no such module or file, if it cannot be imported, or if it registers a name that is taken.
     """
-    known = _import(plugin)
+    known = _import(plugin, owner)
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*_named_plugins(), known]))
 
 
@@ -308,10 +310,7 @@ def load_function(text: str, what: str) -> Callable[..., Any]:
     plugin, _, attribute = text.rpartition(":")
     if not plugin or not attribute.isidentifier():
         raise ConfigurationError(f"{what}: expected 'module:function' or 'path/file.py:function'; got {text!r}")
-    try:
-        load_plugin(plugin)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{what} {text}: {str(error).removeprefix('plugin: ')}") from error.__cause__
+    load_plugin(plugin, f"{what} {text}")
     module = sys.modules[Path(plugin).stem if plugin.endswith(".py") else plugin]
     found = getattr(module, attribute, None)
     if not callable(found):
@@ -324,20 +323,20 @@ def _named_plugins() -> list[str]:
     return [text.strip() for text in _SEPARATORS.split(os.environ.get(PLUGINS, "")) if text.strip()]
 
 
-def _import(plugin: str) -> str:
+def _import(plugin: str, owner: str = "plugin") -> str:
     """Import a plugin and return its name for other processes: a module's name, or a file's full path."""
     if not plugin.endswith(".py"):
-        _import_module(plugin, plugin)
+        _import_module(plugin, plugin, owner)
         return plugin
     path = Path(plugin).expanduser().absolute()
     if _SEPARATORS.search(str(path)):
         raise ConfigurationError(
-            f"plugin: the path of a file must be without ',' and '{os.pathsep}'; got {path}: move the file"
+            f"{owner}: the path of a file must be without ',' and '{os.pathsep}'; got {path}: move the file"
         )
     if not path.is_file():
-        raise ConfigurationError(f"plugin: there is no file {path}; give the path of a Python file")
+        raise ConfigurationError(f"{owner}: there is no file {path}; give the path of a Python file")
     if not path.stem.isidentifier():
-        raise ConfigurationError(f"plugin: {path} must have a name of letters, digits and '_'; rename the file")
+        raise ConfigurationError(f"{owner}: {path} must have a name of letters, digits and '_'; rename the file")
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
         importlib.invalidate_caches()
@@ -347,12 +346,12 @@ def _import(plugin: str) -> str:
         spec = None
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
         other = "__main__" if spec is None else spec.origin or "a folder"
-        raise ConfigurationError(f"plugin: {path} has the name of another module, {other}; rename the file")
-    _import_module(path.stem, str(path))
+        raise ConfigurationError(f"{owner}: {path} has the name of another module, {other}; rename the file")
+    _import_module(path.stem, str(path), owner)
     return str(path)
 
 
-def _import_module(module: str, plugin: str) -> None:
+def _import_module(module: str, plugin: str, owner: str) -> None:
     try:
         importlib.import_module(module)
     except ConfigurationError:
@@ -360,9 +359,9 @@ def _import_module(module: str, plugin: str) -> None:
     except (Exception, SystemExit) as error:  # a module of the user's may raise anything
         absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
         raise ConfigurationError(
-            f"plugin: there is no module '{module}'; install it, or give the path of a file that ends in .py"
+            f"{owner}: there is no module '{module}'; install it, or give the path of a file that ends in .py"
             if absent
-            else f"plugin: {plugin} cannot be imported ({type(error).__name__}: {error}); correct it"
+            else f"{owner}: {plugin} cannot be imported ({type(error).__name__}: {error}); correct it"
         ) from error
 
 
