@@ -105,6 +105,7 @@ def evaluator(
         configuration.
     """
     learner = config.learner(device)
+    honest = config.honest if honest is None else honest
     parts = {"": _test_samples(config.data_set, torch.device(device))}
     if config.validation:
         parts[VALIDATION] = _validation_samples(config, honest, device)
@@ -122,7 +123,7 @@ def evaluator(
             f"{prefix}{name}": value for prefix, measure in measures.items() for name, value in measure().items()
         }
         if worst_client:
-            metrics[WORST_CLIENT] = _worst_client(config, learner, config.honest if honest is None else honest)
+            metrics[WORST_CLIENT] = _worst_client(config, learner, honest)
         if probe is not None:
             metrics.update(probe.measure(server_round).metrics)
         return metrics
@@ -149,12 +150,9 @@ def _worst_client(config: RunConfig, learner: Learner, honest: Sequence[int]) ->
     return min(learner.evaluate(*config.data_set.batch(own, learner.device))["accuracy"] for own in samples)
 
 
-def _validation_samples(
-    config: RunConfig, honest: Sequence[int] | None, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
+def _validation_samples(config: RunConfig, honest: Sequence[int], device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return the pooled inputs and labels that honest clients held out, in the order of the data."""
-    chosen = config.honest if honest is None else honest
-    picked = np.sort(np.concatenate([config.held_out[client] for client in chosen]))
+    picked = np.sort(np.concatenate([config.held_out[client] for client in honest]))
     return config.data_set.batch(torch.from_numpy(picked), device)
 
 

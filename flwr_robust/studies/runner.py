@@ -185,14 +185,12 @@ def run_study(
     if others is not None:
         there = _by_digest(others)
         waiting = [cell for cell in waiting if not _adopt(results, study, cell, there.get(cell.digest, ()))]
-    keys = ("task", "data", "partition", "clients", "seed", "attack", "attackers", "validation", "loss", "metrics")
-    splits = {tuple(getattr(cell.config, key) for key in keys): cell for cell in waiting}
-    for cell in splits.values():
-        _ = cell.config.samples  # loads and divides the data, to raise errors early
-        _check_measured(study, cell.config)
-    of_model = ("task", "data", "model", "message", "loss", "metrics")
-    for cell in {tuple(getattr(cell.config, key) for key in of_model): cell for cell in waiting}.values():
-        cell.config.learner()  # builds and checks each model, to raise errors early
+    of_split = ("task", "data", "partition", "clients", "seed", "attack", "attackers", "validation", "loss", "metrics")
+    for config in _differing(waiting, of_split):
+        _ = config.samples  # loads and divides the data, to raise errors early
+        _check_measured(study, config)
+    for config in _differing(waiting, ("task", "data", "model", "message", "loss", "metrics")):
+        config.learner()  # builds and checks each model, to raise errors early
     alike: dict[str, list[Cell]] = {}  # cells with the same configuration, run once
     for cell in waiting:
         alike.setdefault(cell.digest, []).append(cell)
@@ -233,6 +231,11 @@ def _check_measured(study: Study, config: RunConfig) -> None:
             )
     if objective.loss.own or objective.own:
         config.learner()  # which calls them
+
+
+def _differing(cells: Iterable[Cell], keys: Sequence[str]) -> Iterable[RunConfig]:
+    """Return one configuration for each combination of the values of some keys."""
+    return {tuple(getattr(cell.config, key) for key in keys): cell.config for cell in cells}.values()
 
 
 def make_folder(results: Path) -> None:
