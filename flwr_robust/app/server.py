@@ -153,6 +153,7 @@ def _strategy(config: RunConfig, repeats: bool) -> RobustStrategy:
         classes=config.data_set.classes,
         gamma=config.gamma,
         alpha=config.alpha,
+        buffer_fade=config.buffer_fade or None,
         schedule=config.schedule,
         classes_per_round=config.classes_per_round,
         **options,

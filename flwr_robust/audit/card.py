@@ -252,7 +252,7 @@ def _claim(
         "aggregation": _configured(
             config,
             *("message", "server-learning-rate", "server-momentum", "buffers"),
-            *("classes", "classes-per-round", "schedule", "gamma", "alpha"),
+            *("classes", "classes-per-round", "schedule", "gamma", "alpha", "buffer-fade"),
         ),
         "sampling": _first(
             _stated(stated, "sampling"),

@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer
+from flwr_robust.errors import ConfigurationError, UnknownNameError, check_integer, check_number
 from flwr_robust.flower.expected import SentModel
 from flwr_robust.flower.expected_classes import ClassesAsked
 from flwr_robust.flower.options import GuardOptions, plain
@@ -47,8 +47,10 @@ class DeSGD(RobustStrategy):
     gamma : float
         Weight of the buffer's mean in the step, in [0, 1]; 0 steps with what was sent alone.
     alpha : float
-        Rate at which the buffer's other classes fade in each round, in (0, 1]; the paper's beta. It is also the weight
-        of a new gradient in the clients' momenta.
+        Weight of a new gradient in the clients' momenta, in (0, 1]; the paper's beta.
+    buffer_fade : float, optional
+        Factor by which the buffer's other classes fade in each round, in (0, 1]. When not given, it is alpha, as in the
+        paper's formulas.
     schedule : str
         ``cyclic`` or ``random``: the order in which classes are asked for.
     classes_per_round : int
@@ -89,6 +91,7 @@ class DeSGD(RobustStrategy):
         classes: int,
         gamma: float = 0.5,
         alpha: float = 0.9,
+        buffer_fade: float | None = None,
         schedule: str = "cyclic",
         classes_per_round: int = 1,
         server_learning_rate: float = 0.1,
@@ -101,6 +104,8 @@ class DeSGD(RobustStrategy):
         check_integer(owner, "classes", classes, 1)
         check_desgd(owner, gamma, schedule, classes_per_round, classes)
         check_alpha(alpha)
+        buffer_fade = alpha if buffer_fade is None else buffer_fade
+        check_number(owner, "buffer_fade", buffer_fade, above=0, maximum=1)
         if (rule := as_rule(rule)).needs_trust:
             raise ConfigurationError(
                 f"{owner}: {rule} compares replies with an update of the server's own, which knows no classes; choose "
@@ -109,6 +114,7 @@ class DeSGD(RobustStrategy):
         self.classes = plain(classes)
         self.gamma = plain(gamma)
         self.alpha = plain(alpha)
+        self.buffer_fade = plain(buffer_fade)
         self.schedule = schedule
         self.classes_per_round = plain(classes_per_round)
         super().__init__(rule, message="momentum", server_learning_rate=server_learning_rate, seed=seed, **options)
@@ -142,7 +148,7 @@ class DeSGD(RobustStrategy):
 
     @property
     def _server_step(self) -> ServerStep:
-        buffer = ClassBuffer(self.classes, self.gamma, self.alpha)
+        buffer = ClassBuffer(self.classes, self.gamma, self.buffer_fade)
         return ServerStep(message_kind(CLASS_MOMENTUM), self.server_learning_rate, buffer)
 
     def _heard(self, judged: Round) -> int:

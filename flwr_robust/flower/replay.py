@@ -394,6 +394,8 @@ def _strategy(start: RunStarted) -> RobustStrategy:
     if lacking := [name for name in names if name.replace("_", "-") not in config]:
         raise AuditError(f"replay: the configuration on record lacks {', '.join(lacking)}")
     options: dict[str, Any] = {name: config[name.replace("_", "-")] for name in names}
+    if class_wise and config.get("buffer-fade"):  # older logs have none
+        options["buffer_fade"] = config["buffer-fade"]
     if config.get("min-replies"):  # a run config says 0 for the default
         options["min_replies"] = config["min-replies"]
     if isinstance(statistics := config.get("statistics"), str):

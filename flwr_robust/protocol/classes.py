@@ -17,12 +17,14 @@ class only, which are comparable however different the workers' classes are.
 
 Xu, Yan, Zheng, Huang, "Mitigating model poisoning attacks on distributed learning with heterogeneous data" (Byz-DeSGD).
 
-Convention: alpha, the weight of the new gradient, is the paper's beta, 0.9 there. The buffer fades by the same number.
-Other messages use a small `alpha`, so it has to be set here. The buffer starts at zero, and m- is the mean over all K
-classes, even those that were never asked for. It is updated before m- is formed. In the cyclic schedule the first round
-asks for class 0. A batch is split over a worker's classes, whose momenta all move; with ``class_batch = "asked"`` it is
-drawn from each class that is asked for, and only its momentum moves. If a round asks for several classes, each is
-aggregated separately. m^ is the mean of the aggregates, and each aggregate replaces its line in the buffer.
+Convention: the paper writes one beta = 0.9 for alpha, the weight of the new gradient, and for the factor by which the
+buffer fades; so does this module where no other factor is named. With momenta as PyTorch forms them, m <- 0.9 m + g,
+alpha is 0.1 and the factor 0.9. Other messages use a small `alpha`, so it has to be set here. The buffer starts at
+zero, and m- is the mean over all K classes, even those that were never asked for. It is updated before m- is formed. In
+the cyclic schedule the first round asks for class 0. A batch is split over a worker's classes, whose momenta all move;
+with ``class_batch = "asked"`` it is drawn from each class that is asked for, and only its momentum moves. If a round
+asks for several classes, each is aggregated separately. m^ is the mean of the aggregates, and each aggregate replaces
+its line in the buffer.
 """
 
 from __future__ import annotations
@@ -305,8 +307,8 @@ def answered_classes(names: Collection[str], asked: Sequence[int]) -> tuple[int,
 # -- the server ---------------------------------------------------------------------------------------
 
 
-def updated_buffer(buffer: Tensor, fresh: Mapping[int, Tensor], alpha: float) -> Tensor:
-    """Return the buffer with a round's aggregates; the other classes fade by alpha, the paper's beta.
+def updated_buffer(buffer: Tensor, fresh: Mapping[int, Tensor], fade: float) -> Tensor:
+    """Return the buffer with a round's aggregates; the other classes fade.
 
     Parameters
     ----------
@@ -314,10 +316,10 @@ def updated_buffer(buffer: Tensor, fresh: Mapping[int, Tensor], alpha: float) ->
         One line per class; not changed.
     fresh : mapping of int to Tensor (d,)
         The aggregates of the round, by class.
-    alpha : float
-        In (0, 1].
+    fade : float
+        The paper's beta, in (0, 1].
     """
-    following = buffer * alpha
+    following = buffer * fade
     for k, value in fresh.items():
         following[k] = value
     return following
@@ -355,13 +357,13 @@ class ClassBuffer:
         K.
     gamma : float
         Weight of the buffer in the step, in [0, 1].
-    alpha : float
+    fade : float
         Factor by which the buffer fades, in (0, 1].
     """
 
     classes: int
     gamma: float
-    alpha: float
+    fade: float
 
     def direction(self, values: Mapping[int | None, Tensor], state: State) -> tuple[Tensor, State]:
         """Return the compensated direction, and the part of the state that holds the buffer.
@@ -377,5 +379,5 @@ class ClassBuffer:
         held = state.get(_BUFFER)
         if held is None:
             held = torch.zeros(self.classes, len(next(iter(fresh.values()))), dtype=torch.float64)
-        buffer = updated_buffer(held, fresh, self.alpha)
+        buffer = updated_buffer(held, fresh, self.fade)
         return compensated(fresh, buffer, self.gamma), {_BUFFER: buffer}

@@ -324,8 +324,8 @@ class RunConfig:
     )
     alpha: float = _key(
         0.1,
-        "Weight of the new gradient in a client's momentum, in (0, 1]. With class_momentum it is also the rate at "
-        "which the server's buffer fades.",
+        "Weight of the new gradient in a client's momentum, in (0, 1]. PyTorch's momentum of 0.9 is alpha = 0.1 with "
+        "a server-learning-rate ten times as large.",
         above=0,
         maximum=1,
         messages=_MOMENTA,
@@ -333,6 +333,14 @@ class RunConfig:
     )
     gamma: float = _key(
         0.5, "Weight of the server's buffer in its step, in [0, 1].", minimum=0, maximum=1, messages=(CLASS_MOMENTUM,)
+    )
+    buffer_fade: float = _key(
+        0.0,
+        "Factor by which the server's buffer of a class that was not asked for fades in a round, in (0, 1].",
+        zero="the value of alpha",
+        above=0,
+        maximum=1,
+        messages=(CLASS_MOMENTUM,),
     )
     schedule: str = _key(
         "cyclic",

@@ -76,7 +76,7 @@ class World:
         """The server's step."""
         config = self.config
         if self.kind.class_wise:
-            buffer = ClassBuffer(self.task.classes, config.gamma, config.alpha)
+            buffer = ClassBuffer(self.task.classes, config.gamma, config.buffer_fade or config.alpha)
             return ServerStep(self.kind, config.server_learning_rate, buffer)
         return ServerStep(self.kind, config.server_learning_rate, HeavyBall(config.server_momentum))
 

@@ -98,7 +98,7 @@ def test_numpys_numbers_are_numbers():
     found, _ = drive(strategy, app, {"w": np.zeros(2, np.float32)}, 6)
     assert found["w"].tolist() == [0.5, 0.5]
     made = DeSGD("median", classes=np.int64(3), gamma=np.float32(0.5), alpha=np.float64(0.5))
-    assert (type(made.classes), type(made.gamma), type(made.alpha)) == (int, float, float)
+    assert (type(made.classes), type(made.gamma), type(made.alpha), made.buffer_fade) == (int, float, float, 0.5)
 
 
 @pytest.mark.parametrize(

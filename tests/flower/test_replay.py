@@ -125,7 +125,8 @@ def test_a_resumed_and_rolled_back_run_is_replayed(tmp_path, rule):
     assert replay(tmp_path).of("equal") == (1, 2, 3, 4, 5, 6)
 
 
-def test_class_wise_momenta_are_replayed(tmp_path):
+@pytest.mark.parametrize("fade", [{}, {"buffer_fade": 0.9}])
+def test_class_wise_momenta_are_replayed(tmp_path, fade):
     def train(partition, model, config, context):
         draws = np.random.default_rng((config["server-round"], partition))
         if partition in (3, 4, 5, 6):
@@ -133,7 +134,9 @@ def test_class_wise_momenta_are_replayed(tmp_path):
         return content({"w": draws.standard_normal((30, 2)).astype(np.float32)}, 10, partition_id=partition)
 
     audit = Audit(tmp_path, keep_updates=True, keep=None, sync=False)
-    strategy = DeSGD("centered_clipping(tau=1.0)", classes=3, gamma=0.5, alpha=0.5, audit=audit, fraction_evaluate=0.0)
+    strategy = DeSGD(
+        "centered_clipping(tau=1.0)", classes=3, gamma=0.5, alpha=0.5, **fade, audit=audit, fraction_evaluate=0.0
+    )
     drive(strategy, client_app(train), {"w": MODEL["w"]}, 10, 6)
     assert replay(tmp_path).of("equal") == (1, 2, 3, 4, 5, 6)
 

@@ -357,6 +357,7 @@ OTHER = {
     "redraw": (True, FLIP),
     "alpha": (0.5, {}),
     "gamma": (0.25, {}),
+    "buffer-fade": (0.9, {}),
     "class-batch": ("asked", {}),
     "schedule": ("random", {}),
     "classes-per-round": (2, {}),

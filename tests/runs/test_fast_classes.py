@@ -234,7 +234,14 @@ def test_the_fast_engine_is_the_run_in_process_to_the_bit(tmp_path, name):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"gamma": 0.6}, {"schedule": "random"}, {"classes_per_round": 2}, {"seed": 1}, {"class_batch": "asked"}],
+    [
+        {"gamma": 0.6},
+        {"buffer_fade": 0.5},
+        {"schedule": "random"},
+        {"classes_per_round": 2},
+        {"seed": 1},
+        {"class_batch": "asked"},
+    ],
 )
 def test_another_run_is_another_model(changes):
     keys = {**DIGITS, "rounds": 4, "evaluate_every": 4}
@@ -244,7 +251,8 @@ def test_another_run_is_another_model(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"gamma": 0.9}, {"schedule": "random"}, {"classes_per_round": 2}, {"class_batch": "asked"}]
+    "changes",
+    [{"gamma": 0.9}, {"buffer_fade": 0.9}, {"schedule": "random"}, {"classes_per_round": 2}, {"class_batch": "asked"}],
 )
 def test_keys_of_class_momenta_are_refused_with_other_messages(changes):
     with pytest.raises(ConfigurationError, match="changes nothing with message='momentum', only with 'class_momentum'"):

@@ -69,6 +69,9 @@ def test_the_server_steps_as_the_kind_of_message_says(message):
     assert (step.kind.name, step.learning_rate) == (message, 0.25)
     buffered = ClassBuffer(10, 0.125, 0.75)
     assert step.memory == (buffered if message == "class_momentum" else HeavyBall(0.0))
+    if message == "class_momentum":
+        slow = dataclasses.replace(config, buffer_fade=0.9)
+        assert World(slow).step.memory == ClassBuffer(10, 0.125, 0.9)
     if message != "class_momentum":
         assert World(dataclasses.replace(config, server_momentum=0.5)).step.memory == HeavyBall(0.5)
 
