@@ -1,6 +1,6 @@
 """Claims: statements of a paper that results confirm or refute.
 
-A study's `[[claims]]` are of three kinds:
+A study's `[[claims]]` are of four kinds:
 
 text = "non-iid: the mean first"       # order: everything in `higher` exceeds everything in `lower`
 where = { partition = "non-iid" }      # labels that hold for all; without it, at every combination of the other labels
@@ -16,6 +16,10 @@ text = "what collapses in the paper collapses here"      # contrasts: wherever w
 contrasts = 10.0                                         # than so much, what is measured does, too
 against = "none"                       # each row's other columns from this one, or
 pairs = [["Krum+", "Krum"]]            # the first row from the second, column by column
+
+text = "90 of 105 places agree"        # agreement: what is measured differs from what is reported by at most so much
+agrees = 3.0
+least = 90                             # at so many places; at all that are reported when left out
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ from flwr_robust.studies.study import Claim, Study
 from flwr_robust.studies.words import factor, unit
 
 __all__ = ["Verdict", "judge"]
+
+
+_FARTHEST = 6  # how many of the places that disagree are named
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Verdict:
 
 def judge(study: Study, groups: Groups) -> list[Verdict]:
     """Return the verdict on each of a study's claims."""
-    judges = {"order": _order, "closeness": _closeness, "contrasts": _contrasts}
+    judges = {"order": _order, "closeness": _closeness, "contrasts": _contrasts, "agreement": _agreement}
     return [judges[claim.kind](study, groups, claim) for claim in study.claims]
 
 
@@ -165,6 +172,31 @@ def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
         )
     detail = f"{shown - len(missed)} of {shown}" + (f"; not {'; '.join(missed)}" if missed else "")
     return _verdict(claim, not missed, detail, missing)
+
+
+def _agreement(study: Study, groups: Groups, claim: Claim) -> Verdict:
+    known, missing, apart = 0, 0, []
+    for labels in _places(study, claim.where, set()):
+        theirs, ours = study.reported_at(labels), _shown(study, groups, labels)
+        if theirs is None:
+            continue
+        known += 1
+        if ours is None:
+            missing += 1
+        elif abs(ours - theirs) > claim.agrees:
+            apart.append(
+                (abs(ours - theirs), f"{_name(study, labels)} ({_plain(study, theirs)} there, {ours:.1f} here)")
+            )
+    if not known:
+        return Verdict(claim.text, None, "nothing is reported")
+    found, least = known - missing - len(apart), claim.least or known
+    words = f"{found} of {known} agree within {_plain(study, claim.agrees)}, asked for {least}"
+    if missing:
+        words += f"; {missing} are missing"
+    if apart:
+        words += f"; farthest apart: {'; '.join(text for _, text in sorted(apart, reverse=True)[:_FARTHEST])}"
+    holds = True if found >= least else False if found + missing < least else None
+    return Verdict(claim.text, holds, words)
 
 
 def _contrasted(study: Study, claim: Claim) -> Iterator[tuple[dict[str, str], dict[str, str]]]:

@@ -33,7 +33,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_flag, check_number
+from flwr_robust.errors import (
+    ConfigurationError,
+    UnknownNameError,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+)
 from flwr_robust.studies.take import TAKES
 from flwr_robust.tasks.metrics import METRICS, VALIDATION, metric_named
 
@@ -127,13 +134,15 @@ class Claim:
     text : str
         The sentence.
     kind : str
-        ``order``, ``closeness`` or ``contrasts``.
+        ``order``, ``closeness``, ``contrasts`` or ``agreement``.
     where : mapping of str to str
         Labels that hold for the whole claim.
     higher, lower, rows : tuple of mapping of str to str
         Labels of the compared places.
-    by, within, contrasts : float
+    by, within, contrasts, agrees : float
         Points of percent.
+    least : int
+        How many places must agree; 0 for all.
     against : str
         A column.
     pairs : tuple of (row, row)
@@ -149,6 +158,8 @@ class Claim:
     by: float = 0.0
     within: float = 0.0
     contrasts: float = 0.0
+    agrees: float = 0.0
+    least: int = 0
     against: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
 
@@ -157,6 +168,7 @@ _CLAIM_KEYS = {
     "order": {"higher", "lower", "by"},
     "closeness": {"rows", "within"},
     "contrasts": {"contrasts", "against", "pairs"},
+    "agreement": {"agrees", "least"},
 }
 
 
@@ -298,7 +310,7 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
         if kind is None or not _complete(kind, own):
             raise ConfigurationError(
                 f"study {study}: a claim must hold higher and lower, or rows and within, or contrasts with against or "
-                f"pairs; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
+                f"pairs, or agrees; got {', '.join(sorted(own)) or 'none'} in '{table['text']}'"
             )
         where = table.get("where", {})
         # Claims concern means over seeds, and may name the worst case.
@@ -340,6 +352,8 @@ def _is_reported(value: object) -> bool:
 def _complete(kind: str, own: set[str]) -> bool:
     if kind == "contrasts":
         return "contrasts" in own and len(own) > 1
+    if kind == "agreement":
+        return "agrees" in own
     return own >= ({"higher", "lower"} if kind == "order" else {"rows", "within"})
 
 
@@ -368,8 +382,10 @@ def _types(study: str, table: Mapping[str, Any]) -> None:
         if not items:
             what = "a list of pairs of rows" if key == "pairs" else "a list of at least one row, or table of labels"
             raise ConfigurationError(f"study {study}: {key} of [[claims]] must be {what}; got {value!r}")
-    for key in sorted({"by", "within", "contrasts"} & set(table)):
+    for key in sorted({"by", "within", "contrasts", "agrees"} & set(table)):
         check_number(f"study {study}", f"{key} of [[claims]]", table[key], minimum=0)
+    if "least" in table:
+        check_integer(f"study {study}", "least of [[claims]]", table["least"], 1)
 
 
 def _labels(study: str, name: str, labels: Any, axes: Axes) -> None:

@@ -102,6 +102,11 @@ CLAIMS = [
     ('contrasts = 10.0\nagainst = "none"\nwhere = { setting = "same" }', True, "1 of 1"),
     ('contrasts = 25.0\nagainst = "none"\nwhere = { setting = "same" }', False, "(31.5 there, 20.0 here)"),
     ('contrasts = 10.0\npairs = [["median()", "mean()"]]\nwhere = { setting = "same" }', True, "1 of 1"),
+    # agreement: three places are reported; two differ by 1.5 and 0.5, one by 10
+    ("agrees = 1.6\nleast = 2", True, "2 of 3 agree within 1.6, asked for 2; farthest apart: mean(), flip, same (60.0"),
+    ("agrees = 1.6", False, "2 of 3 agree within 1.6, asked for 3"),
+    ("agrees = 1.4\nleast = 2", False, "1 of 3 agree within 1.4, asked for 2"),
+    ('agrees = 1.4\nwhere = { defence = "median()" }', True, "1 of 1 agree"),
 ]
 
 
@@ -119,13 +124,23 @@ def test_claims_are_judged_by_the_numbers(make, claim, holds, words):
         'higher = ["mean()"]\nlower = ["median()"]',
         'rows = ["mean()", "median()"]\nwithin = 1.0',
         'contrasts = 1.0\nagainst = "none"',
+        "agrees = 1.6\nleast = 2",
     ],
 )
 def test_a_claim_without_all_its_results_cannot_be_told(make, claim):
     found = verdict(make, claim, missing=14)
     assert found.holds is None
-    assert "is missing" in found.detail
+    assert "missing" in found.detail
     assert found.word == "cannot be told yet"
+
+
+def test_agreement_is_told_before_all_results_are_in(make):
+    enough = verdict(make, "agrees = 1.6\nleast = 1", missing=4)
+    assert (enough.holds, enough.detail[:6]) == (True, "1 of 3"), enough
+    assert "2 are missing" in enough.detail or "1 are missing" in enough.detail
+    assert verdict(make, "agrees = 0.1\nleast = 3", missing=8).holds is False
+    nothing = verdict(make, 'agrees = 1.0\nwhere = { setting = "apart" }')
+    assert (nothing.holds, nothing.detail) == (None, "nothing is reported")
 
 
 def test_what_is_there_may_refute_a_claim_that_lacks_results(make):

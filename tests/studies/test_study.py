@@ -143,6 +143,9 @@ WRONG = [
     ('higher = ["mean()"]', "higher = [1]", "are texts; got 1: put it in quotes"),
     ("by = 1.0", "by = -1", r"by of \[\[claims\]\] must be a finite number and >= 0; got by of \[\[claims\]\]=-1"),
     ("within = 1.0", 'within = "x"', r"within of \[\[claims\]\] must be a finite number and >= 0"),
+    ("within = 1.0", "agrees = 1.0", "or agrees; got agrees, rows in"),
+    ('contrasts = 1.0\nagainst = "same"', "agrees = -1", r"agrees of \[\[claims\]\] must be a finite number and >= 0"),
+    ('contrasts = 1.0\nagainst = "same"', "agrees = 1.0\nleast = 0", r"least of \[\[claims\]\] must be .* >= 1"),
     ("within = 1.0", "", "a claim must hold higher and lower, or rows and within, or contrasts"),
     (
         'contrasts = 1.0\nagainst = "same"',
