@@ -16,6 +16,7 @@ import numpy as np
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
 from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, room, styled
+from flwr_robust.studies.intervals import Estimate, paired
 from flwr_robust.studies.showing import REPETITION
 from flwr_robust.studies.take import BEST, BEST_ON_TEST, TAKES, looks, taken, told
 from flwr_robust.studies.words import called, factor, unit, written
@@ -68,8 +69,9 @@ def winners_heatmap(
     """Draw the best label of the contest at every place of two axes.
 
     The colour and the first line of a cell show the value of the best label, as the mean over seeds. The second line is
-    that label. The third is the lead (+) or the deficit of the baseline against the best other label. Cells that the
-    baseline wins have a frame. If some labels have no result yet, the cell shows how many have one.
+    that label. The third is the lead (+) or the deficit of the baseline against the best other label, with the
+    half-width of its interval over seeds. Cells that the baseline wins have a frame; the frame is dashed where the
+    interval holds 0. If some labels have no result yet, the cell shows how many have one.
 
     Parameters
     ----------
@@ -102,27 +104,31 @@ def winners_heatmap(
     higher = metric_named(metric).higher if higher is None else higher
     pick = max if higher else min
     down, across, names = (_labels(documents, axis) for axis in (rows, columns, contest))
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    found: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
     for document in documents:
         labels = document["labels"]
         if curve := _curve(document, metric):
             place = found.setdefault((labels[rows], labels[columns]), {})
             last = {**document, "final": {metric: curve[-1][1]}}  # of the finite values
-            place.setdefault(labels[contest], []).append(taken(last, metric, take, lambda _: higher))
+            value = taken(last, metric, take, lambda _: higher)
+            place.setdefault(labels[contest], {})[labels.get(REPETITION, "")] = value
     best: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], list[str]] = {}
-    framed: set[tuple[str, str]] = set()
+    framed: dict[tuple[str, str], str] = {}  # the style of the line
     for at, rivals in found.items():
-        scores = {name: statistics.fmean(values) for name, values in rivals.items()}
+        scores = {name: statistics.fmean(values.values()) for name, values in rivals.items()}
         winner = pick(scores, key=lambda name: scores[name])  # a tie goes to the first label
         best[at] = scores[winner]
         lines = [written(metric, scores[winner]), winner.replace("_", " ")]
-        others = [score for name, score in scores.items() if name != baseline]
+        others = [name for name in scores if name != baseline]
         if baseline in scores and others:
-            lead = (scores[baseline] - pick(others)) * (1 if higher else -1)
-            lines.append(f"{baseline} {factor(metric) * lead:+.{2 if metric_named(metric).share else 4}f}")
-            if lead >= 0:
-                framed.add(at)
+            rival = pick(others, key=lambda name: scores[name])
+            lead = paired(rivals[baseline], rivals[rival])
+            lines.append(f"{baseline} {_lead(lead, metric, higher)}")
+            if lead is not None and lead.sign == 0:
+                framed[at] = "--"
+            elif (scores[baseline] - scores[rival]) * (1 if higher else -1) >= 0:
+                framed[at] = "-"
         if len(scores) < len(names):
             lines.append(f"{len(scores)} of {len(names)} done")
         texts[at] = lines
@@ -156,7 +162,9 @@ def winners_heatmap(
                     ink = "white" if dark and highest > lowest else "black"
                     axis.text(j, i, folded[row, column], ha="center", va="center", fontsize=SMALL, color=ink)
                     if (row, column) in framed:
-                        axis.add_patch(Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec="#d55e00"))
+                        frame = Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, lw=1.6, ec="#d55e00")
+                        frame.set_linestyle(framed[row, column])
+                        axis.add_patch(frame)
             axis.set_xticks(range(len(part)), part)
             axis.set_yticks(range(len(down)), down)
             axis.set_xlim(-0.5, most - 0.5)
@@ -169,9 +177,20 @@ def winners_heatmap(
         note = f"best {contest} by its {by}" + (f", mean over {len(seeds)} seeds" if len(seeds) > 1 else "")
         if any(baseline in rivals for rivals in found.values()):
             note += f"; third line: by how much {baseline} is ahead of the best other; framed where it is not behind"
+            if len(seeds) > 1:
+                note += ", dashed where the 95 % interval over seeds holds 0"
         axes[0, 0].set_title(fold(note, room(width - 0.6, 8)), loc="left")
         finish(figure, said)
     return figure
+
+
+def _lead(found: Estimate | None, metric: str, higher: bool) -> str:
+    """Return by how much the baseline is ahead, with the half-width of the interval."""
+    if found is None:
+        return "has no seed in common"
+    digits = 2 if metric_named(metric).share else 4
+    text = f"{factor(metric) * found.mean * (1 if higher else -1):+.{digits}f}"
+    return text if math.isnan(found.half) else f"{text} ± {factor(metric) * found.half:.{digits}f}"
 
 
 _PLACE = 0.92  # least width of a place with the name of its winner, in inches

@@ -47,6 +47,8 @@ class Section:
         The groups in the table; with a contest, the group that won.
     winners : mapping of (row, column) to str
         With a contest: the labels that won.
+    level : mapping of (row, column) to tuple of str
+        With a contest over several seeds: the labels whose paired difference from the winner has an interval with 0.
     beside : mapping of str to mapping of (row, column) to Group
         The groups of further metrics by the metric's name.
     failed : mapping of (row, column) to int
@@ -56,6 +58,7 @@ class Section:
     labels: Mapping[str, str]
     groups: Mapping[Place, Group]
     winners: Mapping[Place, str] = field(default_factory=dict)
+    level: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, Mapping[Place, Group]] = field(default_factory=dict)
     failed: Mapping[Place, int] = field(default_factory=dict)
 
@@ -133,6 +136,7 @@ def summarise(study: Study, documents: Sequence[Mapping[str, Any]], failures: Fa
             rivals.setdefault((each[study.rows], each[study.columns]), {})[each.get(study.report.contest, "")] = place
         groups: dict[Place, Group] = {}
         winners: dict[Place, str] = {}
+        level: dict[Place, tuple[str, ...]] = {}
         beside: dict[str, dict[Place, Group]] = {metric: {} for metric in further}
         for at, contest in rivals.items():
             order = [name for name in study.axes.get(study.report.contest, ("",)) if contest.get(name) in main]
@@ -141,6 +145,7 @@ def summarise(study: Study, documents: Sequence[Mapping[str, Any]], failures: Fa
             pick = max if study.report.higher(study.report.metric) else min
             winners[at] = pick(order, key=lambda name, contest=contest: main[contest[name]].mean)  # type: ignore[misc]
             groups[at] = main[contest[winners[at]]]
+            level[at] = tuple(name for name in order if name != winners[at] and _level(groups[at], main[contest[name]]))
             for metric, known in by_metric.items():
                 if contest[winners[at]] in known:
                     beside[metric][at] = known[contest[winners[at]]]
@@ -150,11 +155,18 @@ def summarise(study: Study, documents: Sequence[Mapping[str, Any]], failures: Fa
                 labels,
                 groups,
                 winners if study.report.contest else {},
+                level if study.report.contest else {},
                 {metric: known for metric, known in beside.items() if known},
                 {at: count for at, count in counts.items() if count},
             )
         )
     return found
+
+
+def _level(group: Group, other: Group) -> bool:
+    """Say whether the seeds leave open which of two groups is ahead."""
+    found = paired(group.values, other.values)
+    return found is not None and found.sign == 0
 
 
 def _failed(study: Study, failures: Failures) -> dict[tuple[str, ...], int]:
@@ -255,7 +267,10 @@ def _measured(study: Study, section: Section, groups: Mapping[Place, Group], met
         if group is None:
             return "failed" if failed else "-"
         text = _text(study, group, max(counts), failed, spreads=spreads)
-        named = section.winners[row, column] if main and section.winners else ", ".join(group.ranked)
+        named = ", ".join(group.ranked)
+        if main and section.winners:
+            named = section.winners[row, column]
+            named += f" (level: {', '.join(known)})" if (known := section.level.get((row, column))) else ""
         return f"{text} {named}" if named else text
 
     of = f", {unit(metric)}" if unit(metric) else ""

@@ -60,9 +60,9 @@ def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
     figure = winners_heatmap(grid(scored))
     texts, frames = cells_of(figure)
     assert len(texts) == 6
-    assert texts[0, 0] == "90.5\nlfighter\nmean -10.00"  # means of seeds 0 and 1, of the peaks
-    assert texts[0, 2] == "90.6\nfaba\nmean -10.00"
-    assert texts[1, 2] == "90.6\nmean\nmean +20.00"
+    assert texts[0, 0] == "90.5\nlfighter\nmean -10.00 ± 0.00"  # means of seeds 0 and 1, of the peaks
+    assert texts[0, 2] == "90.6\nfaba\nmean -10.00 ± 0.00"
+    assert texts[1, 2] == "90.6\nmean\nmean +20.00 ± 0.00"
     assert frames == {(1, 1), (1, 2)}
     image = np.asarray(figure.axes[0].images[0].get_array())
     assert image.shape == (2, 3)
@@ -80,8 +80,27 @@ def test_a_cell_shows_the_best_rule_and_the_lead_of_the_mean():
 def test_a_frame_says_that_the_mean_is_not_behind(ahead, shown, framed):
     documents = grid(lambda beta, p, defence, seed: 0.9 + (ahead if defence == "faba" else 0.0))
     texts, frames = cells_of(winners_heatmap(documents))
-    assert texts[0, 0].endswith(f"mean {shown}")
+    assert texts[0, 0].endswith(f"mean {shown} ± 0.00")
     assert ((0, 0) in frames) is framed
+
+
+def test_a_dashed_frame_says_that_seeds_leave_the_winner_open():
+    leads = {"0": 0.01, "1": 0.02, "2": 0.03}  # +2 +- 2.48 points: t(2) = 4.303, s / sqrt(3) = 0.577 points
+
+    def lead(beta, p, rule, seed):
+        return 0.8 + (leads[seed] * (1 if beta == "1" else 10) if rule == "mean" else 0.0)
+
+    figure = winners_heatmap(grid(lead, ps=("0",), rules=("mean", "faba"), seeds=("0", "1", "2")))
+    texts, frames = cells_of(figure)
+    assert texts[0, 0].endswith("mean +2.00 ± 2.48")
+    assert texts[1, 0].endswith("mean +20.00 ± 24.84")
+    assert frames == {(0, 0), (1, 0)}
+    assert {patch.get_linestyle() for patch in figure.axes[0].patches} == {"--"}
+    assert "dashed where the 95 % interval over seeds holds 0" in figure.axes[0].get_title(loc="left").replace(
+        "\n", " "
+    )
+    sure = winners_heatmap(grid(lambda b, p, rule, seed: lead(b, p, rule, "2") + float(seed) / 100))
+    assert {patch.get_linestyle() for patch in sure.axes[0].patches} == {"-"}
 
 
 def test_what_is_missing_shows():
@@ -107,7 +126,7 @@ def test_another_metric_and_another_baseline():
             point["score"] = 2 * point["accuracy"]
     figure = winners_heatmap(documents, rows="p", columns="beta", metric="score", baseline="faba")
     texts, frames = cells_of(figure)
-    assert texts[2, 0] == "1.81\nfaba\nfaba +0.2000"
+    assert texts[2, 0] == "1.81\nfaba\nfaba +0.2000 ± 0.0000"
     assert frames == {(1, 0), (2, 0)}
     assert figure.axes[1].get_xlabel() == "score, best of 3 looks at the test set"
 
@@ -118,14 +137,14 @@ def test_every_share_is_shown_in_percent():
         for document in documents:
             document["curve"] = [{"round": p["round"], metric: p["accuracy"]} for p in document["curve"]]
         figure = winners_heatmap(documents, metric=metric)
-        best = "90.5\nlfighter\nmean -10.00" if known.higher else "7.0\nfaba\nmean -1.00"
+        best = "90.5\nlfighter\nmean -10.00 ± 0.00" if known.higher else "7.0\nfaba\nmean -1.00 ± 0.00"
         assert cells_of(figure)[0][0, 0] == best
         assert ", %, best of 3 looks at the test set" in figure.axes[1].get_xlabel()
 
 
 def test_the_end_may_count_instead_of_the_maximum():
     figure = winners_heatmap(grid(scored), take="final")
-    assert cells_of(figure)[0][0, 0] == "63.3\nlfighter\nmean -7.00"  # seven tenths of the peak
+    assert cells_of(figure)[0][0, 0] == "63.3\nlfighter\nmean -7.00 ± 0.00"  # seven tenths of the peak
     assert figure.axes[1].get_xlabel() == "final test accuracy, %"
     with pytest.raises(ConfigurationError, match="take must be one of best, best_on_test, final; got take='last'"):
         winners_heatmap(grid(scored), take="last")
