@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -114,7 +114,7 @@ def winners_heatmap(
             place.setdefault(labels[contest], {})[labels.get(REPETITION, "")] = value
     best: dict[tuple[str, str], float] = {}
     texts: dict[tuple[str, str], list[str]] = {}
-    framed: dict[tuple[str, str], str] = {}  # the style of the line
+    framed: dict[tuple[str, str], Literal["-", "--"]] = {}  # the style of the line
     for at, rivals in found.items():
         scores = {name: statistics.fmean(values.values()) for name, values in rivals.items()}
         winner = pick(scores, key=lambda name: scores[name])  # a tie goes to the first label
