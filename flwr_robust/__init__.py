@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flwr_robust.core.rows import Layer, Rows
     from flwr_robust.core.rule import Aggregate, Outcome, PreAggregator, Rule, State
     from flwr_robust.core.sharded import Shard, aggregate_sharded
+    from flwr_robust.diagnostics.planning import Plan, plan
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ __all__ = [
     "Layer",
     "Outcome",
     "Pipeline",
+    "Plan",
     "PreAggregator",
     "Rows",
     "Rule",
@@ -61,6 +63,7 @@ __all__ = [
     "aggregate",
     "aggregate_sharded",
     "parse",
+    "plan",
 ]
 
 # What needs torch is imported when it is first asked for: `flwr-robust --help` does without it.
@@ -70,6 +73,7 @@ _MODULES = {
     "flwr_robust.core.rows": ("Layer", "Rows"),
     "flwr_robust.core.rule": ("Aggregate", "Outcome", "PreAggregator", "Rule", "State"),
     "flwr_robust.core.sharded": ("Shard", "aggregate_sharded"),
+    "flwr_robust.diagnostics.planning": ("Plan", "plan"),
 }
 
 

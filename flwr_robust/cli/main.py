@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flwr_robust import __version__
-from flwr_robust.cli import audit, components, diagnose, doctor, incident, redteam, studies
+from flwr_robust.cli import audit, components, diagnose, doctor, guarantees, incident, redteam, studies
 
 __all__ = ["app"]
 
@@ -25,12 +25,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_LOOK_UP, _STUDY, _ATTACK = "Look up", "Study", "Attack"
+_LOOK_UP, _KNOW, _STUDY, _ATTACK = "Look up", "Know before you trust", "Study", "Attack"
 _PROVE, _INCIDENT = "Prove and take back", "After an incident"
 
 app.command("list", rich_help_panel=_LOOK_UP)(components.list_command)
 app.command("describe", rich_help_panel=_LOOK_UP)(components.describe_command)
 app.command("doctor", rich_help_panel=_LOOK_UP)(doctor.doctor_command)
+app.command("plan", rich_help_panel=_KNOW)(guarantees.plan_command)
 app.command("demo", rich_help_panel=_STUDY)(studies.demo_command)
 app.command("run", rich_help_panel=_STUDY)(studies.run_command)
 app.command("report", rich_help_panel=_STUDY)(studies.report_command)

@@ -431,6 +431,10 @@ class Audit(Observer):
         self._flush()
         self._opened().delete_old_updates(record.round)
 
+    def measured(self, server_round: int, quantity: str, value: float | None, method: str) -> None:
+        """Record a quantity of the run."""
+        self._put(Measured(server_round, quantity, value, method))
+
     def suspected(self, server_round: int, node: int, sign: str, detail: str) -> None:
         """Keep a suspicion, to record it with the others of the round."""
         self._waiting.append(Suspected(server_round, node, sign, detail))

@@ -73,6 +73,8 @@ class Guard:
         One record per round of training, and of evaluation.
     stopped : str
         Why the run ends; empty while it continues.
+    rounds : int
+        How many rounds the run has, as ``start`` was told; 1 where another strategy runs the loop.
 
     Raises
     ------
@@ -123,6 +125,7 @@ class Guard:
         self.history: list[RoundRecord] = []
         self.evaluations: list[RoundRecord] = []
         self.stopped = ""
+        self.rounds = 1
         self._open: Round | None = None
         self._faulty: set[str] = set()  # the kinds of messages that showed a fault of the app in all rounds
 
@@ -210,6 +213,11 @@ class Guard:
         log.warning("\t> Node %s is suspected (%s): %s", node, sign, detail)
         for observer in self.observers:
             observer.suspected(server_round, node, sign, detail)
+
+    def measured(self, server_round: int, quantity: str, value: float | None, method: str) -> None:
+        """Inform observers of a quantity of the run; see `flwr_robust.audit.events.Measured`."""
+        for observer in self.observers:
+            observer.measured(server_round, quantity, value, method)
 
     # -- one round --------------------------------------------------------------------------------
 

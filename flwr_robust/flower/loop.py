@@ -153,6 +153,7 @@ class Loop:
         guard.nodes.begin(arguments["grid"])
         rule = str(getattr(guarding, "rule", ""))
         guard.seeds.check(arguments["num_rounds"])
+        guard.rounds = max(1, arguments["num_rounds"])
         guard.seeds = guard.seeds.fresh()
         if guard.seeds.told != SECRET or _SEEDED.search(rule):
             _warn_of_predictable_draws(arguments["grid"])

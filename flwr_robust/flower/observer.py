@@ -59,6 +59,9 @@ class Observer:
         effect on the run: a function of yours may release or ban nodes.
         """
 
+    def measured(self, server_round: int, quantity: str, value: float | None, method: str) -> None:
+        """Called when a quantity of the run was measured, such as the risk of its sampling."""
+
     def evaluated(self, record: RoundRecord, metrics: MetricRecord | None) -> None:
         """Called when a round of evaluation by clients is over."""
 

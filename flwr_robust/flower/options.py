@@ -75,6 +75,7 @@ class Options(GuardOptions, total=False):
     server_momentum: float
     buffers: Literal["median", "keep"]
     trusted_fn: TrustedFunction | None
+    compromised: int | None
     seed: int | str | None
 
 

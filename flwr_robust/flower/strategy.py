@@ -32,9 +32,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
 from numpy.typing import NDArray
 
+from flwr_robust.audit.events import SAMPLING_RISK
 from flwr_robust.core.pipeline import as_rule
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Rule, State
+from flwr_robust.diagnostics.planning import plan
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, check_integer, check_number
 from flwr_robust.flower.admission import MOST_EXAMPLES, Admitted, Terms, check_names
 from flwr_robust.flower.audit import Audit, observing
@@ -83,6 +85,10 @@ class RobustStrategy(Face, FedAvg):
     trusted_fn : callable (round, ArrayRecord) -> sequence of arrays, optional
         Returns the server's own message, for rules that compare replies with one (monna, fltrust). It is the answer
         that an honest client would give to the model that was sent, one array per array of the model.
+    compromised : int, optional
+        How many of all clients the operator fears to be compromised, >= 0. Before the first round the strategy then
+        says how likely a round asks more of them than the rule declares, or how many to ask instead. The audit log
+        records it, and the robustness card states it. See `flwr_robust.plan`. Nothing else changes.
     train_metrics, evaluate_metrics : tuple of str, optional
         Metrics that every reply must hold; other metrics are not shown. When not given, the strategy shows the metrics
         that more than half of the replies hold.
@@ -176,6 +182,7 @@ class RobustStrategy(Face, FedAvg):
         buffers: str = "median",
         seed: int | str | None = None,
         trusted_fn: TrustedFunction | None = None,
+        compromised: int | None = None,
         train_metrics: tuple[str, ...] | None = None,
         evaluate_metrics: tuple[str, ...] | None = None,
         records: tuple[str, str] | None = None,
@@ -209,9 +216,9 @@ class RobustStrategy(Face, FedAvg):
                 f"got trusted_fn={trusted_fn!r:.100}"
             )
         check_statistics(owner, statistics)
-        for name, number in (("min_replies", min_replies), ("spares", spares)):
+        for name, number in (("min_replies", min_replies), ("spares", spares), ("compromised", compromised)):
             if number is not None:
-                check_integer(owner, name, number, 0 if name == "spares" else 1)
+                check_integer(owner, name, number, 1 if name == "min_replies" else 0)
         self.rule = as_rule(rule)
         least = max(2, _least(self.rule), min_replies or 0)
         if spares is None:
@@ -229,6 +236,7 @@ class RobustStrategy(Face, FedAvg):
         self.server_momentum = plain(server_momentum)
         self.buffers = buffers
         self.trusted_fn = trusted_fn
+        self.compromised = plain(compromised)
         self.min_replies = plain(min_replies)
         self.spares = plain(spares)
         self.statistics = statistics
@@ -355,7 +363,21 @@ class RobustStrategy(Face, FedAvg):
             self._check_slack(asked)
             if remark := self.rule.remark(asked, asked=asked, layout=layout):
                 log.warning("configure_train: %s", remark)
-        return self.guard.open(opened, arrays)
+        messages = self.guard.open(opened, arrays)
+        if not self.history and self.compromised is not None:
+            self._tell_plan(server_round, asked, opened.available or asked, self.compromised)
+        return messages
+
+    def _tell_plan(self, server_round: int, asked: int, clients: int, compromised: int) -> None:
+        """Say how likely rounds ask more compromised clients than the rule declares, and inform observers."""
+        if compromised > clients:
+            raise ConfigurationError(
+                f"strategy: compromised must be at most the {clients} nodes there are; got compromised={compromised}: "
+                f"lower it"
+            )
+        found = plan(clients, compromised, asked, rounds=self.guard.rounds, rule=self.rule)
+        log.log(logging.INFO if found.feasible else logging.WARNING, "configure_train: %s", found.sentence)
+        self.guard.measured(server_round, SAMPLING_RISK, found.over_rounds, found.chance)
 
     def _check_slack(self, asked: int) -> None:
         """Raise if fewer nodes are asked than must answer; warn if all of them must."""

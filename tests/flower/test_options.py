@@ -23,6 +23,7 @@ WRONG = {
     "train_metrics_aggr_fn": [3, "median", {}, False],
     "evaluate_metrics_aggr_fn": [0, [max]],
     "statistics": ["*/moving_mean", ["a"], ("",), (1,), None],
+    "compromised": [-1, 1.5, "2", True],
     "trusted_fn": [3, "mine", [np.zeros(2)]],
 }
 

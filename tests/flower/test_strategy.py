@@ -15,7 +15,8 @@ from flwr.serverapp import strategy as flowers
 from flwr.serverapp.exception import InconsistentMessageReplies
 from flwr.serverapp.strategy import FedAvg
 
-from flwr_robust import ConfigurationError, Outcome, UnknownNameError, flower
+from flwr_robust import ConfigurationError, Outcome, UnknownNameError, flower, plan
+from flwr_robust.audit.card import make_card
 from flwr_robust.flower import (
     CenteredClipping,
     InProcessGrid,
@@ -1213,3 +1214,34 @@ def test_a_rule_that_keeps_nobody_leaves_the_model():
     strategy = flower.FLTrust(trusted_fn=trusted, **SILENT)  # everybody goes against the server's own update
     assert in_vain(strategy, app, {"w": f32(3, 3)}, 3)["w"].tolist() == [3, 3]
     assert (strategy.history[0].outcome, strategy.history[0].sentence) == (Outcome.INFEASIBLE, "fltrust kept no reply")
+
+
+@pytest.mark.parametrize("make", [lambda **o: RobustStrategy("trimmed_mean(f=2)", **o), lambda **o: Mean(**o)])
+def test_a_strategy_told_of_compromised_clients_says_its_plan_once(make, caplog, tmp_path):
+    caplog.set_level("INFO", logger="flwr")
+    app = client_app(lambda i, model, config, context: {"w": model["w"] + np.float32(1)})
+    strategy = make(compromised=3, fraction_train=0.5, fraction_evaluate=0.0, seed=1, audit=tmp_path)
+    drive(strategy, app, {"w": np.zeros(2, np.float32)}, 20, rounds=3)
+    asked = len(strategy.history[0].asked)
+    expected = plan(20, 3, sample=asked, rounds=3, rule=strategy.rule)
+    said = [each for each in caplog.messages if expected.sentence in each]
+    assert said == [f"configure_train: {expected.sentence}"]
+    claim = make_card(tmp_path)["claim"]
+    assert claim["sampling_risk"]["value"] == {"value": expected.over_rounds, "method": expected.chance}
+    assert claim["sampling_risk"]["source"] == "log"
+
+
+def test_without_the_number_of_compromised_clients_nothing_is_said(caplog, tmp_path):
+    caplog.set_level("INFO", logger="flwr")
+    app = client_app(lambda i, model, config, context: {"w": model["w"] + np.float32(1)})
+    drive(RobustStrategy("trimmed_mean(f=1)", audit=tmp_path), app, {"w": np.zeros(2, np.float32)}, 6)
+    assert not any("compromised" in each for each in caplog.messages)
+    assert make_card(tmp_path)["claim"]["sampling_risk"]["source"] == "not stated"
+
+
+def test_more_compromised_clients_than_nodes_end_the_run_before_round_1():
+    app = client_app(lambda i, model, config, context: {"w": model["w"]})
+    with pytest.raises(
+        ConfigurationError, match=r"compromised must be at most the 6 nodes there are; got compromised=7"
+    ):
+        drive(RobustStrategy("median", compromised=7), app, {"w": np.zeros(2, np.float32)}, 6)
