@@ -27,6 +27,7 @@ from flwr_robust.studies.canvas import (
     hatched,
     inches,
     ink,
+    make_panels,
     name_rows,
     styled,
     tall,
@@ -35,11 +36,7 @@ from flwr_robust.studies.canvas import (
 from flwr_robust.studies.showing import WORST
 
 with extra("studies"):
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import colormaps
-    from matplotlib import pyplot as plt
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.colors import Normalize
@@ -262,7 +259,7 @@ def _map(said: str, families: dict[str, str], columns: Sequence[tuple[str, RedTe
     norm, colours = Normalize(0, 100), colormaps["viridis"]
     legend: dict[str, Artist] = {}
     with styled():
-        figure, axes = plt.subplots(len(parts), 1, figsize=size, squeeze=False, layout="constrained")
+        figure, axes = make_panels(len(parts), 1, size)
         for axis, part in zip(axes[:, 0], parts, strict=True):
             values = np.full((len(rows), len(part)), np.nan)
             image = axis.imshow(values, norm=norm, cmap=colours, aspect="auto")

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from numpy.typing import NDArray
+
 from flwr_robust.errors import extra
 
 with extra("studies"):
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,6 +37,7 @@ __all__ = [
     "inches",
     "ink",
     "longest_part",
+    "make_panels",
     "name_rows",
     "room",
     "styled",
@@ -77,6 +78,27 @@ _GAP = 0.06  # inches between panels, legend and setting
 def styled() -> AbstractContextManager[None]:
     """Return the context in which figures are made: its sizes of type are those of print."""
     return matplotlib.rc_context(_STYLE)
+
+
+def make_panels(
+    down: int, across: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
+) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure with a grid of panels (down, across).
+
+    The figure belongs to no window and no notebook. What a user draws with pyplot, and its backend, stay as they are.
+
+    Parameters
+    ----------
+    down, across : int
+        The numbers of panels.
+    size : (float, float)
+        Width and height in inches.
+    sharex, sharey : bool
+        Whether panels share an axis.
+    """
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(down, across, sharex=sharex, sharey=sharey, squeeze=False)
 
 
 def room(wide: float, size: float = SMALL) -> int:

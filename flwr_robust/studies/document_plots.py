@@ -15,7 +15,7 @@ import numpy as np
 
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
-from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, room, styled
+from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, make_panels, room, styled
 from flwr_robust.studies.intervals import Estimate, paired
 from flwr_robust.studies.showing import REPETITION
 from flwr_robust.studies.take import BEST, BEST_ON_TEST, TAKES, looks, taken, told
@@ -23,10 +23,6 @@ from flwr_robust.studies.words import called, factor, unit, written
 from flwr_robust.tasks.metrics import metric_named
 
 with extra("studies"):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -142,7 +138,7 @@ def winners_heatmap(
     tall = 0.12 * max(text.count("\n") + 1 for text in folded.values()) + 0.1
     with styled():
         size = (width, len(parts) * (tall * len(down) + 0.4) + 0.7)
-        figure, axes = plt.subplots(len(parts), 1, figsize=size, squeeze=False, layout="constrained")
+        figure, axes = make_panels(len(parts), 1, size)
         lowest, highest = min(best.values()), max(best.values())
         for axis, part in zip(axes[:, 0], parts, strict=True):
             shown = [[best.get((row, column), math.nan) for column in part] for row in down]
@@ -250,9 +246,7 @@ def metric_curves(
     grid = beside == len(across)  # otherwise the panels follow each other, and each says its place
     with styled():
         size = (width, 0.3 + (1.35 if grid else 1.5) * lines)
-        figure, axes = plt.subplots(
-            lines, beside, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-        )
+        figure, axes = make_panels(lines, beside, size, sharex=True, sharey=True)
         for axis in list(axes.flat)[len(places) :]:
             axis.set_visible(False)
         for place, (axis, (row, column)) in enumerate(zip(axes.flat, places, strict=False)):

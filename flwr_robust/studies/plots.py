@@ -21,6 +21,7 @@ from flwr_robust.studies.canvas import (
     inches,
     ink,
     longest_part,
+    make_panels,
     name_rows,
     room,
     styled,
@@ -37,10 +38,7 @@ from flwr_robust.studies.words import called, factor, unit, written
 
 with extra("studies"):
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import colormaps
-    from matplotlib import pyplot as plt
     from matplotlib.artist import Artist
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
@@ -70,7 +68,6 @@ def draw(
         for name, make in _makers(study, section, documents, said):
             figure = make(width)
             if width < PAGE and figure.get_size_inches()[1] > TALLEST:
-                plt.close(figure)
                 figure = make(PAGE)
             yield name, figure
 
@@ -111,13 +108,12 @@ def _metrics(
 
 
 def as_file(figure: Figure, form: str = "png", dpi: int = 200) -> bytes:
-    """Return a figure as a file of a format, such as ``png``, ``pdf`` or ``svg``, and close it."""
+    """Return a figure as a file of a format, such as ``png``, ``pdf`` or ``svg``."""
     buffer = io.BytesIO()
     # No dates and no random names in the file: the same results give the same file. Type 42: text stays text in a PDF.
     undated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     with matplotlib.rc_context({"svg.hashsalt": "flwr-robust", "pdf.fonttype": 42}):
         figure.savefig(buffer, format=form, dpi=dpi, metadata=undated[form])
-    plt.close(figure)
     return buffer.getvalue()
 
 
@@ -185,9 +181,7 @@ def _bars(study: Study, section: Section, said: str, width: float) -> Figure:
     most = max(map(len, parts))
     names = {column: fold(column, room((width - 0.6) / most - 0.08)) for column in columns}
     high += 0.11 * tall(names.values())
-    figure, axes = plt.subplots(
-        len(parts), 1, figsize=(width, len(parts) * (high + 0.25)), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = make_panels(len(parts), 1, (width, len(parts) * (high + 0.25)), sharey=True)
     bar = 0.84 / len(rows)
     by = factor(metric)
     legend: dict[str, Artist] = {}
@@ -244,7 +238,7 @@ def _curves(study: Study, section: Section, said: str, width: float) -> Figure:
     titles = {column: fold(column, room((width - 0.5) / across, 8)) for column in columns}
     lines = max(title.count("\n") for title in titles.values())
     size = (width, 0.2 + (1.35 + 0.13 * lines) * down)
-    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = make_panels(down, across, size, sharey=True)
     panels = list(axes.flat)
     for axis in panels[len(columns) :]:
         axis.set_visible(False)
@@ -310,7 +304,7 @@ def _heatmap(study: Study, section: Section, said: str, width: float) -> Figure:
     turned = inches(max(map(len, columns))) > (free - beside) / each / side
     ticks = min(1.0, 0.15 + 0.6 * wide(columns)) if turned else 0.2
     size = (width, down * (max(0.2, 0.125 * tallest + 0.02) * len(rows) + ticks + 0.2) + 0.45)
-    figure, axes = plt.subplots(down, side, figsize=size, squeeze=False, layout="constrained")
+    figure, axes = make_panels(down, side, size)
     finite = [value for values in maps.values() for value in values.values() if not math.isnan(value)]
     bounds = (0.0, 100.0) if unit(metric) else (min(finite, default=0.0), max(finite, default=1.0))
     norm = Normalize(*bounds)

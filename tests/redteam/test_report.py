@@ -4,20 +4,13 @@ import dataclasses
 from itertools import pairwise
 
 import numpy as np
-import pytest
-from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from flwr_robust.redteam.battery import BATTERY
 from flwr_robust.redteam.report import comparison_map, heatmap
 from flwr_robust.studies.canvas import PAGE, SMALL
 from tests.redteam.test_red_team import found
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
 
 
 def rows_of(axis):
@@ -101,7 +94,7 @@ def test_the_picture_states_the_setting_and_is_legible_at_the_width_of_a_page():
         canvas.draw()
         width, height = figure.get_size_inches()
         assert width == PAGE
-        texts = [text for text in figure.findobj(plt.Text) if text.get_visible() and text.get_text().strip()]
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
         assert min(text.get_fontsize() for text in texts) >= SMALL
         for text in texts:
             box = text.get_window_extent(canvas.get_renderer())

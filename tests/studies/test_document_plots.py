@@ -6,7 +6,6 @@ import statistics
 
 import numpy as np
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
@@ -16,12 +15,6 @@ from flwr_robust.studies.plots import as_file, draw
 from flwr_robust.studies.sheets import Section
 from flwr_robust.studies.study import load_study
 from flwr_robust.tasks.metrics import METRICS
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
 
 
 def grid(accuracy, betas=("1", "0.1"), ps=("0", "0.5", "1"), rules=("mean", "faba", "lfighter"), seeds=("0", "1")):

@@ -1,9 +1,10 @@
 """Plots at the width of a paper's column and page: no text is too small, cut off or covered."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from flwr_robust.studies import sheets
@@ -44,12 +45,6 @@ ATTACKS = (
     "fang_trimmed_mean()",
 )
 SHAPES = {"one axis": (5, 0), "twelve rows": (12, 2), "fifteen columns": (3, 14), "large": (12, 14)}
-
-
-@pytest.fixture(autouse=True)
-def _close():
-    yield
-    plt.close("all")
 
 
 def study_of(path, rows, columns):
@@ -149,3 +144,22 @@ def test_labels_are_broken_behind_marks_and_parts_are_alike():
     assert fold("nnm(f=2) | trimmed_mean(f=2)", 20) == "nnm(f=2) |\ntrimmed_mean(f=2)"
     assert fold("abcdefghij", 4) == "abcd\nefgh\nij"
     assert list(map(len, chunks(ATTACKS, 5))) == [5, 5, 4]
+
+
+def test_plots_leave_a_users_figures_and_backend_alone():
+    """A notebook shows its own plots by another backend; what is drawn here must not change that."""
+    script = (
+        "import matplotlib\n"
+        "matplotlib.use('svg')\n"
+        "from matplotlib import pyplot as plt\n"
+        "mine = plt.figure()\n"
+        "import flwr_robust.redteam.report\n"
+        "from flwr_robust.studies.canvas import make_panels\n"
+        "from flwr_robust.studies.plots import as_file\n"
+        "figure, axes = make_panels(2, 3, (4.0, 2.0))\n"
+        "assert axes.shape == (2, 3)\n"
+        "assert as_file(figure)[:4] == b'\\x89PNG'\n"
+        "print(matplotlib.get_backend(), plt.get_fignums(), plt.gcf() is mine)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["svg", "[1]", "True"]
