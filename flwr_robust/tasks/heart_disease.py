@@ -67,4 +67,6 @@ def arrays(folder: Path) -> dict[str, Any]:
             test[np.flatnonzero((owners == hospital) & (y == label))[2::3]] = True
     x = (x - x[~test].mean(0)) / x[~test].std(0)
     x = x.astype(np.float32)
-    return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test], "owners": owners[~test]}
+    parts = {"train": ~test, "test": test}
+    found = {f"{name}_{part}": array[where] for part, where in parts.items() for name, array in (("x", x), ("y", y))}
+    return {**found, "owners": owners[~test], "test_owners": owners[test]}

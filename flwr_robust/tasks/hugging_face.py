@@ -39,7 +39,8 @@ def task_from_dataset(
         The column of the targets. For classes it holds class numbers, ``ClassLabel``, truth values or texts; for other
         kinds of target numbers, or lists of numbers.
     owners : str, optional
-        The column of ``train`` that says who a sample came from, as numbers or texts; for the partition ``natural``.
+        The column of ``train``, and perhaps of ``test``, that says who a sample came from, as numbers or texts; for
+        the partition ``natural``.
     tokens : bool
         Whether inputs are token numbers, as for `task_of`.
     target : str
@@ -71,8 +72,9 @@ def task_from_dataset(
         x_train, x_test = (np.stack([_coloured(image) if colours else image for image in x]) for x in (x_train, x_test))
     read = _labels if target == "class" else _numbers
     y_train, y_test = (read(name, part, rows, labels) for part, rows in (("train", train), ("test", test)))
-    held_by = _owners(name, train, owners) if owners else None
-    task = task_of(name, x_train, y_train, x_test, y_test, held_by, tokens=tokens, target=target)
+    held_by = _owners(name, "train", train, owners) if owners else None
+    tested = _owners(name, "test", test, owners) if owners and owners in test.features else None
+    task = task_of(name, x_train, y_train, x_test, y_test, held_by, tokens=tokens, target=target, test_owners=tested)
     names = tuple((target == "class" and getattr(train.features[labels], "names", None)) or ())
     return task if task.labels or len(names) != task.classes else replace(task, labels=names)
 
@@ -166,10 +168,10 @@ def _labels(name: str, part: str, rows: Any, column: str) -> NDArray[Any]:
     return found.astype(np.int64) if found.dtype.kind == "b" else found
 
 
-def _owners(name: str, train: Any, column: str) -> NDArray[Any]:
-    values = _values(train, column)
+def _owners(name: str, part: str, rows: Any, column: str) -> NDArray[Any]:
+    values = _values(rows, column)
     if any(value is None for value in values):
         raise ConfigurationError(
-            f"task {name}: column {column} of train must name an owner in every row; leave out the rows without one"
+            f"task {name}: column {column} of {part} must name an owner in every row; leave out the rows without one"
         )
     return np.asarray(values)

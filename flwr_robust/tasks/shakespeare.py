@@ -107,8 +107,8 @@ def samples_of(texts: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     Returns
     -------
     dict of str to array
-        x_train (N, 80) and x_test (M, 80) of uint8, y_train and y_test as texts of one character, and owners (N,): the
-        places of the roles among those that are kept.
+        x_train (N, 80) and x_test (M, 80) of uint8, y_train and y_test as texts of one character, owners (N,) and
+        test_owners (M,): the places of the roles among those that are kept.
     """
     kept = [np.frombuffer(text.encode("ascii"), np.uint8) for text in texts.values()]
     kept = [text for text in kept if len(text) - LENGTH >= FEWEST_SAMPLES]
@@ -130,6 +130,9 @@ def samples_of(texts: Mapping[str, str]) -> dict[str, NDArray[Any]]:
         "x_test": np.ascontiguousarray(later[:, :LENGTH]),
         "y_test": names[later[:, LENGTH]],
         "owners": np.repeat(np.arange(len(counts)), counts),
+        "test_owners": np.repeat(
+            np.arange(len(counts)), [len(seen[count::EVERY]) for seen, count in zip(windows, counts, strict=True)]
+        ),
     }
 
 

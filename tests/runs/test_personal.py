@@ -23,7 +23,7 @@ from flwr_robust.runs.fast import simulate
 from flwr_robust.runs.personal import ClientScore, averaged, evaluated_clients, evaluation_shares
 from flwr_robust.seeds import torch_generator
 from flwr_robust.studies.flower_run import FlowerRuns
-from flwr_robust.tasks import build_model, split_arrays
+from flwr_robust.tasks import build_model, load_task, split_arrays
 from tests.apps import run
 from tests.runs.test_fast import both, untimed
 
@@ -118,6 +118,30 @@ def test_test_samples_are_dealt_as_the_training_samples_are(partition):
     assert all(np.array_equal(a, b) for a, b in zip(shares, again, strict=True))
     same = all(np.array_equal(a, b) for a, b in zip(shares, other, strict=True))
     assert same == (partition == "by_label")  # whole classes leave nothing to draw
+
+
+@pytest.fixture
+def sites(tmp_path):
+    """Return the path of digits of five sites of unequal sizes, whose test samples have sites, too."""
+    task, draw = load_task("digits"), np.random.default_rng(0)
+    held, asked = (draw.choice(5, size=len(y), p=[0.4, 0.3, 0.15, 0.1, 0.05]) for y in (task.y_train, task.y_test))
+    arrays = {"x_train": task.x_train, "y_train": task.y_train, "x_test": task.x_test, "y_test": task.y_test}
+    np.savez(tmp_path / "sites.npz", **{k: v.numpy() for k, v in arrays.items()}, owners_train=held, owners_test=asked)
+    return str(tmp_path / "sites.npz"), asked
+
+
+def test_each_client_is_tested_on_what_its_own_owners_have(sites):
+    path, asked = sites
+    natural = RunConfig(task=path, partition="natural(largest=True)", clients=4)
+    shares = evaluation_shares(natural)
+    assert [share.tolist() for share in shares] == [np.flatnonzero(asked == site).tolist() for site in range(4)]
+    dealt = RunConfig(task=path, partition="natural", clients=2)
+    owners = dealt.data_set.owners.numpy()
+    for held, share in zip(dealt.samples, evaluation_shares(dealt), strict=True):
+        assert set(owners[held]) == set(asked[share])
+    mixed = RunConfig(task=path, partition="iid", clients=4)  # every owner lies with all clients
+    assert len({len(share) // 4 for share in evaluation_shares(mixed)}) == 1
+    assert sum(map(len, evaluation_shares(mixed))) == len(asked)
 
 
 def test_clients_without_test_samples_are_not_evaluated():

@@ -95,6 +95,7 @@ def test_the_page_of_ones_own_data():
     exec("\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL)), shown)
     task = shown["patients_of_a_table"](None)
     assert (task.labels, task.owners.tolist(), task.shape) == (("ill", "well"), [0, 1, 0, 1], (2,))
+    assert task.test_owners.tolist() == [0, 1, 0, 1]
 
 
 good = {"x": [[0.0, 1.0], [1.0, 0.0]], "label": [0, 1]}

@@ -81,6 +81,7 @@ def test_samples_are_windows_in_the_order_of_time():
     alphabet = sorted(set(found["y_train"]))
     assert alphabet == list(" abcde")  # without the rare character
     assert np.bincount(found["owners"]).tolist() == [800, 40]  # c has too few
+    assert found["test_owners"].tolist() == [0, 0, 1]
     said = [
         "".join(alphabet[token] for token in x) + y for x, y in zip(found["x_train"], found["y_train"], strict=True)
     ]
@@ -101,6 +102,7 @@ def test_the_plays_are_as_documented():
     task = load_task("shakespeare")
     counts = torch.bincount(task.owners)
     assert (len(counts), len(task.y_train), len(task.y_test)) == (1016, 3305129, 8812)
+    assert (torch.bincount(task.test_owners, minlength=1016) > 0).all()  # every role is asked
     assert (task.shape, task.classes, task.vocabulary, task.x_train.dtype) == ((80,), 65, 65, torch.uint8)
     assert (round(float(counts.double().mean())), round(float(counts.double().std(correction=0)))) == (3253, 4994)
     assert task.digest == ARCHIVE.sha256 == content_digest("shakespeare")

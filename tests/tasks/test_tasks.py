@@ -283,7 +283,19 @@ def test_texts_are_numbered_in_their_order(npz):
 def test_owners_are_numbered(npz):
     task = load_task(npz(owners_train=np.array(["rome", "oslo", "rome"] * 4)))
     assert task.owners.tolist() == [1, 0, 1] * 4
+    assert task.test_owners is None
     assert load_task("digits").owners is None
+
+
+def test_owners_of_test_samples_have_the_numbers_of_the_training_ones(npz):
+    held, asked = np.array(["rome", "oslo", "rome"] * 4), np.array(["oslo", "rome", "paris"])
+    x, y = np.zeros((12, 2)), np.arange(12) % 2
+    task = task_of("sites", x, y, x[:3], y[:3], held, test_owners=asked)
+    assert task.test_owners.tolist() == [0, 1, -1]
+    with pytest.raises(ConfigurationError, match="task sites: owners_test needs owners_train; got none"):
+        task_of("sites", x, y, x[:3], y[:3], test_owners=asked)
+    with pytest.raises(ConfigurationError, match=r"owners_test must hold .* one owner per test sample, 3 in all"):
+        task_of("sites", x, y, x[:3], y[:3], held, test_owners=asked[:2])
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int32, np.uint16, ">i8"])
