@@ -454,7 +454,7 @@ def _show(rendered: Rendered, path: Path) -> None:
         if not study.claims and (sentence := conclude(study, section)):
             out.print(sentence, soft_wrap=False)
     for verdict in rendered.verdicts:
-        out.print(as_text(f"{verdict.text}: ") + as_text(verdict.word, "bold") + as_text(f"; {verdict.detail}"))
+        out.print(as_text(f"{verdict.claim}: ") + as_text(verdict.word, "bold") + as_text(f"; {verdict.detail}"))
     out.print(f"report: {path}", soft_wrap=True)
 
 
@@ -523,6 +523,9 @@ def _report_document(rendered: Rendered, path: Path) -> dict[str, Any]:
         "metric": study.report.metric,
         "chosen": [_choice_document(choice) for choice in rendered.chosen.choices],
         "places": places,
-        "claims": [{"text": v.text, "holds": v.holds, "detail": v.detail} for v in rendered.verdicts],
+        "claims": [
+            {"text": v.text, "ours": v.ours, "holds": v.holds, "partial": v.partial, "detail": v.detail}
+            for v in rendered.verdicts
+        ],
         "report": path,
     }

@@ -10,8 +10,8 @@ The server holds only u, so it cannot evaluate a model. Instead each client eval
 samples. The test samples of a class are dealt to the clients in proportion to their training samples of that class. So
 clients are tested on the classes that they hold; under an iid partition the shares are about equal. Targets other than
 classes count as one class. The shares are disjoint, drawn from the seed, and cover every class in the training data.
-If the data say who test samples came from, and no owner's training samples lie with two clients, each client is tested
-on the samples of its own owners instead. The report holds:
+If the data say who test samples came from, each client is tested on the samples of its own owners instead. This needs
+that no owner's training samples lie with two clients. The report holds:
 
 loss, accuracy and the other metrics of the task
     The mean over clients of what each measures on its own share, weighted by their numbers of test samples.

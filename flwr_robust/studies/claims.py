@@ -20,6 +20,9 @@ pairs = [["Krum+", "Krum"]]            # the first row from the second, column b
 text = "90 of 105 places agree"        # agreement: what is measured differs from what is reported by at most so much
 agrees = 3.0
 least = 90                             # at so many places; at all that are reported when left out
+
+A claim with ``ours = true`` is this project's, and not one that the paper states. A verdict says where repetitions of
+the runs that it reads are missing, and how often the runs were looked at if it takes their best values.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from flwr_robust.studies.groups import Groups
+from flwr_robust.studies.groups import Group, Groups
+from flwr_robust.studies.showing import REPETITION
 from flwr_robust.studies.study import Claim, Study
+from flwr_robust.studies.take import FINAL, looks, told
 from flwr_robust.studies.words import factor, unit
 
 __all__ = ["Verdict", "judge"]
@@ -51,28 +56,73 @@ class Verdict:
         None if missing results could still refute the claim.
     detail : str
         The deciding figures.
+    partial : bool
+        Whether repetitions are missing among the runs that the verdict reads.
+    ours : bool
+        Whether the claim is this project's, and not one that the paper states.
     """
 
     text: str
     holds: bool | None
     detail: str
+    partial: bool = False
+    ours: bool = False
+
+    @property
+    def claim(self) -> str:
+        """The claim, with a mark if it is this project's."""
+        return f"{self.text} (ours)" if self.ours else self.text
 
     @property
     def word(self) -> str:
         """The verdict in one or a few words."""
-        return {True: "holds", False: "does not hold", None: "cannot be told yet"}[self.holds]
+        if self.holds is None:
+            return "cannot be told yet"
+        return f"{'holds' if self.holds else 'does not hold'}{', repetitions are missing' if self.partial else ''}"
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The results of a study, and the groups of them that have been read."""
+
+    groups: Groups
+    read: dict[tuple[str, ...], Group] = field(default_factory=dict)
 
 
 def judge(study: Study, groups: Groups) -> list[Verdict]:
     """Return the verdict on each of a study's claims."""
     judges = {"order": _order, "closeness": _closeness, "contrasts": _contrasts, "agreement": _agreement}
-    return [judges[claim.kind](study, groups, claim) for claim in study.claims]
+    found = []
+    for claim in study.claims:
+        results = _Results(groups)
+        verdict = judges[claim.kind](study, results, claim)
+        found.append(_with_counts(study, results.read, replace(verdict, ours=claim.ours)))
+    return found
 
 
-def _shown(study: Study, groups: Groups, labels: Mapping[str, str]) -> float | None:
+def _with_counts(study: Study, read: Mapping[tuple[str, ...], Group], verdict: Verdict) -> Verdict:
+    """Add to a verdict where repetitions are missing, and how often the runs were looked at."""
+    detail, few = verdict.detail, []
+    if read and study.report.take != FINAL:
+        count = looks(len(curve) for group in read.values() for curve in group.curves)
+        detail += f"; {told(study.report.take, 'each value', count)}"
+    if REPETITION in study.axes and REPETITION not in study.places:
+        most = len(study.axes[REPETITION])
+        few = [len(group.values) for group in read.values() if len(group.values) < most]
+        if few:
+            counts = f"{min(few)}" if min(few) == max(few) else f"{min(few)} to {max(few)}"
+            detail += f"; {len(few)} of the {len(read)} places read have {counts} of {most} {REPETITION}s"
+    return replace(verdict, detail=detail, partial=bool(few))
+
+
+def _shown(study: Study, results: _Results, labels: Mapping[str, str]) -> float | None:
     """Return the mean of a place in the unit in which it is shown: shares in percent."""
-    group = groups.get(tuple(labels[axis] for axis in study.places))
-    return None if group is None else factor(group.metric) * group.mean
+    place = tuple(labels[axis] for axis in study.places)
+    group = results.groups.get(place)
+    if group is None:
+        return None
+    results.read[place] = group
+    return factor(group.metric) * group.mean
 
 
 def _places(study: Study, fixed: Mapping[str, str], taken: set[str]) -> Iterator[dict[str, str]]:
@@ -104,13 +154,13 @@ def _plain(study: Study, value: float) -> str:
     return f"{value:.1f}" if unit(study.report.metric) else f"{value:.4g}"
 
 
-def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
+def _order(study: Study, results: _Results, claim: Claim) -> Verdict:
     axes = {axis for item in (*claim.higher, *claim.lower) for axis in item}
     margins, missing = [], ""
     for place in _places(study, claim.where, axes):
         for high, low in itertools.product(claim.higher, claim.lower):
             places = {**place, **high}, {**place, **low}
-            upper, under = (_shown(study, groups, labels) for labels in places)
+            upper, under = (_shown(study, results, labels) for labels in places)
             if upper is None or under is None:
                 missing = missing or _name(study, places[upper is not None])
                 continue
@@ -129,12 +179,12 @@ def _order(study: Study, groups: Groups, claim: Claim) -> Verdict:
     return _verdict(claim, margin > claim.by, detail, missing)
 
 
-def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
+def _closeness(study: Study, results: _Results, claim: Claim) -> Verdict:
     widest, words, missing = -math.inf, "", ""
     for place in _places(study, claim.where, {axis for item in claim.rows for axis in item}):
         values = []
         for item in claim.rows:
-            value = _shown(study, groups, {**place, **item})
+            value = _shown(study, results, {**place, **item})
             if value is None:
                 missing = missing or _name(study, {**place, **item})
             else:
@@ -150,10 +200,10 @@ def _closeness(study: Study, groups: Groups, claim: Claim) -> Verdict:
     return _verdict(claim, widest <= claim.within, detail, missing)
 
 
-def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
+def _contrasts(study: Study, results: _Results, claim: Claim) -> Verdict:
     shown, missed, missing = 0, [], ""
     for first, second in _contrasted(study, claim):
-        ours = [_shown(study, groups, labels) for labels in (first, second)]
+        ours = [_shown(study, results, labels) for labels in (first, second)]
         theirs = [study.reported_at(labels) for labels in (first, second)]
         if theirs[0] is None or theirs[1] is None or theirs[0] - theirs[1] <= claim.contrasts:
             continue
@@ -174,10 +224,10 @@ def _contrasts(study: Study, groups: Groups, claim: Claim) -> Verdict:
     return _verdict(claim, not missed, detail, missing)
 
 
-def _agreement(study: Study, groups: Groups, claim: Claim) -> Verdict:
+def _agreement(study: Study, results: _Results, claim: Claim) -> Verdict:
     known, missing, apart = 0, 0, []
     for labels in _places(study, claim.where, set()):
-        theirs, ours = study.reported_at(labels), _shown(study, groups, labels)
+        theirs, ours = study.reported_at(labels), _shown(study, results, labels)
         if theirs is None:
             continue
         known += 1

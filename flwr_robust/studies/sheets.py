@@ -16,6 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from flwr_robust.studies.cohorts import cohorts
 from flwr_robust.studies.failures import Failures
 from flwr_robust.studies.groups import Group, gather, with_worst
 from flwr_robust.studies.intervals import Estimate, paired
@@ -83,7 +84,7 @@ class Sheet:
     best : frozenset of (row, column)
         Positions of the best value of each column; columns are counted without the rows' names.
     kind : str
-        ``measured``, ``difference``, ``reported``, ``measured minus reported``, or ``drop``.
+        ``measured``, ``difference``, ``reported``, ``measured minus reported``, ``drop`` or ``cohort``.
     metric, unit : str
         What the numbers are of, and their unit.
     numbers : mapping of (row, column) to Estimate
@@ -327,7 +328,7 @@ def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[
     """Yield a section's tables.
 
     These are: measured values; paired differences from the baseline; a paper's values and the differences from them;
-    drops; and a table for each further metric.
+    drops; a table for each further metric; and the numbers of clients that rounds ask.
 
     Parameters
     ----------
@@ -392,6 +393,8 @@ def sheets(study: Study, section: Section, *, spreads: bool = True) -> Iterator[
         yield from compared(drop, True)
     for name, groups in section.beside.items():
         yield _measured(study, section, groups, name, spreads=spreads)
+    if study.report.cohorts and (asked := cohorts(study, section.labels)):
+        yield Sheet(_titled(section, asked.caption), asked.columns, asked.rows, kind="cohort")
 
 
 def _differences(study: Study, section: Section, in_points: str, *, spreads: bool) -> Sheet:

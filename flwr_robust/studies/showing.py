@@ -16,6 +16,8 @@ worst_over = "attack"                  # an axis: adds the worst case over it, s
 plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
 contest = "defence"
 metrics = ["xi", "A", "sigma2"]        # a figure for those of each unit
+cohorts = 0.05                         # where a round asks a part of the clients: adds the least number to ask, such
+                                       # that with this chance some round asks too many attackers; 0: none
 
 [[reported]]                           # what the paper reports, in percent
 source = "Table I"
@@ -97,6 +99,7 @@ class Report:
     better: str = ""
     spread: str = "interval"
     worst_over: str = ""
+    cohorts: float = 0.0
 
     def higher(self, metric: str) -> bool:
         """Say whether a higher value of a metric is better."""
@@ -147,6 +150,8 @@ class Claim:
         A column.
     pairs : tuple of (row, row)
         Rows compared with each other.
+    ours : bool
+        Whether the claim is this project's, and not one that the paper states.
     """
 
     text: str
@@ -162,6 +167,7 @@ class Claim:
     least: int = 0
     against: str = ""
     pairs: tuple[tuple[str, str], ...] = ()
+    ours: bool = False
 
 
 _CLAIM_KEYS = {
@@ -196,6 +202,10 @@ def read_report(study: str, table: Mapping[str, Any], axes: Axes) -> Report:
     shown = shown if len(shown) > 1 else [*axes]
     values: dict[str, Any] = {"rows": shown[0], "columns": shown[-1]}
     for key, value in table.items():
+        if key == "cohorts":
+            check_number(f"study {study}", "cohorts of [report]", value, minimum=0, below=1)
+            values[key] = float(value)
+            continue
         several = key in _LISTS
         words = value if several and isinstance(value, list) else [value]
         if several != isinstance(value, list) or not all(isinstance(word, str) for word in words):
@@ -301,11 +311,11 @@ def read_reported(study: str, tables: Any, axes: Axes, report: Report) -> tuple[
 
 def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Claim, ...]:
     """Read [[claims]]; parameters and errors as for `read_report`."""
-    every = {"text", "where", *(key for keys in _CLAIM_KEYS.values() for key in keys)}
+    every = {"text", "where", "ours", *(key for keys in _CLAIM_KEYS.values() for key in keys)}
     found = []
     for table in _tables(study, "claims", tables, every, {"text"}):
         _types(study, table)
-        own = set(table) - {"text", "where"}
+        own = set(table) - {"text", "where", "ours"}
         kind = next((kind for kind, keys in _CLAIM_KEYS.items() if own and own <= keys), None)
         if kind is None or not _complete(kind, own):
             raise ConfigurationError(
@@ -320,7 +330,7 @@ def read_claims(study: str, tables: Any, axes: Axes, report: Report) -> tuple[Cl
             if axis != REPETITION
         }
         _labels(study, "claims", where, places)
-        values = {key: table[key] for key in own}
+        values = {key: table[key] for key in own | {"ours"} & set(table)}
         for key in own & {"higher", "lower", "rows"}:
             items = [item if isinstance(item, dict) else {report.rows: item} for item in table[key]]
             for item in items:
@@ -384,6 +394,8 @@ def _types(study: str, table: Mapping[str, Any]) -> None:
             raise ConfigurationError(f"study {study}: {key} of [[claims]] must be {what}; got {value!r}")
     for key in sorted({"by", "within", "contrasts", "agrees"} & set(table)):
         check_number(f"study {study}", f"{key} of [[claims]]", table[key], minimum=0)
+    if "ours" in table:
+        check_flag(f"study {study}", "ours of [[claims]]", table["ours"])
     if "least" in table:
         check_integer(f"study {study}", "least of [[claims]]", table["least"], 1)
 

@@ -159,12 +159,41 @@ def test_what_is_there_may_refute_a_claim_that_lacks_results(make):
     assert wide.detail.startswith("widest range 1.0, asked for 0.5: ")
 
 
+def test_a_verdict_says_where_repetitions_are_missing_and_whose_the_claim_is(make):
+    claim = '[[claims]]\ntext = "So it is"\nhigher = ["mean()"]\nlower = ["median()"]\nours = true\n'
+    study = make(f'{claim}where = {{ setting = "apart", attack = "none" }}')
+    documents = measured(study)
+    (whole,) = judge(study, gather(study, documents))
+    assert (whole.word, whole.partial, whole.claim) == ("holds", False, "So it is (ours)")
+    assert "seeds" not in whole.detail
+    one = [d for d in documents if (d["labels"]["seed"], d["labels"]["defence"]) != ("1", "mean()")]
+    (part,) = judge(study, gather(study, one))
+    assert (part.holds, part.partial, part.word) == (True, True, "holds, repetitions are missing")
+    assert part.detail.endswith("; 1 of the 2 places read have 1 of 2 seeds")
+
+
+def test_a_verdict_on_best_values_says_how_often_was_looked(make):
+    claim = '\n[[claims]]\ntext = "a"\nrows = ["mean()", "median()"]\nwithin = 50.0\n'
+    best = make(claim, STUDY.replace("[report]", '[report]\ntake = "best_on_test"'))
+    documents = [{**d, "curve": [{"round": at, "accuracy": 0.5} for at in (0, 5, 9)]} for d in measured(best)]
+    (found,) = judge(best, gather(best, documents))
+    assert found.detail.endswith("; each value, best of 3 looks at the test set")
+    final = make(claim)
+    (plain,) = judge(final, gather(final, documents))
+    assert "looks" not in plain.detail
+
+
 def test_a_margin_next_to_the_bound_has_the_digits_to_tell(make):
     claim = 'where = { attack = "none", setting = "same" }\nhigher = ["mean()"]\nlower = ["median()"]'
     assert "margin -0.03:" in verdict(make, claim, {**MEASURED, ("median()", "none", "same"): 90.03}).detail
 
 
 WRONG = [
+    (
+        '[[claims]]\ntext = "a"\nours = "yes"\nrows = ["mean()"]\nwithin = 1.0\n',
+        ConfigurationError,
+        r"ours of \[\[claims\]\] must be",
+    ),
     ('[[claims]]\ntext = "a"\n', ConfigurationError, "a claim must hold higher and lower, or rows and within"),
     ('[[claims]]\nrows = ["mean()"]\nwithin = 1.0\n', ConfigurationError, "must be a table with text"),
     ('[[claims]]\ntext = "a"\nhigher = ["mean()"]\n', ConfigurationError, "got higher in 'a'"),
