@@ -44,9 +44,9 @@ from flwr_robust.tasks import (
     Task,
     build_model,
     check_model_name,
-    depends_on_data,
     load_task,
     model_outline,
+    model_sketch,
     split_arrays,
 )
 from flwr_robust.tasks.objective import LOSSES, Loss, Objective, load_loss, load_metrics
@@ -708,7 +708,8 @@ class RunConfig:
         if not self.personal:
             return None
         # The name of an array and its number of dimensions depend on the data for a user's model alone.
-        model = self.outline if depends_on_data(self.model) else model_outline(self.model, (1, 8, 8), 2)
+        sketch = model_sketch(self.model)
+        model = self.outline if sketch is None else sketch
         return split_arrays({name: tuple(array.shape) for name, array in model.state_dict().items()}, self.personal)
 
     @property

@@ -5,7 +5,7 @@ from flwr_robust.tasks.grouped import Grouped
 from flwr_robust.tasks.hugging_face import task_from_dataset
 from flwr_robust.tasks.learner import Learner, descend
 from flwr_robust.tasks.metrics import METRICS, Metric, metric_named
-from flwr_robust.tasks.models import MODELS, build_model, check_model_name, depends_on_data, model_outline
+from flwr_robust.tasks.models import MODELS, build_model, check_model_name, depends_on_data, model_outline, model_sketch
 from flwr_robust.tasks.objective import LOSSES, Objective
 from flwr_robust.tasks.split import Split, split_arrays
 from flwr_robust.tasks.tail import Tail
@@ -33,6 +33,7 @@ __all__ = [
     "load_task",
     "metric_named",
     "model_outline",
+    "model_sketch",
     "split_arrays",
     "task_from_dataset",
     "task_of",

@@ -21,7 +21,7 @@ from flwr_robust.core.spec import entry_points, load_function
 from flwr_robust.errors import ConfigurationError, UnknownNameError
 from flwr_robust.seeds import derive, torch_generator
 
-__all__ = ["MODELS", "build_model", "check_model_name", "depends_on_data", "model_outline"]
+__all__ = ["MODELS", "build_model", "check_model_name", "depends_on_data", "model_outline", "model_sketch"]
 
 Shape = tuple[int, ...]
 Maker = Callable[..., nn.Module]
@@ -94,7 +94,10 @@ def _char_lstm(shape: Shape, classes: int, vocabulary: int) -> nn.Module:
 _OWN: dict[str, Maker] = {"cnn": _cnn, "mlp": _mlp, "small_cnn": _small_cnn, "softmax": _softmax}
 """Models of real numbers, whose layers are all filled below."""
 
-MODELS: dict[str, Maker] = {**_OWN, "char_gru": _char_gru, "char_lstm": _char_lstm}
+_CHARACTERS: dict[str, Maker] = {"char_gru": _char_gru, "char_lstm": _char_lstm}
+"""Models of token numbers."""
+
+MODELS: dict[str, Maker] = {**_OWN, **_CHARACTERS}
 """Builders by model name; each takes the shape of one input and the number of scores.
 
 softmax: softmax regression with bias (7,850 parameters on MNIST). mlp: two hidden layers of 50 with ReLU (42,310).
@@ -157,6 +160,29 @@ def model_outline(
         )
     with torch.device("meta"):
         return MODELS[name](shape, classes)
+
+
+def model_sketch(name: str) -> nn.Module | None:
+    """Return a model with the names of the arrays, and their numbers of dimensions, that it has for every task.
+
+    None for a model of a user's, which may depend on the task. No data are read.
+
+    Parameters
+    ----------
+    name : str
+        As for `build_model`.
+
+    Examples
+    --------
+    >>> list(model_sketch("char_gru").state_dict())[:2]
+    ['embedding.weight', 'cells.weight_ih_l0']
+    """
+    if _is_own(name):
+        return model_outline(name, (1, 8, 8), 2)
+    if name in _CHARACTERS and MODELS.get(name) is _CHARACTERS[name]:
+        with torch.device("meta"):
+            return _CHARACTERS[name]((2,), 2, vocabulary=2)
+    return None
 
 
 def depends_on_data(name: str) -> bool:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flwr_robust.runs.config import RunConfig
-from flwr_robust.tasks import content_digest, load_task, task_of
+from flwr_robust.tasks import build_model, content_digest, load_task, task_of
 from flwr_robust.tasks.data import ARCHIVES, data_folder
 from flwr_robust.tasks.shakespeare import ARCHIVE, read_roles, samples_of
 
@@ -112,10 +112,19 @@ def test_the_plays_are_as_documented():
     assert first.startswith("A little more than kin, and less than kind!")
 
 
+@pytest.mark.parametrize("model", ["char_gru", "char_lstm"])
+def test_personal_arrays_of_a_model_of_characters_are_known_without_the_data(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLWR_ROBUST_DATA", str(tmp_path))
+    before = torch.get_rng_state()
+    split = RunConfig(task="shakespeare", model=model, message="parameters", personal="head.*").split
+    assert torch.equal(torch.get_rng_state(), before)
+    names = list(build_model(model, (80,), 65, 1, 65).state_dict())
+    assert [names[place] for place in split.personal] == ["head.weight", "head.bias"]
+
+
 @pytest.mark.parametrize(("model", "parameters"), [("char_gru", 61897), ("char_lstm", 815945)])
 def test_the_models_of_characters(model, parameters):
     from flwr_robust import ConfigurationError
-    from flwr_robust.tasks import build_model
 
     built = build_model(model, (80,), 65, 1, 65)
     assert sum(parameter.numel() for parameter in built.parameters()) == parameters
