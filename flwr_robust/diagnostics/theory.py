@@ -35,6 +35,7 @@ __all__ = [
     "cohort_bound",
     "cohort_chance",
     "faba_bound",
+    "floors",
     "known_bounds",
     "least_cohort",
     "least_rho",
@@ -170,6 +171,45 @@ def known_bounds(delta: float, dimension: int, regular: int) -> dict[str, float]
     if delta < 1 / 3:
         found["faba"] = faba_bound(delta)
     return dict(sorted(found.items()))
+
+
+def floors(xi: float, disturbance: float, delta: float, *, dimension: int, regular: int) -> dict[str, float]:
+    """Return the floors of ||grad f||^2 at xi and A, constants left out (Peng et al.).
+
+    Parameters
+    ----------
+    xi, disturbance : float
+        xi and A, >= 0.
+    delta : float
+        Share of poisoned workers, in [0, 1/2).
+    dimension, regular : int
+        D and R; at least 1.
+
+    Returns
+    -------
+    dict of str to float
+        ``any``: delta^2 min{A^2, xi^2}, the lower bound. ``mean``: delta^2 A^2. By the name of each rule with a proven
+        rho: rho^2 xi^2.
+
+    Raises
+    ------
+    ConfigurationError
+        If a parameter is outside its bounds.
+
+    Examples
+    --------
+    >>> found = floors(1.0, 2.0, 0.1, dimension=7850, regular=9)
+    >>> {name: round(floor, 3) for name, floor in found.items()}
+    {'any': 0.01, 'mean': 0.04, 'centered_clipping': 2.4, 'faba': 0.082, 'trimmed_mean': 1.266}
+    """
+    check_number("floors", "xi", xi, minimum=0)
+    check_number("floors", "disturbance", disturbance, minimum=0)
+    proven = known_bounds(delta, dimension, regular)
+    return {
+        "any": (delta * min(disturbance, xi)) ** 2,
+        "mean": (delta * disturbance) ** 2,
+        **{rule: (bound * xi) ** 2 for rule, bound in proven.items()},
+    }
 
 
 @dataclass(frozen=True)

@@ -413,8 +413,8 @@ class RunConfig:
     )
     diagnose: int = _key(
         0,
-        "At every evaluation measure ``xi``, ``A`` and ``sigma2`` (`flwr_robust.diagnostics`). Each client's "
-        "gradient is taken on this number of its own samples, or on all if it has fewer; at least 2. 0: no "
+        "At every evaluation measure ``xi``, ``A``, ``sigma2`` and ``gradient2`` (`flwr_robust.diagnostics`). Each "
+        "client's gradient is taken on this number of its own samples, or on all if it has fewer; at least 2. 0: no "
         "measurement. The result of the run does not change.",
         minimum=2,
         zero="off",

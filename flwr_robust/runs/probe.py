@@ -6,7 +6,12 @@ the size of a batch. The mean of the parts' gradients is the client's gradient, 
 gradient on m of many samples has an error of about sqrt(sigma2 * batch size / m). If the clients hardly differ, xi
 shows little more than this error.
 
-Weight decay is left out, because it adds the same to every gradient. A poisoned client's parts are poisoned as its
+Weight decay is left out of the clients' gradients, because it adds the same to every one. It counts in gradient2, the
+squared length of the gradient of what training minimises:
+
+    ||grad f(x)||^2 = ||mean over honest w of grad f_w(x) + lambda x||^2
+
+The theory bounds it by floors, see `flwr_robust.diagnostics.floors`. A poisoned client's parts are poisoned as its
 batches are in training, with separate draws. So a measurement does not change the run.
 """
 
@@ -43,12 +48,15 @@ class Measured:
         Whether the attackers poison their data, and so their rows.
     variances : tuple (clients,) of float
         Variance of each client's gradients on batches of the run's size; NaN for a client with one sample.
+    pull : Tensor (d,) of float64
+        The gradient of the weight decay, lambda x.
     """
 
     gradients: Tensor
     attackers: tuple[int, ...]
     poisoned: bool
     variances: tuple[float, ...]
+    pull: Tensor
 
     @cached_property
     def honest(self) -> Tensor:
@@ -57,14 +65,15 @@ class Measured:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The known values of ``xi``, ``A`` and ``sigma2``.
+        """The known values of ``xi``, ``A``, ``sigma2`` and ``gradient2``.
 
-        xi needs a client that does not attack. A also needs one that poisons its data. sigma2 is the largest variance
-        of a batch among all clients, and needs a client with two samples.
+        xi and gradient2 need a client that does not attack. A also needs one that poisons its data. sigma2 is the
+        largest variance of a batch among all clients, and needs a client with two samples.
         """
         found = {}
         if len(self.honest):
             found["xi"] = heterogeneity(self.honest)
+            found["gradient2"] = float((self.honest.mean(0) + self.pull).square().sum())
             if self.attackers and self.poisoned:
                 found["A"] = disturbance(self.gradients[list(self.attackers)], self.honest)
         if known := [value for value in self.variances if not math.isnan(value)]:
@@ -119,7 +128,9 @@ class Probe:
             gradients.append(moments.mean)
             variances.append(moments.variance / config.batch_size)
         attackers = tuple(config.attackers_in(server_round + 1))
-        return Measured(torch.stack(gradients), attackers, config.data_attack is not None, tuple(variances))
+        model = torch.cat([array.detach().double().reshape(-1) for array in self._learner.parameters])
+        pull = config.weight_decay * model
+        return Measured(torch.stack(gradients), attackers, config.data_attack is not None, tuple(variances), pull)
 
     def _parts(self, client: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield a client's samples in parts of a batch's size, but at least two parts if there are two samples."""

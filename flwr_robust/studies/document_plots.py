@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from flwr_robust.diagnostics import floors
 from flwr_robust.errors import ConfigurationError, UnknownNameError, check_choice, extra
 from flwr_robust.studies.bands import band, named_lines
 from flwr_robust.studies.canvas import PAGE, SMALL, chunks, finish, fold, make_panels, room, styled
@@ -28,7 +29,7 @@ with extra("studies"):
     from matplotlib.patches import Rectangle
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-__all__ = ["metric_curves", "of_one_unit", "winners_heatmap"]
+__all__ = ["floor_curves", "metric_curves", "of_one_unit", "winners_heatmap"]
 
 Document = Mapping[str, Any]
 
@@ -37,8 +38,20 @@ _TITLES = {
     "xi": r"$\xi$: honest client farthest from the mean",
     "A": r"$A$: poisoned client farthest from it",
     "sigma2": r"$\sigma^2$: variance of a batch's gradient",
+    "gradient2": r"measured: $||\nabla f(x)||^2$",
+    "floor any": r"any rule, from below: $\delta^2 \min(A^2, \xi^2)$",
+    "floor mean": r"mean: $\delta^2 A^2$",
+    "floor faba": r"FABA: $\rho^2 \xi^2$",
+    "floor trimmed_mean": r"trimmed mean: $\rho^2 \xi^2$",
+    "floor centered_clipping": r"centered clipping: $\rho^2 \xi^2$",
 }
-_GRADIENTS = {"xi": "distance of gradients", "A": "distance of gradients", "sigma2": "squared distance of gradients"}
+_SQUARES = "squared gradient"
+_GRADIENTS = {
+    "xi": "distance of gradients",
+    "A": "distance of gradients",
+    "sigma2": "squared distance of gradients",
+    **{name: _SQUARES for name in _TITLES if name == "gradient2" or name.startswith("floor ")},
+}
 # Distinguishable with any colour vision, and in print by their dashes.
 _LINES = [
     ("#0072b2", "-"),
@@ -46,6 +59,7 @@ _LINES = [
     ("#009e73", "-."),
     ("#cc79a7", ":"),
     ("#000000", (0, (5, 1, 1, 1, 1, 1))),
+    ("#56b4e9", (0, (1, 3))),
 ]
 
 
@@ -275,6 +289,56 @@ def metric_curves(
             axes[0][0].set_ylim(bottom=0)
         finish(figure, said, named_lines(axes.flat))
     return figure
+
+
+def floor_curves(
+    documents: Sequence[Document],
+    columns: str = "partition",
+    rows: str | None = None,
+    *,
+    width: float = PAGE,
+    said: str = "",
+) -> Figure:
+    """Draw the measured squared gradient of the honest clients' mean loss, and theory's floors at the same models.
+
+    A floor takes xi and A as they are at the model of the round. The theory takes their largest values over all models,
+    and leaves constants out. So the curves compare orders of magnitude, and their order among each other.
+
+    Parameters
+    ----------
+    documents : sequence of mapping
+        Results of runs with ``diagnose`` and an attack on data.
+    columns, rows, width, said
+        As for `metric_curves`.
+
+    Raises
+    ------
+    ConfigurationError
+        As `metric_curves`; also if no curve holds both xi and A.
+    """
+    added = [
+        {**document, "curve": [_with_floors(document, point) for point in document["curve"]]} for document in documents
+    ]
+    known = [name for name in _TITLES if name == "gradient2" or name.startswith("floor ")]
+    shown = [name for name in known if any(_curve(document, name) for document in added)]
+    if not any(name.startswith("floor ") for name in shown):
+        raise ConfigurationError(
+            "plot: floors need curves with xi and A; got none: run with diagnose and poisoned data"
+        )
+    note = "floors at the xi and A of each round, constants left out"
+    return metric_curves(added, columns, rows, shown, width=width, said=f"{said}; {note}" if said else note)
+
+
+def _with_floors(document: Document, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a point of a curve with the floors at its xi and A."""
+    config = document["config"]
+    clients, attackers = int(config["clients"]), int(config["attackers"])
+    found = [point.get("xi"), point.get("A")]
+    if not all(value is not None and math.isfinite(value) for value in found) or 2 * attackers >= clients:
+        return {**point}
+    regular = clients - attackers  # a model has more parameters than there are workers
+    each = floors(*found, attackers / clients, dimension=regular, regular=regular)
+    return {**point, **{f"floor {name}": value for name, value in each.items()}}
 
 
 _NARROW = 1.3  # least width of a panel, in inches

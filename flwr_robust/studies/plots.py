@@ -28,7 +28,7 @@ from flwr_robust.studies.canvas import (
     tall,
     wide,
 )
-from flwr_robust.studies.document_plots import metric_curves, of_one_unit, winners_heatmap
+from flwr_robust.studies.document_plots import floor_curves, metric_curves, of_one_unit, winners_heatmap
 from flwr_robust.studies.groups import Group
 from flwr_robust.studies.sheets import Section, spread_words
 from flwr_robust.studies.showing import WORST
@@ -86,6 +86,8 @@ def _makers(
         elif plot == "metrics" and documents:
             for metrics in of_one_unit(study.report.metrics):
                 yield "-".join(metrics), partial(_metrics, study, documents, metrics, said)
+        elif plot == "floors" and documents:
+            yield "floors", partial(_floors, study, documents, said)
 
 
 def _winners(study: Study, documents: Sequence[Mapping[str, Any]], said: str, width: float) -> Figure:
@@ -105,6 +107,10 @@ def _metrics(
     study: Study, documents: Sequence[Mapping[str, Any]], metrics: Sequence[str], said: str, width: float
 ) -> Figure:
     return metric_curves(documents, study.columns, study.rows, metrics, width=width, said=said)
+
+
+def _floors(study: Study, documents: Sequence[Mapping[str, Any]], said: str, width: float) -> Figure:
+    return floor_curves(documents, study.columns, study.rows, width=width, said=said)
 
 
 def as_file(figure: Figure, form: str = "png", dpi: int = 200) -> bytes:

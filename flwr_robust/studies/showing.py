@@ -13,7 +13,8 @@ take = "final"                         # at the end of the run; "best": in the b
 spread = "interval"                    # beside a mean: half of its 95 % t-interval, "deviation" or "points" (each seed)
 against = "none"                       # a column; every other is also shown as its drop from that one
 worst_over = "attack"                  # an axis: adds the worst case over it, seed by seed, but without `against`
-plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics
+plots = ["bars", "curves"]             # bars, curves, heatmap, winners (over the axis `contest`), metrics,
+                                       # floors (the squared gradient, and theory's floors; needs `diagnose`)
 contest = "defence"
 metrics = ["xi", "A", "sigma2"]        # a figure for those of each unit
 cohorts = 0.05                         # where a round asks a part of the clients: adds the least number to ask, such
@@ -61,7 +62,7 @@ __all__ = [
     "read_reported",
 ]
 
-PLOTS = ("bars", "curves", "heatmap", "winners", "metrics")
+PLOTS = ("bars", "curves", "heatmap", "winners", "metrics", "floors")
 """The kinds of plots of a study."""
 
 REPETITION = "seed"

@@ -15,6 +15,7 @@ _CALLED = {
     "xi": "xi, distance of the honest client farthest from the mean",
     "A": "A, distance of the poisoned client farthest from it",
     "sigma2": "sigma2, variance of a batch's gradient",
+    "gradient2": "gradient2, squared gradient of the honest clients' mean loss",
 }
 _NO_TEST = ("worst_client", "honest_clients")  # not measured on the test samples
 

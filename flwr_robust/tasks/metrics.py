@@ -56,6 +56,7 @@ _ALL = (
     Metric("xi", "Distance of the honest client that is farthest from the mean gradient.", higher=False),
     Metric("A", "Distance of the poisoned client that is farthest from the honest mean gradient.", higher=False),
     Metric("sigma2", "The largest variance of a client's gradient on a batch.", higher=False),
+    Metric("gradient2", "The squared length of the gradient of what the honest clients minimise.", higher=False),
     Metric("honest_clients", "The number of clients whose own models are measured."),
 )
 

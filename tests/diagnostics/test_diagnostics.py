@@ -17,6 +17,7 @@ from flwr_robust.diagnostics import (
     disturbance,
     faba_bound,
     feature_bound,
+    floors,
     heterogeneity,
     known_bounds,
     least_rho,
@@ -228,6 +229,17 @@ def test_advice_says_no_more_than_the_theory():
         assert sentence.endswith("a run may turn out otherwise).")
 
 
+@given(st.floats(0, 10), st.floats(0, 10), st.sampled_from([0.0, 0.1, 0.25, 0.4]))
+def test_floors_are_those_of_the_paper(xi, poison, delta):
+    found = floors(xi, poison, delta, dimension=7850, regular=9)
+    assert found["any"] == pytest.approx(delta**2 * min(poison**2, xi**2))
+    assert found["mean"] == pytest.approx((delta * poison) ** 2)
+    assert ("faba" in found) == (delta < 1 / 3)
+    for rule, bound in known_bounds(delta, 7850, 9).items():
+        assert found[rule] == pytest.approx(bound**2 * xi**2)
+    assert all(floor >= found["any"] - 1e-12 for floor in found.values())  # nothing is below what holds for all
+
+
 @pytest.mark.parametrize(
     ("xi", "poison", "delta", "expected"),
     [(0.0, 1.0, 0.1, "robust"), (1.0, 0.0, 0.1, "mean"), (1.0, 9.0, 0.0, "mean"), (0.0, 0.0, 0.1, "mean")],
@@ -297,7 +309,7 @@ def test_engines_measure_the_same_and_change_nothing(tmp_path, keys):
     plain = simulate(RunConfig.from_mapping(keys))
     assert quick["curve"] == slow["curve"]
     assert quick["model_sha256"] == slow["model_sha256"] == plain["model_sha256"]
-    known = {"xi", "A", "sigma2"}
+    known = {"xi", "A", "sigma2", "gradient2"}
     assert [{k: v for k, v in p.items() if k not in known} for p in quick["curve"]] == plain["curve"]
     assert all(p["xi"] > 0 and p["sigma2"] > 0 for p in quick["curve"])
     other = simulate(RunConfig.from_mapping({**keys, "diagnose": 21}))
@@ -311,7 +323,11 @@ def test_poison_is_measured_in_the_rounds_in_which_it_is_sent():
     messages = {**KEYS, "attack": "sign_flip()"}
     probe, _ = probe_of(**messages)
     measured = probe.measure(0)  # the data of clients whose messages are rewritten are not poisoned
-    assert (measured.attackers, len(measured.honest), set(measured.metrics)) == ((8, 9), 8, {"xi", "sigma2"})
+    assert (measured.attackers, len(measured.honest), set(measured.metrics)) == (
+        (8, 9),
+        8,
+        {"xi", "sigma2", "gradient2"},
+    )
 
 
 def probe_of(**keys):
@@ -337,6 +353,18 @@ def test_weight_decay_is_left_out():
     keys = {**KEYS, "diagnose": 40}
     plain, heavy = (probe_of(**keys, weight_decay=decay)[0].measure(0).gradients for decay in (0.0, 5.0))
     assert torch.equal(plain, heavy)
+
+
+def test_the_squared_gradient_counts_weight_decay():
+    keys = {**KEYS, "diagnose": 40}
+    probe, config = probe_of(**keys, weight_decay=0.5)
+    measured = probe.measure(0)
+    model = np.concatenate([array.astype(np.float64).ravel() for array in config.learner().arrays()])
+    honest = measured.gradients[:8].numpy().mean(0)
+    assert measured.metrics["gradient2"] == pytest.approx(((honest + 0.5 * model) ** 2).sum(), rel=1e-9)
+    plain = probe_of(**keys)[0].measure(0).metrics["gradient2"]
+    assert plain == pytest.approx((honest**2).sum(), rel=1e-9)
+    assert plain != pytest.approx(measured.metrics["gradient2"], rel=0.01)
 
 
 def test_what_layers_draw_while_they_are_measured_repeats():
@@ -371,7 +399,7 @@ def test_few_samples_have_a_variance_and_one_has_none(tmp_path):
     assert sorted(map(len, config.samples)) == [2, 2, 2, 3]
     assert all(v > 0 for v in probe.measure(0).variances)
     lone, _ = probe_of(task=str(tmp_path / "few.npz"), clients=9, rounds=2)
-    assert set(lone.measure(0).metrics) == {"xi"}
+    assert set(lone.measure(0).metrics) == {"xi", "gradient2"}
 
 
 def test_a_run_of_attackers_alone_has_no_xi():

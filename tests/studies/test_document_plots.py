@@ -9,8 +9,9 @@ import pytest
 from matplotlib.image import imread
 from matplotlib.patches import Rectangle
 
+from flwr_robust.diagnostics import floors
 from flwr_robust.errors import ConfigurationError, UnknownNameError
-from flwr_robust.studies.document_plots import metric_curves, winners_heatmap
+from flwr_robust.studies.document_plots import floor_curves, metric_curves, winners_heatmap
 from flwr_robust.studies.plots import as_file, draw
 from flwr_robust.studies.sheets import Section
 from flwr_robust.studies.study import load_study
@@ -143,6 +144,34 @@ def test_the_end_may_count_instead_of_the_maximum():
         winners_heatmap(grid(scored), take="last")
 
 
+def diagnosed(points, attackers=1):
+    config = {"clients": 10, "attackers": attackers}
+    return [
+        {"labels": {"partition": name, "seed": "0"}, "config": config, "curve": [{"round": 0, **point}]}
+        for name, point in points.items()
+    ]
+
+
+def test_floors_stand_on_the_axes_of_the_measured_gradient():
+    points = {"iid": {"xi": 0.5, "A": 2.0, "gradient2": 0.3}, "apart": {"xi": 3.0, "A": 2.0, "gradient2": 0.9}}
+    figure = floor_curves(diagnosed(points))
+    drawn = {
+        axis.get_title(): {line.get_label(): float(line.get_ydata()[0]) for line in axis.lines} for axis in figure.axes
+    }
+    for name, point in points.items():
+        values = list(drawn[f"partition: {name}"].values())
+        known = floors(point["xi"], point["A"], 0.1, dimension=9, regular=9)
+        order = ("any", "mean", "faba", "trimmed_mean", "centered_clipping")
+        assert values == pytest.approx([point["gradient2"], *(known[key] for key in order)])
+    assert figure.axes[0].get_yscale() == "log"
+    without = {name: {k: v for k, v in point.items() if k != "gradient2"} for name, point in points.items()}
+    assert len(floor_curves(diagnosed(without)).axes[0].lines) == 5  # older results hold no gradient
+    with pytest.raises(ConfigurationError, match="floors need curves with xi and A; got none"):
+        floor_curves(diagnosed({"iid": {"xi": 1.0}}))
+    with pytest.raises(ConfigurationError, match="floors need curves with xi and A"):
+        floor_curves(diagnosed(points, attackers=5))  # no theory for half
+
+
 def test_studies_ask_for_these_plots():
     """[report] of a study, through `draw`."""
     winners, metrics = load_study("peng2025_grid"), load_study("peng2025_diagnostics")
@@ -164,10 +193,14 @@ def test_studies_ask_for_these_plots():
         for cell in metrics.cells
         if cell.labels["model"] == "mlp"
     ]
-    (one, figure), (other, variances) = itertools.islice(
-        draw(metrics, Section({}, {}), documents), 2
+    (one, figure), (other, variances), (third, floor) = itertools.islice(
+        draw(metrics, Section({}, {}), documents), 3
     )  # before the curves
-    assert (one, other) == ("xi-A", "sigma2")
+    assert (one, other, third) == ("xi-A", "sigma2", "floors")
+    assert [line.get_ydata().tolist() for line in floor.axes[5].lines][:2] == [
+        [pytest.approx(0.01)],
+        [pytest.approx(0.04)],
+    ]
     assert len(figure.axes) == len(variances.axes) == 6
     assert [line.get_ydata().tolist() for line in figure.axes[5].lines] == [[1.0], [2.0]]
     assert [line.get_ydata().tolist() for line in variances.axes[5].lines] == [[3.0]]

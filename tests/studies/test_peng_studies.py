@@ -50,7 +50,8 @@ def test_axes(name):
     if name != "grid":
         assert axes["partition"] == ("iid", "mild", "non-iid")
         mild = {cell.config.partition for cell in study(name).cells if cell.labels["partition"] == "mild"}
-        assert mild == {"dirichlet(beta=1.0)" if name == "softmax_text" else "dirichlet(beta=1.0, balanced=True)"}
+        theirs = {"softmax_text": "dirichlet(beta=1.0)", "diagnostics": "peng2025(beta=1.0)"}
+        assert mild == {theirs.get(name, "dirichlet(beta=1.0, balanced=True)")}
 
 
 def test_the_grid():
@@ -91,4 +92,4 @@ def test_cells_run_fast(name):
         assert document["outcomes"]["OK"] == 3
         assert 0 <= last["accuracy"] <= 1
         assert math.isfinite(last["loss"])
-        assert ({"xi", "A", "sigma2"} <= set(last)) == (name == "diagnostics")
+        assert ({"xi", "A", "sigma2", "gradient2"} <= set(last)) == (name == "diagnostics")
