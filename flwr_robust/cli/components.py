@@ -23,6 +23,7 @@ _MODELS = {
     "char_gru": "a small GRU of 128 units for token numbers",
     "char_lstm": "LEAF's two layers of 256 LSTM units for token numbers",
     "cnn": "two 3x3 convolutions of 16 and 32 channels, then 128 units",
+    "dropout_cnn": "small_cnn with dropout before its linear layers",
     "mlp": "two hidden layers of 50 units with ReLU",
     "small_cnn": "cnn with half of all channels and units",
     "softmax": "softmax regression with bias",

@@ -18,7 +18,7 @@ def diagnose_command(
         str, typer.Option(help="digits, mnist, emnist, fashion_mnist, cifar10, or the path of an .npz.")
     ] = "digits",
     data: Data = "",
-    model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "softmax",
+    model: Annotated[str, typer.Option(help="softmax, mlp, cnn, small_cnn or dropout_cnn.")] = "softmax",
     partition: Annotated[str, typer.Option(help="How samples are divided among clients.")] = "by_label",
     attack: Annotated[str, typer.Option(help="The attack of poisoned clients on their data.")] = "label_flip()",
     attackers: Annotated[int, typer.Option(help="Number of poisoned clients.")] = 1,

@@ -37,7 +37,7 @@ def red_team_command(
     clients: Annotated[int, typer.Option(help="n.")] = 12,
     rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
     partition: Annotated[str, typer.Option(help="How samples are divided among clients.")] = "dirichlet(beta=1.0)",
-    model: Annotated[str, typer.Option(help="softmax, mlp, cnn or small_cnn.")] = "mlp",
+    model: Annotated[str, typer.Option(help="softmax, mlp, cnn, small_cnn or dropout_cnn.")] = "mlp",
     candidates: Annotated[
         list[str] | None,
         typer.Option(

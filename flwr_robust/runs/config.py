@@ -257,8 +257,8 @@ class RunConfig:
     data: str = _key("", "Folder of the data; if empty, FLWR_ROBUST_DATA, or ./data if that is not set.", place=True)
     model: str = _key(
         "softmax",
-        "``softmax``, ``mlp``, ``cnn``, ``small_cnn``, or a function of your own as ``module:function`` or "
-        "``path/file.py:function``; see own-models.md.",
+        "``softmax``, ``mlp``, ``cnn``, ``small_cnn``, ``dropout_cnn``, or a function of your own as "
+        "``module:function`` or ``path/file.py:function``; see own-models.md.",
     )
     partition: str = _key(
         "iid",

@@ -333,11 +333,11 @@ def _with_floors(document: Document, point: Mapping[str, Any]) -> dict[str, Any]
     """Return a point of a curve with the floors at its xi and A."""
     config = document["config"]
     clients, attackers = int(config["clients"]), int(config["attackers"])
-    found = [point.get("xi"), point.get("A")]
-    if not all(value is not None and math.isfinite(value) for value in found) or 2 * attackers >= clients:
+    xi, poison = (float(point.get(name, math.nan)) for name in ("xi", "A"))
+    if not math.isfinite(xi + poison) or 2 * attackers >= clients:
         return {**point}
     regular = clients - attackers  # a model has more parameters than there are workers
-    each = floors(*found, attackers / clients, dimension=regular, regular=regular)
+    each = floors(xi, poison, attackers / clients, dimension=regular, regular=regular)
     return {**point, **{f"floor {name}": value for name, value in each.items()}}
 
 

@@ -50,7 +50,12 @@ def _small_cnn(shape: Shape, classes: int) -> nn.Module:
     return _convolutional("small_cnn", shape, classes, 8, 64)
 
 
-def _convolutional(name: str, shape: Shape, classes: int, width: int, units: int) -> nn.Module:
+def _dropout_cnn(shape: Shape, classes: int) -> nn.Module:
+    return _convolutional("dropout_cnn", shape, classes, 8, 64, nn.Dropout(0.5))
+
+
+def _convolutional(name: str, shape: Shape, classes: int, width: int, units: int, *before: nn.Module) -> nn.Module:
+    """Return two convolutions and two linear layers, with modules before the linear ones."""
     if len(shape) != 3 or min(shape[1:]) < 4:
         raise ConfigurationError(f"model {name} needs images (channels, height >= 4, width >= 4); got inputs {shape}")
     channels, *sides = shape
@@ -62,6 +67,7 @@ def _convolutional(name: str, shape: Shape, classes: int, width: int, units: int
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
+        *before,
         nn.Linear(2 * width * math.prod(side // 4 for side in sides), units),
         nn.ReLU(),
         nn.Linear(units, classes),
@@ -91,7 +97,13 @@ def _char_lstm(shape: Shape, classes: int, vocabulary: int) -> nn.Module:
     return _Characters(nn.LSTM, 256, 2, vocabulary, classes)
 
 
-_OWN: dict[str, Maker] = {"cnn": _cnn, "mlp": _mlp, "small_cnn": _small_cnn, "softmax": _softmax}
+_OWN: dict[str, Maker] = {
+    "cnn": _cnn,
+    "dropout_cnn": _dropout_cnn,
+    "mlp": _mlp,
+    "small_cnn": _small_cnn,
+    "softmax": _softmax,
+}
 """Models of real numbers, whose layers are all filled below."""
 
 _CHARACTERS: dict[str, Maker] = {"char_gru": _char_gru, "char_lstm": _char_lstm}
@@ -103,7 +115,8 @@ MODELS: dict[str, Maker] = {**_OWN, **_CHARACTERS}
 softmax: softmax regression with bias (7,850 parameters on MNIST). mlp: two hidden layers of 50 with ReLU (42,310).
 cnn: two 3x3 convolutions of 16 and 32 channels, each with ReLU and max-pooling, then 128 units (268,650 on CIFAR-10).
 They are the models of Peng et al., JMLR 26 (2025). small_cnn: cnn with half of all channels and units, 8, 16 and 64
-(52,138 on Fashion-MNIST).
+(52,138 on Fashion-MNIST). dropout_cnn: small_cnn with dropout of one half before the first linear layer. MixTailor
+(TMLR 2022) has two convolutions, dropout and two linear layers; the widths and the place of dropout are ours.
 
 The others read token numbers, and also take the size of the vocabulary. Each embeds a token in 8 numbers. char_lstm:
 two layers of 256 LSTM units, the model of LEAF (Caldas et al., arXiv:1812.01097) for ``shakespeare`` (815,945).
@@ -206,9 +219,9 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     Parameters
     ----------
     name : str
-        ``softmax``, ``mlp``, ``cnn`` or ``small_cnn``, or ``char_gru`` or ``char_lstm`` for token numbers. All have
-        PyTorch's default initialisation. Or a model of the user's: ``module:function``, or a name in `MODELS` or among
-        the entry points.
+        ``softmax``, ``mlp``, ``cnn``, ``small_cnn`` or ``dropout_cnn``, or ``char_gru`` or ``char_lstm`` for token
+        numbers. All have PyTorch's default initialisation. Or a model of the user's: ``module:function``, or a name in
+        `MODELS` or among the entry points.
     shape : tuple of int
         Shape of one input.
     classes : int
@@ -227,7 +240,7 @@ def build_model(name: str, shape: Shape, classes: int, seed: int, vocabulary: in
     ConfigurationError
         If a user's function fails, or what it makes is no model of such inputs: scores of the right shape, at least one
         trainable parameter, and finite numbers throughout. If inputs or targets are token numbers, and the model is one
-        of the four for real numbers.
+        of the five for real numbers.
 
     Examples
     --------

@@ -517,7 +517,9 @@ def test_an_unknown_task_lists_the_tasks():
 # -- models --------------------------------------------------------------------------------------
 
 SHAPES = {"softmax": (1, 28, 28), "mlp": (1, 28, 28), "cnn": (3, 32, 32), "small_cnn": (1, 28, 28)}
+SHAPES["dropout_cnn"] = SHAPES["small_cnn"]
 COUNTS = {"softmax": 7850, "mlp": 42310, "cnn": 268650, "small_cnn": 80 + 1168 + 50240 + 650}
+COUNTS["dropout_cnn"] = COUNTS["small_cnn"]
 
 
 @pytest.mark.parametrize(("name", "parameters"), COUNTS.items())
@@ -533,11 +535,11 @@ def test_models_fit_other_inputs():
     assert build_model("softmax", (5,), 3, seed=0)(torch.zeros(2, 5)).shape == (2, 3)
     assert build_model("mlp", (5,), 3, seed=0)(torch.zeros(2, 5)).shape == (2, 3)
     for shape in ((1, 8, 8), (2, 4, 4), (1, 9, 7)):  # odd sizes are rounded down by the pooling
-        for name in ("cnn", "small_cnn"):
+        for name in ("cnn", "small_cnn", "dropout_cnn"):
             assert build_model(name, shape, 3, seed=0)(torch.zeros(2, *shape)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["cnn", "small_cnn"])
+@pytest.mark.parametrize("name", ["cnn", "small_cnn", "dropout_cnn"])
 @pytest.mark.parametrize("shape", [(5,), (1, 3, 8), (8, 8)])
 def test_the_cnn_needs_images(name, shape):
     with pytest.raises(ConfigurationError, match=f"model {name} needs images"):
@@ -546,7 +548,8 @@ def test_the_cnn_needs_images(name, shape):
 
 def test_an_unknown_model_lists_the_models():
     with pytest.raises(
-        UnknownNameError, match="unknown model 'resnet'; allowed: <module>:<function>, char_gru, char_lstm, cnn, mlp"
+        UnknownNameError,
+        match="unknown model 'resnet'; allowed: <module>:<function>, char_gru, char_lstm, cnn, dropout_cnn",
     ):
         build_model("resnet", (1, 8, 8), 10, seed=0)
 
