@@ -41,11 +41,12 @@ from functools import cached_property
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from flwr_robust.core.fields import Choice, Either, Integer, ListOf, Text
 from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
-from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators, joined, next_draw, part
+from flwr_robust.core.rule import Aggregate, Case, Outcome, Rule, State, aggregators, joined, next_draw, part
 from flwr_robust.errors import InfeasibleError
 
 __all__ = ["MixTailor", "paper_pool"]
@@ -182,6 +183,28 @@ class MixTailor(Rule):
         """Return the first states of all members."""
         return joined([member.init() for member in self.members])
 
+    def values(self, rows: Rows) -> list[Tensor]:
+        """Return what every member that fits makes of rows, each from its first state; for diagnoses.
+
+        Parameters
+        ----------
+        rows : Rows
+            All messages of a round. A member without a value, which keeps no row, is left out.
+        """
+        reasons = self._reasons(rows.n, rows.asked, rows.layout)
+        known: dict[str, Tensor | None] = {}
+        found = []
+        for member, reason in zip(self.members, reasons, strict=True):
+            if reason is not None:
+                continue
+            text = str(member)
+            if text not in known:
+                known[text] = _value(member, rows)
+            value = known[text]
+            if value is not None:
+                found.append(value)
+        return found
+
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Draw a member and let it aggregate."""
         reasons = self._reasons(rows.n, rows.asked, rows.layout)
@@ -194,6 +217,15 @@ class MixTailor(Rule):
         aggregate, states[drawn] = self.members[drawn].combined(rows, states[drawn])
         stats = {"member": str(self.members[drawn]), "fitting": len(fitting), **aggregate.stats}
         return dataclasses.replace(aggregate, stats=stats), {**state, **joined(states)}
+
+
+def _value(member: Rule, rows: Rows) -> Tensor | None:
+    """Return what a member makes of rows from its first state; None if it keeps none of them."""
+    try:
+        aggregate, _ = member(rows, member.init())
+    except InfeasibleError:
+        return None
+    return None if aggregate.outcome is Outcome.INFEASIBLE else aggregate.value
 
 
 CASES = (

@@ -13,6 +13,7 @@ from flwr_robust.diagnostics.measures import (
     rho,
     variance,
 )
+from flwr_robust.diagnostics.mixture import Mixture, mixture
 from flwr_robust.diagnostics.theory import (
     Advice,
     advise,
@@ -29,6 +30,7 @@ from flwr_robust.diagnostics.theory import (
 
 __all__ = [
     "Advice",
+    "Mixture",
     "Moments",
     "advise",
     "centered_clipping_bound",
@@ -42,6 +44,7 @@ __all__ = [
     "known_bounds",
     "least_cohort",
     "least_rho",
+    "mixture",
     "rho",
     "trimmed_mean_bound",
     "variance",

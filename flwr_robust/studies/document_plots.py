@@ -376,8 +376,11 @@ def _title(metric: str) -> str:
     return _TITLES.get(metric, f"{metric.replace('_', ' ')}{unit}")
 
 
+_POOL = ("pool_broken", "pool_bearable")  # shares of one pool
+
+
 def _unit_of(metric: str) -> str:
-    return _GRADIENTS.get(metric, _named(metric))
+    return "share of the pool, %" if metric in _POOL else _GRADIENTS.get(metric, _named(metric))
 
 
 def _unit(metrics: Sequence[str]) -> str:

@@ -15,6 +15,12 @@ _CALLED = {
     "xi": "xi, distance of the honest client farthest from the mean",
     "A": "A, distance of the poisoned client farthest from it",
     "sigma2": "sigma2, variance of a batch's gradient",
+    "pool_broken": "share of the pool that the attack breaks, q / M",
+    "pool_bearable": "share that may be broken, 1 / (1 + lambda L / min beta)",
+    "pool_expected": "step of the mean of the pool along the honest mean",
+    "pool_beta": "min beta of the members that are not broken",
+    "pool_lambda": "lambda of the broken members",
+    "pool_length": "L of the broken members",
     "gradient2": "gradient2, squared gradient of the honest clients' mean loss",
 }
 _NO_TEST = ("worst_client", "honest_clients")  # not measured on the test samples

@@ -57,6 +57,12 @@ _ALL = (
     Metric("A", "Distance of the poisoned client that is farthest from the honest mean gradient.", higher=False),
     Metric("sigma2", "The largest variance of a client's gradient on a batch.", higher=False),
     Metric("gradient2", "The squared length of the gradient of what the honest clients minimise.", higher=False),
+    Metric("pool_broken", "The share of the pool's members that an attack breaks, q / M.", share=True, higher=False),
+    Metric("pool_bearable", "The share of broken members that MixTailor's proposition 1 bears.", share=True),
+    Metric("pool_expected", "How far the mean of the pool's members goes along the honest mean, which is 1."),
+    Metric("pool_beta", "beta, the smallest step forward of a member that is not broken."),
+    Metric("pool_lambda", "lambda, the largest cosine backward of a broken member.", higher=False),
+    Metric("pool_length", "L, the length of the longest broken member.", higher=False),
     Metric("honest_clients", "The number of clients whose own models are measured."),
 )
 

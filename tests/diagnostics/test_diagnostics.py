@@ -21,6 +21,7 @@ from flwr_robust.diagnostics import (
     heterogeneity,
     known_bounds,
     least_rho,
+    mixture,
     rho,
     trimmed_mean_bound,
     variance,
@@ -251,6 +252,40 @@ def test_advice_at_the_ends(xi, poison, delta, expected):
     assert "rho < inf" in advise(0.0, 1.0, 0.1, dimension=5, regular=9, bounds={}).sentence
 
 
+# -- mixtures of rules -------------------------------------------------------------------------------
+
+POOL = ("pool_broken", "pool_bearable", "pool_expected", "pool_beta", "pool_lambda", "pool_length")
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.floats(0.0, 2.0))
+def test_the_proposition_is_enough_for_a_step_forward(seed, members, back):
+    """Values along the honest mean, some turned around: what the proposition bears goes forward."""
+    draw = np.random.default_rng(seed)
+    honest = draw.normal(size=(4, 7)) + 1
+    centre = honest.mean(0)
+    values = draw.normal(size=(members, 7)) + draw.choice([1, -back], size=(members, 1)) * centre
+    found = mixture([torch.from_numpy(value) for value in values], torch.from_numpy(honest))
+    products = [float(value @ centre) / float(centre @ centre) for value in values]
+    assert found.forward == pytest.approx(products)
+    assert found.lengths == pytest.approx([np.linalg.norm(value) / np.linalg.norm(centre) for value in values])
+    assert found.broken_share == sum(product <= 0 for product in products) / members
+    assert all(product >= -found.backward * found.length - 1e-9 for product in products)
+    if found.broken_share < found.bearable_share:
+        assert found.expected > -1e-12
+
+
+def test_pools_at_the_ends():
+    honest, back = torch.tensor([[1.0, 0.0]]), torch.tensor([-2.0, 0.0])
+    gone = mixture([back, 0 * back], honest)
+    assert (gone.broken, gone.broken_share, gone.beta, gone.bearable_share) == ((0, 1), 1.0, 0.0, 0.0)
+    assert (gone.length, gone.backward) == (2.0, 1.0)
+    assert mixture([honest[0]], honest).bearable_share == 1.0
+    with pytest.raises(ConfigurationError, match="must hold at least one row each; got 0 values"):
+        mixture([], honest)
+    with pytest.raises(ConfigurationError, match="honest mean must have a length; got 0"):
+        mixture([back], torch.zeros(2, 2))
+
+
 # -- in a run ----------------------------------------------------------------------------------------
 
 KEYS = {"rounds": 4, "evaluate_every": 2, "attack": "label_flip()", "attackers": 2, "device": "cpu", "batch_size": 8}
@@ -299,8 +334,9 @@ def test_curves_hold_what_numpy_finds(partition, tmp_path):
         {"attack": "backdoor(target=0, scale=3.0)", "redraw": True, "attack_start": 2, "attack_stop": 3},
         {"attack": "label_flip()", "fraction_train": 0.5, "batching": "consecutive", "partition": "by_label"},
         {"attack": "none", "attackers": 0, "model": "cnn", "clients": 3, "rounds": 2},
+        {"attack": "tailored(epsilon=0.1)", "defence": "mixtailor(f=2, pool=('krum', 'median'), seed=0)"},
     ],
-    ids=["static", "dynamic", "redrawn", "sampled", "honest"],
+    ids=["static", "dynamic", "redrawn", "sampled", "honest", "pool"],
 )
 def test_engines_measure_the_same_and_change_nothing(tmp_path, keys):
     keys = {**KEYS, **keys}
@@ -309,7 +345,7 @@ def test_engines_measure_the_same_and_change_nothing(tmp_path, keys):
     plain = simulate(RunConfig.from_mapping(keys))
     assert quick["curve"] == slow["curve"]
     assert quick["model_sha256"] == slow["model_sha256"] == plain["model_sha256"]
-    known = {"xi", "A", "sigma2", "gradient2"}
+    known = {"xi", "A", "sigma2", "gradient2", *POOL}
     assert [{k: v for k, v in p.items() if k not in known} for p in quick["curve"]] == plain["curve"]
     assert all(p["xi"] > 0 and p["sigma2"] > 0 for p in quick["curve"])
     other = simulate(RunConfig.from_mapping({**keys, "diagnose": 21}))
@@ -328,6 +364,23 @@ def test_poison_is_measured_in_the_rounds_in_which_it_is_sent():
         8,
         {"xi", "sigma2", "gradient2"},
     )
+
+
+def test_the_members_of_a_pool_are_measured_in_a_run():
+    """With twelve clients a small epsilon breaks Krum and no other member, a large one none of them."""
+    pool = "mixtailor(f=2, pool=('krum', 'krum', 'median', 'geometric_median', 'bulyan'), seed=0)"
+    keys = {**KEYS, "clients": 12, "attackers": 2, "message": "gradient", "diagnose": 8, "defence": pool}
+    small = simulate(RunConfig(**{**keys, "attack": "tailored(epsilon=0.1)"}))["curve"][-1]
+    assert small["pool_broken"] == 0.4  # Krum counts twice
+    assert small["pool_lambda"] * small["pool_length"] == pytest.approx(
+        0.1, rel=1e-4
+    )  # Krum's value is the crafted row
+    assert small["pool_bearable"] == pytest.approx(1 / (1 + 0.1 / small["pool_beta"]), rel=1e-4)
+    assert small["pool_expected"] > 0
+    none = simulate(RunConfig(**{**keys, "attack": "tailored(epsilon=10.0)"}))["curve"][-1]
+    assert (none["pool_broken"], none["pool_bearable"], none["pool_length"]) == (0, 1, 0)
+    alone = simulate(RunConfig(**{**keys, "defence": "krum(f=2)", "attack": "tailored(epsilon=0.1)"}))["curve"][-1]
+    assert not set(POOL) & set(alone)
 
 
 def probe_of(**keys):
