@@ -2,7 +2,7 @@
 #   make demo    the main study and a short run on Ray          make check  types, style and structure
 #   make smoke   the tests of under a minute                    make wheel  build the packages and check them
 #   make fast    all but Ray, deployments, GPUs and long ones   make bench  benchmarks
-#   make test    every test this machine can run                make pages  docs/reproductions, from recorded results
+#   make test    every test this machine can run                make pages  docs/reproductions and league, as recorded
 
 PYTHON ?= python3
 VENV := .venv
@@ -74,6 +74,7 @@ pages: $(READY)
 	for paper in experiments/papers/*.toml; do \
 	  $(BIN)/flwr-robust reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
 	done
+	$(BIN)/flwr-robust league --page docs/league.md
 
 clean:
 	rm -rf $(VENV) $(PEERS) .venv-flwr build dist .mypy_cache .pytest_cache .ruff_cache

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flwr_robust import __version__
-from flwr_robust.cli import audit, components, diagnose, doctor, guarantees, incident, redteam, studies
+from flwr_robust.cli import audit, components, diagnose, doctor, guarantees, incident, league, redteam, studies
 
 __all__ = ["app"]
 
@@ -40,6 +40,7 @@ app.command("diagnose", rich_help_panel=_STUDY)(diagnose.diagnose_command)
 if studies.in_clone():
     app.command("record", rich_help_panel=_STUDY)(studies.record_command)
 app.add_typer(redteam.red_team, name="red-team", rich_help_panel=_ATTACK)
+app.command("league", rich_help_panel=_ATTACK)(league.league_command)
 app.add_typer(audit.audit, name="audit", rich_help_panel=_PROVE)
 app.command("card", rich_help_panel=_PROVE)(audit.card_command)
 app.command("hash", rich_help_panel=_PROVE)(audit.hash_command)

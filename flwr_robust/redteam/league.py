@@ -1,12 +1,12 @@
 """The league: every rule against every attack, under the same terms, in one record.
 
-A row of the league is a rule, alone or behind a pre-aggregator. Its cells are runs of the fast engine: each data set, each
-way to divide it, each attack of the battery, three seeds. The registry says which rules there are, so that a new one
-enters by itself. `TERMS` states what all runs share.
+A row of the league is a rule, alone or behind a pre-aggregator. Its cells are runs of the fast engine: each data set,
+each way to divide it, each attack of the battery, three seeds. The registry says which rules there are, so that a new
+one enters by itself. `TERMS` states what all runs share.
 
 Rules with a hyper-parameter have candidates. For each data set the candidate is chosen whose worst case over attacks is
-best on validation samples, with a seed and one partition that are kept for this choice. What is chosen for a rule alone
-holds behind a pre-aggregator, too.
+best on validation samples. A seed is kept for this choice, which is made on one partition. What is chosen for a rule
+alone holds behind a pre-aggregator, too.
 
 The record is one JSON file with a line per rule, data set and partition. It is written anew after each such group, so
 that a run continues where it was stopped.
@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -31,7 +32,7 @@ from flwr_robust.aggregators import Mean
 from flwr_robust.core.pipeline import parse
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Rule, aggregators
-from flwr_robust.errors import ConfigurationError, DataUnavailableError, FlwrRobustError, check_choice
+from flwr_robust.errors import DataUnavailableError, FlwrRobustError, check_choice
 from flwr_robust.files import write_atomically
 from flwr_robust.redteam.battery import BATTERY, Attack
 from flwr_robust.runs.config import RunConfig
@@ -45,11 +46,13 @@ __all__ = [
     "ATTACKERS",
     "BEHIND",
     "CANDIDATES",
+    "CHOSEN_ON",
     "CLIENTS",
     "DATA_SETS",
     "NONE",
     "PARTITIONS",
     "RECORD",
+    "SEARCHES",
     "SEEDS",
     "SIZE",
     "TERMS",
@@ -68,10 +71,11 @@ __all__ = [
     "run_group",
     "run_league",
     "small_fashion_mnist",
+    "waiting",
     "without_entry",
 ]
 
-RECORD = shipped("recorded") / "league.json"
+RECORD = shipped("recorded") / "red-team" / "league.json"
 """The record that comes with the project."""
 
 CLIENTS, ATTACKERS = 15, 3
@@ -132,13 +136,15 @@ NONE = "none"
 SIZE = 100_000
 """The coordinates of the rows on which the cost of a rule is measured."""
 
-_SEARCHES = 5  # strengths that an optimised attack tries in a round; the battery's 20 would take most of the time
+SEARCHES = 5
+"""The strengths that an optimised attack tries in a round; the battery's 20 would take most of the time."""
+
 _LEFT_OUT_FAMILIES = {
-    "backdoor triggers": "aims at inputs with a trigger, and the league judges accuracy; `red-team` measures its success",
+    "backdoor triggers": "aims at inputs with a trigger, which accuracy does not show; `red-team` measures its success",
     "faults": "is no attack; `red-team` measures faults",
 }
 _LEFT_OUT = {
-    "pool(pool=['krum(f=f)', 'median()'])": "takes a quarter of all time, for its search among two rules in every round",
+    "pool(pool=['krum(f=f)', 'median()'])": "searches among two rules in each round, which takes a quarter of all time",
     **dict.fromkeys(("nan()", "inf()"), "the server refuses such a message before the rule sees it"),
     **dict.fromkeys(
         (
@@ -169,7 +175,7 @@ _NOT_BEHIND = {
 
 
 def small_fashion_mnist(folder: Path) -> Task:
-    """Return the first 6,000 training and 2,000 test images of Fashion-MNIST at 14 x 14: each 2 x 2 pixels as their mean."""
+    """Return the first 6,000 training and 2,000 test images of Fashion-MNIST, 2 x 2 pixels as their mean."""
     whole = load_task("fashion_mnist", folder)
 
     def small(x: Tensor, count: int) -> Any:
@@ -177,13 +183,15 @@ def small_fashion_mnist(folder: Path) -> Task:
 
     train, test = 6_000, 2_000
     targets = whole.y_train[:train].numpy(), whole.y_test[:test].numpy()
-    return task_of("small_fashion_mnist", small(whole.x_train, train), targets[0], small(whole.x_test, test), targets[1])
+    return task_of(
+        "small_fashion_mnist", small(whole.x_train, train), targets[0], small(whole.x_test, test), targets[1]
+    )
 
 
 def lowest_class(scores: Tensor, targets: Tensor) -> float:
     """Return the class whose samples are recognised least often, as its number; of equal ones the first."""
     right = (scores.argmax(1) == targets).double()
-    return float(min(targets.unique().tolist(), key=lambda k: float(right[targets == k].mean())))
+    return float(min(sorted({*targets.tolist()}), key=lambda k: float(right[targets == k].mean())))
 
 
 # -- what there is --------------------------------------------------------------------------------
@@ -199,15 +207,18 @@ class Entry:
         The texts of the rule; more than one if validation samples decide.
     before : str
         The pre-aggregator; empty: none.
+    name : str
+        What several candidates are called together.
     """
 
     candidates: tuple[str, ...]
     before: str = ""
+    name: str = ""
 
     @property
     def key(self) -> str:
         """What names the choice among its candidates."""
-        return self.candidates[0] if len(self.candidates) == 1 else self.candidates[0].partition("(")[0]
+        return self.candidates[0] if len(self.candidates) == 1 else self.name or " or ".join(self.candidates)
 
     def text(self, chosen: str) -> str:
         """Return the defence string with a chosen candidate."""
@@ -215,10 +226,10 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Return the rows: all registered rules that can run alone, then those that declare f, and the mean, behind others."""
-    alone = [Entry(texts) for name in aggregators.members() if isinstance(texts := _texts(name), tuple)]
+    """Return the rows: all registered rules that can run alone, then the mean and those with an f behind others."""
+    alone = [Entry(texts, name=name) for name in aggregators.members() if isinstance(texts := _texts(name), tuple)]
     return alone + [
-        Entry(entry.candidates, before)
+        Entry(entry.candidates, before, entry.name)
         for entry in alone
         for before in BEHIND
         if _not_behind(entry) is None
@@ -252,7 +263,7 @@ def _texts(name: str) -> tuple[str, ...] | str:
         for text in texts:
             _config("digits", text, PARTITIONS[0], NONE, SEEDS[0])
     except FlwrRobustError as error:
-        return str(error).removeprefix("configuration: ")
+        return str(error).removeprefix("configuration: ").partition(";")[0]
     return texts
 
 
@@ -275,7 +286,8 @@ def entry_of(texts: Sequence[str]) -> Entry:
     return Entry(written)
 
 
-def attacks() -> dict[str, str]:
+@cache
+def attacks() -> Mapping[str, str]:
     """Return the attacks as texts of the run config, by label; without attack is the first.
 
     Examples
@@ -288,9 +300,9 @@ def attacks() -> dict[str, str]:
         if _reason(attack) is None:
             text = (attack.data or attack.message).replace("{f}", str(ATTACKERS))
             if attack.knows_defence:
-                text = text.removesuffix(")") + f", budget={_SEARCHES})"
+                text = text.removesuffix(")") + f", budget={SEARCHES})"
             found[attack.label] = text
-    return found
+    return MappingProxyType(found)
 
 
 def left_out() -> dict[str, str]:
@@ -405,6 +417,15 @@ class League:
         made = self.choices.get((data, entry.key))
         return None if made is None else entry.text(made.chosen)
 
+    def add(self, other: League) -> None:
+        """Take over from another record what this one lacks."""
+        for group, cells in other.groups.items():
+            own = self.groups.setdefault(group, {})
+            own.update({label: cell for label, cell in cells.items() if label not in own})
+        self.choices = {**other.choices, **self.choices}
+        self.costs = {**other.costs, **self.costs}
+        self.where = self.where or other.where
+
     def missing(self, data: str, rule: str, partition: str) -> list[str]:
         """Return the labels of the attacks that a group lacks."""
         held = self.groups.get((data, rule, partition), {})
@@ -423,7 +444,9 @@ class League:
             )
             for (data, rule, partition), cells in self.groups.items()
         ]
-        lists = [f'"{name}": [\n' + ",\n".join(lines) + "\n]" for name, lines in (("choices", choices), ("groups", groups))]
+        lists = [
+            f'"{name}": [\n' + ",\n".join(lines) + "\n]" for name, lines in (("choices", choices), ("groups", groups))
+        ]
         return ",\n".join([json.dumps(head)[:-1], *lists]) + "}\n"
 
     def write(self, path: Path) -> None:
@@ -443,7 +466,7 @@ def read_league(path: Path = RECORD) -> League:
     FlwrRobustError
         If the file is no record, or its runs were under other terms.
     """
-    if not path.is_file():
+    if not path.exists():
         return League()
     try:
         held = json.loads(path.read_text())
@@ -467,7 +490,7 @@ def read_league(path: Path = RECORD) -> League:
 
 def _terms() -> dict[str, Any]:
     """Return all that every run shares, as it is recorded."""
-    return {**TERMS, "attackers": ATTACKERS, "seeds": [*SEEDS], "searches": _SEARCHES, "chosen-on": [*CHOSEN_ON]}
+    return {**TERMS, "attackers": ATTACKERS, "seeds": [*SEEDS], "searches": SEARCHES, "chosen-on": [*CHOSEN_ON]}
 
 
 # -- runs -----------------------------------------------------------------------------------------
@@ -512,7 +535,9 @@ def run_group(
         If the data are missing, or a run is not possible.
     """
     wanted = [*attacks()] if labels is None else [*labels]
-    outcomes = iter(_results([_config(data, rule, partition, label, seed, folder) for label in wanted for seed in SEEDS]))
+    outcomes = iter(
+        _results([_config(data, rule, partition, label, seed, folder) for label in wanted for seed in SEEDS])
+    )
     return {label: _cell([next(outcomes) for _ in SEEDS]) for label in wanted}
 
 
@@ -573,7 +598,9 @@ def _seconds(rule: Rule, values: Tensor, layout: Sequence[tuple[str, tuple[int, 
     """Return how long one aggregation takes; its rows are new each time, for rows remember their products."""
     stacks = [part.reshape(CLIENTS, *shape) for part, (_, shape) in zip(_split(values, layout), layout, strict=True)]
     rows = Rows.from_stacks(
-        [stack.flatten(1) for stack in stacks], layout=[Layer(name, torch.Size(shape)) for name, shape in layout], seed=0
+        [stack.flatten(1) for stack in stacks],
+        layout=[Layer(name, torch.Size(shape)) for name, shape in layout],
+        seed=0,
     )
     begun = time.perf_counter()
     rule(rows)
@@ -582,6 +609,12 @@ def _seconds(rule: Rule, values: Tensor, layout: Sequence[tuple[str, tuple[int, 
 
 def _split(values: Tensor, layout: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Tensor, ...]:
     return values.split_with_sizes([torch.Size(shape).numel() for _, shape in layout], 1)
+
+
+def waiting(league: League, rows: Sequence[Entry], on: Sequence[str]) -> int:
+    """Return how many groups `run_league` would run."""
+    texts = [(data, league.chosen(data, entry)) for data in on for entry in rows]
+    return sum(text is None or bool(league.missing(data, text, p)) for data, text in texts for p in PARTITIONS)
 
 
 def run_league(
@@ -628,8 +661,7 @@ def _run_entry(league: League, data: str, entry: Entry, folder: str) -> Iterator
     if league.chosen(data, entry) is None:
         league.choices[data, entry.key] = choose_for(data, entry.candidates, folder)
     rule = league.chosen(data, entry)
-    if rule is None:
-        raise ConfigurationError(f"league: {entry.key} has no candidate; name one with --rule")
+    assert rule is not None
     if rule not in league.costs:
         league.costs[rule] = measure_cost(rule)
     for partition in PARTITIONS:
