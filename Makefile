@@ -74,7 +74,7 @@ pages: $(READY)
 	for paper in experiments/papers/*.toml; do \
 	  $(BIN)/flwr-robust reproduce $$(basename $$paper .toml) --recorded --results docs/reproductions || exit 1; \
 	done
-	$(BIN)/flwr-robust league --page docs/league.md
+	$(BIN)/flwr-robust league --results experiments/recorded/red-team/league.json --page docs/league.md >/dev/null
 
 clean:
 	rm -rf $(VENV) $(PEERS) .venv-flwr build dist .mypy_cache .pytest_cache .ruff_cache

@@ -74,6 +74,7 @@ COVERED = {
     "audit/run.py": "audit/test_checkpoint.py",
     "audit/signing.py": "adversary/test_record.py",
     "cli/facts.py": "cli/test_components.py",
+    "cli/league.py": "redteam/test_league.py",
     "cli/redteam.py": "redteam/test_red_team.py",
     "cli/shared.py": "cli/test_main.py",
     "cli/studies.py": "studies/test_studies.py",

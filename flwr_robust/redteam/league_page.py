@@ -278,7 +278,7 @@ def _introduction() -> list[str]:
         f"Each row is a rule, alone or behind a pre-aggregator. It meets {len(attacks()) - 1} attacks by {ATTACKERS} "
         f"of {CLIENTS} clients, on four partitions, with three seeds. What counts is the worst case: for each seed the "
         f"lowest test accuracy over all attacks. The tables are sorted by its mean over the four partitions.",
-        f"This page is made from `{_PLACE}` by `flwr-robust league --page docs/league.md`.",
+        f"`make pages` makes this page from `{_PLACE}` alone.",
     )
 
 

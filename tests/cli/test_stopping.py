@@ -207,7 +207,7 @@ def test_sigterm_raises_only_inside_and_the_second_changes_nothing(capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
-@pytest.mark.parametrize("verb", ["run", "reproduce", "red-team", "demo"])
+@pytest.mark.parametrize("verb", ["run", "reproduce", "red-team", "league", "demo"])
 def test_every_verb_that_takes_long_ends_with_143(monkeypatch, verb, tmp_path):
     def stopped(*_arguments, **_options):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -215,12 +215,14 @@ def test_every_verb_that_takes_long_ends_with_143(monkeypatch, verb, tmp_path):
 
     monkeypatch.setattr("flwr_robust.studies.runner.run_study", stopped)
     monkeypatch.setattr("flwr_robust.redteam.run.red_team", stopped)
+    monkeypatch.setattr("flwr_robust.redteam.league.run_league", stopped)
     arguments = {
         "run": ["demo"],
         "reproduce": ["rfa"],
         "red-team": ["--defence", "krum(f=1)"],
+        "league": ["--run"],
         "demo": [],
     }[verb]
-    done = CliRunner().invoke(app, [verb, *arguments, "--results", str(tmp_path)])
+    done = CliRunner().invoke(app, [verb, *arguments, "--results", str(tmp_path / "new")])
     assert done.exit_code == 143
     assert "the same command continues from there" in done.stderr

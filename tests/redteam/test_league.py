@@ -83,16 +83,16 @@ def filled(rules, data="digits"):
 
 
 def test_every_rule_has_a_row_or_a_reason():
-    alone = {entry.candidates[0].partition("(")[0] for entry in entries() if not entry.before}
-    assert alone | {*without_entry()} >= {*aggregators.members()}
-    assert not alone & {*without_entry()}
-    assert {"fltrust", "monna"} <= {*without_entry()}
-    behind = {entry.text(entry.key) for entry in entries() if entry.before}
+    rows, reasons = entries(), without_entry()
+    alone = {entry.candidates[0].partition("(")[0] for entry in rows if not entry.before}
+    assert alone | {*reasons} >= {*aggregators.members()}
+    assert not alone & {*reasons}
+    assert {"fltrust", "monna"} <= {*reasons}
+    behind = {entry.text(entry.key) for entry in rows if entry.before}
     assert {f"{before} | mean()" for before in BEHIND} <= behind
-    for entry in entries():
+    for entry in rows:
         if not entry.before:
-            told = f"{entry.key} behind nnm or arc" in without_entry()
-            assert told != (f"{BEHIND[0]} | {entry.key}" in behind)
+            assert (f"{entry.key} behind nnm or arc" in reasons) != (f"{BEHIND[0]} | {entry.key}" in behind)
 
 
 def test_a_registered_rule_enters_by_itself(added):
@@ -267,7 +267,7 @@ def test_the_record_is_compact():
 def test_standings_agree_with_a_loop_over_the_record():
     document = json.loads(RECORD.read_text())
     rows = standings(read_league(), "digits")
-    assert len(rows) > 20
+    assert len(rows) >= 10
     for row in rows:
         per_seed = []
         for seed in range(len(SEEDS)):
@@ -351,6 +351,8 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(
         module, "run_group", lambda data, rule, partition, labels, folder: {label: made(0.99) for label in labels}
     )
+    monkeypatch.setattr(module, "measure_cost", lambda rule: 1.0)
+    monkeypatch.setattr(module, "circumstances", dict)
     monkeypatch.setattr(
         module, "choose_for", lambda data, texts, folder: Choice({t: (len(t) / 100, NONE) for t in texts})
     )
