@@ -10,14 +10,6 @@ w of ||m_w - mean||. The floor is the learning error that remains as training go
     any aggregator           Omega(delta^2 min{A^2, xi^2})      that does not know who is who
 
 The first two are upper bounds, the third holds for the worst data. All leave constants out.
-
-Cohorts: Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning", IEEE TSP 70 (2022), theorem 4. A
-server asks a cohort of m clients in each of T rounds; a share rho of all clients is corrupted. With a chance of at
-least 1 - delta, less than a share theta of every cohort shall be corrupted. For this Hoeffding's inequality gives
-
-    m >= log(T / delta) / (2 (theta - rho)^2)
-
-The numbers of corrupted clients in the cohorts are hypergeometric. So the least m is also known exactly.
 """
 
 from __future__ import annotations
@@ -32,12 +24,9 @@ __all__ = [
     "Advice",
     "advise",
     "centered_clipping_bound",
-    "cohort_bound",
-    "cohort_chance",
     "faba_bound",
     "floors",
     "known_bounds",
-    "least_cohort",
     "least_rho",
     "trimmed_mean_bound",
 ]
@@ -342,104 +331,3 @@ def advise(
     rules = sorted((rule for rule, bound in proven.items() if bound * xi < error), key=lambda rule: proven[rule])
     expected = "mean" if error <= least * xi else "robust" if rules else "open"
     return Advice(expected, xi, disturbance, delta, least, tuple(rules) if expected == "robust" else (), proven)
-
-
-def cohort_bound(rounds: int, failure: float, corrupted: float, theta: float = 0.5) -> int:
-    """Return the least integer m with m >= log(T / delta) / (2 (theta - rho)^2), of theorem 4 (Pillutla et al.).
-
-    Parameters
-    ----------
-    rounds : int
-        T; at least 1.
-    failure : float
-        delta: the chance that a cohort of some round may have too many corrupted clients; > 0 and < 1.
-    corrupted : float
-        rho: the share of corrupted clients; >= 0 and below theta.
-    theta : float
-        The share of a cohort that the rule cannot bear; at most 1/2, the breakdown point of the geometric median.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is outside its bounds.
-
-    Examples
-    --------
-    >>> cohort_bound(40, 0.05, 0.25), cohort_bound(40, 0.05, 0.01)
-    (54, 14)
-    """
-    check_integer("cohort_bound", "rounds", rounds, 1)
-    check_number("cohort_bound", "failure", failure, above=0, below=1)
-    check_number("cohort_bound", "theta", theta, above=0, maximum=0.5)
-    check_number("cohort_bound", "corrupted", corrupted, minimum=0, below=theta)
-    return math.ceil(math.log(rounds / failure) / (2 * (theta - corrupted) ** 2))
-
-
-def cohort_chance(rounds: int, cohort: int, clients: int, attackers: int, theta: float = 0.5) -> float:
-    """Return the chance that in some round a share theta of the cohort or more is corrupted.
-
-    Cohorts are drawn without replacement, and independently of each other: 1 - P(X < theta m)^T, X hypergeometric.
-
-    Parameters
-    ----------
-    rounds : int
-        T; at least 1.
-    cohort : int
-        m, the number of clients asked in a round; at least 1, and at most ``clients``.
-    clients, attackers : int
-        The numbers of all and of corrupted clients.
-    theta : float
-        The share; > 0 and at most 1.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is outside its bounds.
-
-    Examples
-    --------
-    >>> round(cohort_chance(1, 2, 4, 1, theta=0.5), 6)
-    0.5
-    """
-    check_integer("cohort_chance", "rounds", rounds, 1)
-    check_integer("cohort_chance", "clients", clients, 1)
-    check_integer("cohort_chance", "cohort", cohort, 1)
-    check_integer("cohort_chance", "attackers", attackers, 0)
-    for name, number in (("cohort", cohort), ("attackers", attackers)):
-        if number > clients:
-            raise ConfigurationError(
-                f"cohort_chance: {name} must be at most clients={clients}; got {number}: they are among the clients"
-            )
-    check_number("cohort_chance", "theta", theta, above=0, maximum=1)
-    few = [k for k in range(min(cohort, attackers) + 1) if k < theta * cohort - 1e-9]
-    ways = sum(math.comb(attackers, k) * math.comb(clients - attackers, cohort - k) for k in few)
-    return 1.0 - (ways / math.comb(clients, cohort)) ** rounds
-
-
-def least_cohort(rounds: int, failure: float, clients: int, attackers: int, theta: float = 0.5) -> int | None:
-    """Return the least m from which on `cohort_chance` stays at or below delta; None if no m does.
-
-    Parameters
-    ----------
-    rounds, failure, theta
-        As for `cohort_bound`.
-    clients, attackers
-        As for `cohort_chance`.
-
-    Raises
-    ------
-    ConfigurationError
-        If a parameter is outside its bounds.
-
-    Examples
-    --------
-    >>> least_cohort(40, 0.05, 100, 25)
-    25
-    """
-    check_number("least_cohort", "failure", failure, above=0, below=1)
-    found = None
-    for cohort in range(clients, 0, -1):
-        if cohort_chance(rounds, cohort, clients, attackers, theta) > failure:
-            break
-        found = cohort
-    return found

@@ -1,17 +1,18 @@
 """How many attackers a round asks where it asks a part of the clients, beside the number that theory wants asked.
 
-A rule bears less than half of a cohort, the clients that a round asks. `flwr_robust.diagnostics.cohort_bound` is the
-number that theorem 4 of Pillutla et al. (IEEE TSP 2022) asks for, `least_cohort` the least one that is enough. Beside
-them stand the cohorts of the study's own runs, drawn again from their seeds. Clients count alike: where the corrupted
-hold less data than others, a rule that weights by samples gives them a smaller share.
+A rule bears less than half of a cohort, the clients that a round asks. `flwr_robust.diagnostics.planning` has the
+number that theorem 4 of Pillutla et al. (IEEE TSP 2022) asks for, and the exact chances. Beside them stand the cohorts
+of the study's own runs, drawn again from their seeds. Clients count alike. Where the corrupted hold less data than
+others, a rule that weights by samples gives them a smaller share.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flwr_robust.diagnostics import cohort_bound, cohort_chance, least_cohort
+from flwr_robust.diagnostics.planning import chances, hoeffding_sample, in_some_round
 from flwr_robust.protocol.rounds import sample_clients
 from flwr_robust.runs.config import RunConfig
 from flwr_robust.studies.study import Study
@@ -79,8 +80,8 @@ def cohorts(study: Study, labels: Mapping[str, str]) -> Cohorts | None:
 
 def _row(column: str, setting: tuple[int, ...], failure: float, runs: list[RunConfig]) -> tuple[str, ...]:
     clients, attackers, cohort, rounds = setting
-    share, exact = attackers / clients, least_cohort(rounds, failure, clients, attackers, _THETA)
-    bound = cohort_bound(rounds, failure, share, _THETA) if share < _THETA else None
+    share, exact = attackers / clients, _least(clients, attackers, rounds, failure)
+    bound = hoeffding_sample(share, _THETA, rounds, failure)
     counts = [
         len({*sample_clients(config.seed, "train", at, clients, cohort)} & {*config.attackers_in(at)})
         for config in runs
@@ -93,7 +94,23 @@ def _row(column: str, setting: tuple[int, ...], failure: float, runs: list[RunCo
         "none" if bound is None else f"{bound}" if bound <= clients else f"{bound}, more than there are",
         "none" if exact is None else str(exact),
         str(cohort),
-        f"{cohort_chance(rounds, cohort, clients, attackers, _THETA):.2g}",
+        f"{_chance(clients, attackers, cohort, rounds):.2g}",
         f"{max(counts)} of {cohort}",
         f"{many} of {len(counts)}",
     )
+
+
+def _chance(clients: int, attackers: int, cohort: int, rounds: int) -> float:
+    """Return the chance that in some round half of the cohort or more is corrupted."""
+    most = math.ceil(_THETA * cohort) - 1  # fewer than half
+    return in_some_round(chances(clients, attackers, cohort)[most], rounds)
+
+
+def _least(clients: int, attackers: int, rounds: int, failure: float) -> int | None:
+    """Return the least cohort from which on the chance is at most so much; None if no cohort is enough."""
+    found = None
+    for cohort in range(clients, 0, -1):
+        if _chance(clients, attackers, cohort, rounds) > failure:
+            break
+        found = cohort
+    return found

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
-from flwr_robust.diagnostics import cohort_bound, cohort_chance, least_cohort
+from flwr_robust.diagnostics.planning import hoeffding_sample
 from flwr_robust.errors import ConfigurationError
-from flwr_robust.studies.cohorts import cohorts
+from flwr_robust.studies.cohorts import _least, cohorts
 from flwr_robust.studies.sheets import Section, sheets
 from flwr_robust.studies.study import load_study
 
@@ -39,36 +37,32 @@ def study_of(tmp_path, fraction=0.25, cohorts="cohorts = 0.1"):
     return load_study(str(path))
 
 
-def test_the_chance_is_that_of_drawn_cohorts():
+@pytest.mark.parametrize(("clients", "attackers"), [(100, 25), (100, 1), (40, 10)])
+def test_the_exact_number_is_the_least_that_drawn_cohorts_bear(clients, attackers):
     draw = np.random.default_rng(0)
-    met = sum(any((draw.permutation(20)[:6] < 5).sum() >= 3 for _ in range(4)) for _ in range(4000)) / 4000
-    assert cohort_chance(4, 6, 20, 5) == pytest.approx(met, abs=0.03)
-    assert cohort_chance(4, 20, 20, 10) == 1
-    assert cohort_chance(4, 20, 20, 9) == 0
 
+    def failing(cohort):
+        runs = [
+            any(2 * (draw.permutation(clients)[:cohort] < attackers).sum() >= cohort for _ in range(10))
+            for _ in range(600)
+        ]
+        return sum(runs) / len(runs)
 
-@pytest.mark.parametrize(("clients", "attackers"), [(100, 25), (100, 1), (1000, 100), (40, 19)])
-def test_the_bound_is_enough_and_the_exact_number_is_the_least(clients, attackers):
-    exact, bound = least_cohort(50, 0.05, clients, attackers), cohort_bound(50, 0.05, attackers / clients)
-    assert exact <= min(bound, clients)
-    assert cohort_chance(50, exact, clients, attackers) <= 0.05
-    assert exact == 1 or cohort_chance(50, exact - 1, clients, attackers) > 0.05
-    assert bound - 1 < math.log(50 / 0.05) / (2 * (0.5 - attackers / clients) ** 2) <= bound
+    exact = _least(clients, attackers, 10, 0.1)
+    assert exact <= hoeffding_sample(attackers / clients, 0.5, 10, 0.1)
+    assert failing(exact) < 0.15
+    assert exact == 1 or failing(exact - 1) > 0.08
 
 
 def test_no_cohort_is_enough_if_half_are_corrupted():
-    assert least_cohort(10, 0.05, 10, 5) is None
-    with pytest.raises(ConfigurationError, match=r"corrupted must be .* < 0\.5; got"):
-        cohort_bound(10, 0.05, 0.5)
-    with pytest.raises(ConfigurationError, match="attackers must be at most clients=10; got 11"):
-        cohort_chance(1, 2, 10, 11)
+    assert _least(10, 5, 10, 0.05) is None
 
 
 def test_the_table_counts_the_attackers_of_the_cohorts_of_the_runs(tmp_path):
     study = study_of(tmp_path)
     found = cohorts(study, {})
     quarter, most = found.rows
-    bound, exact = cohort_bound(30, 0.1, 0.25), least_cohort(30, 0.1, 40, 10)
+    bound, exact = hoeffding_sample(0.25, 0.5, 30, 0.1), _least(40, 10, 30, 0.1)
     assert quarter[:5] == ("a quarter", "0.25", f"{bound}, more than there are", str(exact), "10")
     assert most[:4] == ("three quarters", "0.75", "none", "none")
     counts = []
