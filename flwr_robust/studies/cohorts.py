@@ -63,7 +63,7 @@ def cohorts(study: Study, labels: Mapping[str, str]) -> Cohorts | None:
     rows = tuple(_row(column, setting, failure, list(runs.values())) for (column, setting), runs in found.items())
     caption = (
         f"Cohorts: how many clients a round must ask, such that with a chance of {1 - failure:g} in no round half of "
-        "the asked are corrupted; and what the draws of these runs gave"
+        "the asked are corrupted; and what the draws of the study's seeds give"
     )
     columns = (
         study.columns,
