@@ -164,6 +164,11 @@ def test_floors_stand_on_the_axes_of_the_measured_gradient():
         order = ("any", "mean", "faba", "trimmed_mean", "centered_clipping")
         assert values == pytest.approx([point["gradient2"], *(known[key] for key in order)])
     assert figure.axes[0].get_yscale() == "log"
+    figure.canvas.draw()
+    low, high = figure.axes[0].get_ylim()
+    ticks = [float(text.get_text()) for text in figure.axes[0].get_yticklabels() if text.get_text()]
+    assert high > 1000 * low
+    assert sum(low <= tick <= high for tick in ticks) >= 2
     without = {name: {k: v for k, v in point.items() if k != "gradient2"} for name, point in points.items()}
     assert len(floor_curves(diagnosed(without)).axes[0].lines) == 5  # older results hold no gradient
     with pytest.raises(ConfigurationError, match="floors need curves with xi and A; got none"):
