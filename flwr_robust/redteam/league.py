@@ -400,7 +400,7 @@ class League:
     choices : dict
         The choices, by data set and key of the entry.
     costs : dict
-        Milliseconds per aggregation, by rule.
+        Milliseconds of CPU time per aggregation, by rule.
     where : dict
         When and where the last group was run.
     """
@@ -582,14 +582,14 @@ def choose_for(data: str, candidates: Sequence[str], folder: str = "") -> Choice
 
 
 def measure_cost(rule: str) -> float:
-    """Return the milliseconds of an aggregation of `CLIENTS` rows of `SIZE` numbers on one thread: the least of 5."""
+    """Return the milliseconds of CPU time of an aggregation of `CLIENTS` rows of `SIZE` numbers: the least of 7."""
     values = torch.randn(CLIENTS, SIZE, generator=torch_generator(0, "cost"))
     values[-ATTACKERS:] *= 3
     parsed, threads = parse(rule), torch.get_num_threads()
     layout = [("0.weight", (10, SIZE // 10 - 1)), ("0.bias", (10,))]
     torch.set_num_threads(1)
     try:
-        return round(1e3 * min(_seconds(parsed, values, layout) for _ in range(5)), 2)
+        return round(1e3 * min(_seconds(parsed, values, layout) for _ in range(7)), 2)
     finally:
         torch.set_num_threads(threads)
 
@@ -602,9 +602,9 @@ def _seconds(rule: Rule, values: Tensor, layout: Sequence[tuple[str, tuple[int, 
         layout=[Layer(name, torch.Size(shape)) for name, shape in layout],
         seed=0,
     )
-    begun = time.perf_counter()
+    begun = time.process_time()  # not the wall clock, for other programs may run beside it
     rule(rows)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def _split(values: Tensor, layout: Sequence[tuple[str, tuple[int, ...]]]) -> tuple[Tensor, ...]:

@@ -401,8 +401,7 @@ def _terms() -> list[str]:
             f"{SEARCHES} strengths in a round."
         ),
         _item(
-            f"Cost: the least of five aggregations of {CLIENTS} rows of {SIZE:,} numbers on one thread, on a machine "
-            f"that was also doing other work."
+            f"Cost: the CPU time of an aggregation of {CLIENTS} rows of {SIZE:,} numbers on one thread, the least of 7."
         ),
         _item(
             f"{TERMS['rounds']} rounds are a short training, and a linear model is an easy one. With longer runs and "
