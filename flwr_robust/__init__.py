@@ -28,6 +28,7 @@ from flwr_robust.errors import (
 )
 
 if TYPE_CHECKING:
+    from flwr_robust.certificates.certificate import Certificate, certify
     from flwr_robust.core.call import aggregate
     from flwr_robust.core.pipeline import Pipeline, parse
     from flwr_robust.core.rows import Layer, Rows
@@ -43,6 +44,7 @@ TESTED_FLWR = ("1.32", "1.42")
 __all__ = [
     "TESTED_FLWR",
     "Aggregate",
+    "Certificate",
     "ConfigurationError",
     "DataUnavailableError",
     "FlwrRobustError",
@@ -62,12 +64,14 @@ __all__ = [
     "__version__",
     "aggregate",
     "aggregate_sharded",
+    "certify",
     "parse",
     "plan",
 ]
 
 # What needs torch is imported when it is first asked for: `flwr-robust --help` does without it.
 _MODULES = {
+    "flwr_robust.certificates.certificate": ("Certificate", "certify"),
     "flwr_robust.core.call": ("aggregate",),
     "flwr_robust.core.pipeline": ("Pipeline", "parse"),
     "flwr_robust.core.rows": ("Layer", "Rows"),

@@ -19,7 +19,7 @@ FLOORS = [
     "core",
     "protocol",
     "aggregators, preaggregators, attacks, diagnostics, tasks",
-    "audit",
+    "audit, certificates",
     "flower, runs",
     "app",
     "studies",

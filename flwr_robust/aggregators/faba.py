@@ -18,12 +18,14 @@ of the weight. If f rows at one far place held more, the mean would lie nearer t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import torch
 
 from flwr_robust.core.fields import Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
@@ -52,6 +54,12 @@ class FABA(WeightedRule):
     clamp: Annotated[float, Number(minimum=1)] = 2.0
     most: Annotated[float | None, Number(above=0, below=1)] = None
     pairwise: ClassVar[bool] = True
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the bound of rho for the declared f below n / 3 and equal weights."""
+        if f != self.f or self.weighted or 3 * f >= n:
+            return ()
+        return (Bound("rho", 2 * f / (n - 3 * f), "Peng et al., JMLR 2025: 2 delta / (1 - 3 delta)"),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Remove f rows, then average."""

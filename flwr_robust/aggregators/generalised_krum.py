@@ -17,15 +17,16 @@ Condition: n >= 2f + 3.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.krum import krum_scores, lowest
+from flwr_robust.aggregators.krum import krum_kappa, krum_scores, lowest
 from flwr_robust.core.fields import Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 
@@ -86,6 +87,12 @@ class GeneralisedKrum(Rule):
     def isometric(self) -> bool:
         """Return True for p = 2 only: other norms do not come from inner products."""
         return self.p == 2
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return Krum's bound for p = 2."""
+        if f != self.f or self.p != 2:
+            return ()
+        return (Bound("kappa", krum_kappa(n, f), "proven in flwr_robust.aggregators.krum"),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Choose the row of the lowest score."""

@@ -9,6 +9,9 @@ point z be no greater than that at an honest row x. Then z lies near x, whatever
 
     ||z - x|| <= 2 / (n - 2f) * sum over honest rows j of ||x_j - x||
 
+For x the honest mean in place of a row, the same argument gives kappa <= 4 ((n - f) / (n - 2f))^2 for the minimum, as
+in Allouah et al. (AISTATS 2023).
+
 This holds for the medoid itself, and so after any number of steps. ``iterations`` stops after so many.
 
 Pillutla, Kakade, Harchaoui, "Robust aggregation for federated learning" (RFA), IEEE TSP 70 (2022), take 3 to 5 smoothed
@@ -42,6 +45,7 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Choice, Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, Case, Outcome, State, WeightedRule, aggregators
 from flwr_robust.errors import ConfigurationError
@@ -115,6 +119,13 @@ class GeometricMedian(WeightedRule):
             f"geometric_median: {self.iterations} smoothed steps from the mean do not bound what a far row moves: "
             f"leave out start='mean', unless published results are to be repeated"
         )
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the bound of kappa for the minimum and equal weights."""
+        if self.weighted or self.iterations is not None or 2 * f >= n:
+            return ()
+        value = 4 * ((n - f) / (n - 2 * f)) ** 2
+        return (Bound("kappa", value, "Allouah et al., AISTATS 2023; flwr_robust.aggregators.geometric_median"),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Search the point of least summed distance, or take smoothed steps."""

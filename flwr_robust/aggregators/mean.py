@@ -14,10 +14,13 @@ Condition: n >= 1; with ``most``, n >= 1 / most.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from flwr_robust.core.fields import Flag, Number
+from flwr_robust.core.guarantees import MEASURES, Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
@@ -50,6 +53,14 @@ class Mean(WeightedRule):
     def tolerated(self, n: int, asked: int) -> int:
         """Return n - 1: one finite row is enough."""
         return n - 1
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return infinity for every measure if a row is faulty: it moves the mean without bound."""
+        return [
+            Bound(measure, math.inf, "a single row moves the mean without bound", exact=True)
+            for measure in MEASURES
+            if f
+        ]
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the rows."""

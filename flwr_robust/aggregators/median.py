@@ -9,6 +9,13 @@ weights are those of `mean(weighted=True)`: a client can lie about its number of
 ``clamp`` times the median client's, and with ``most`` no more than that share. Yin, Chen, Kannan, Bartlett,
 "Byzantine-robust distributed learning: towards optimal statistical rates" (ICML 2018).
 
+Worst case: the median drops t = floor((n - 1) / 2) values per side, so `trimmed_mean` holds the proof. With f of n rows
+faulty, kappa is exactly
+
+    kappa = (n - 1) / (n + 1 - 2f) for odd n,   (n - 2) / (n + 2 - 2f) for even n
+
+The bound of Allouah et al. (AISTATS 2023) is 4 ((n - f) / (n - 2f))^2.
+
 Condition: n >= 2f + 1; weighted, n > (1 + clamp) f. Then f clients that lie hold less than half of the weight, if
 honest clients have equal numbers of examples. A round in which the f heaviest hold half of it is infeasible. With
 ``most`` below 1/2 they never do, and n >= f / most is enough. The rule itself does not use f: it tolerates
@@ -17,14 +24,16 @@ floor((n - 1) / 2) faulty rows if none lies about its number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from flwr_robust.aggregators.trimmed_mean import trim
+from flwr_robust.aggregators.trimmed_mean import trim, trimmed_kappa
 from flwr_robust.core.fields import Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
@@ -73,6 +82,13 @@ class Median(WeightedRule):
     def isometric(self) -> bool:
         """Return False: the rule looks at single coordinates."""
         return False
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the exact kappa for equal weights."""
+        if self.weighted:
+            return ()
+        value = trimmed_kappa(n, f, (n - 1) // 2)
+        return (Bound("kappa", value, "closed form, in flwr_robust.aggregators.median", exact=True),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Take the median of every column."""

@@ -14,6 +14,11 @@ that occur.
 Convention: "lowest indices" means the subset that comes first in lexicographic order. Several subsets may share their
 diameter, so the order of the rows can matter.
 
+Proven: lambda <= (2f / (n - f))^2, for f declared and real (Farhadkhani et al., ICML 2022, unsquared). S and the honest
+set H both have n - f rows, and share at least n - 2f >= 1. Pair the at most f rows of S that are not in H with those of
+H that are not in S. By way of a common row the two of a pair are at most the diameter of S plus that of H apart. The
+diameter of S is no larger than that of H.
+
 Condition: n >= 2f + 1. Every step of the search looks at no more than 2^f subsets; above ``maximum_subsets`` the
 rule refuses.
 """
@@ -28,6 +33,7 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Integer
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, Rule, State, aggregators
 
@@ -118,6 +124,13 @@ class MinimumDiameter(Rule):
                 f"or take a rule without a search, such as faba"
             )
         return None
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the bound of lambda for the declared f."""
+        if f != self.f or 2 * f >= n:
+            return ()
+        source = "Farhadkhani et al., ICML 2022; flwr_robust.aggregators.minimum_diameter"
+        return (Bound("lambda", (2 * f / (n - f)) ** 2, source),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Search the subset, then average it."""

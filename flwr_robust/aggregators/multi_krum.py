@@ -12,11 +12,24 @@ numbers b_i are bounded here: `flwr_robust.core.weighing`. ``clamp=1e9`` lifts t
 scores, they cannot make a row near others. No publication weighs scores. `krum` has no weights at all, for it averages
 nothing. In a weighted score a client that claims much would be a crowd of its own.
 
+Proven here for the paper's scores, equal weights and m = n - f, with h and q as in `krum`:
+
+    kappa <= (sqrt(f / h) + sqrt(2 f (h - 2) / (q (h - 1))) + (f / h) sqrt((f + 1) / q))^2
+
+Let K be the rows chosen, s and m_H as in `krum`. Then h (value - m_H) is the sum of x_k - m_H over K without the honest
+rows, less the sum of x_j - m_H over the honest rows that are not in K. Both have at most f terms. The second sum is at
+most sqrt(f h) s long. As in `krum`, a faulty row's distance from m_H is at most sqrt(score / q) + sqrt((f + 1) / q) s.
+The h lowest scores sum to no more than the h honest ones, 2 h^2 s^2 (h - 2) / (h - 1), so f of them have square roots
+of sum at most sqrt(f) times the square root of that. Bareilles, Bouaziz, Fageot, El Mhamdi (arXiv 2602.03899) bound the
+rule in another way.
+
 Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`; with ``most``, n >= f / most.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -24,6 +37,7 @@ import torch
 
 from flwr_robust.aggregators.krum import VARIANTS, krum_needs, krum_scores, lowest
 from flwr_robust.core.fields import Choice, Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 
@@ -73,6 +87,14 @@ class MultiKrum(WeightedRule):
     def lever(self) -> str:
         """Return the field that sets the smallest n."""
         return "m" if self.m is not None and self.m == self.needs(0)[0] else super().lever()
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the bound of kappa for the declared f, the paper's scores, equal weights and m = n - f."""
+        h, q = n - f, n - 2 * f - 1
+        if f != self.f or self.variant != "paper" or self.weighted or self.m not in (None, h) or q < 1 or h < 3:
+            return ()
+        drawn_in = math.sqrt(2 * f * (h - 2) / (q * (h - 1))) + f / h * math.sqrt((f + 1) / q)
+        return (Bound("kappa", (math.sqrt(f / h) + drawn_in) ** 2, "proven in flwr_robust.aggregators.multi_krum"),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Average the rows of the m lowest scores."""

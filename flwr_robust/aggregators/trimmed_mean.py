@@ -11,6 +11,19 @@ bounds the share of the f heaviest rows before values are dropped. Of equal valu
 count as the smaller. Yin, Chen, Kannan, Bartlett (ICML 2018). Under label poisoning rho = 3 delta / (1 - 2 delta)
 min{sqrt(D), sqrt(R)}: Peng et al., JMLR 26 (2025).
 
+Worst case: let t values be dropped per side, and f <= t of n rows be faulty, h = n - f. Then kappa
+(`flwr_robust.core.guarantees`) is exactly
+
+    kappa = t / (n - f - t),   for t = f: f / (n - 2f)
+
+No rule has a smaller kappa than f / (n - 2f): Allouah et al. (AISTATS 2023). So with t = f the rule is optimal; the
+bound published there is 6 f / (n - 2f) (1 + f / (n - 2f)). Proof. Both sides of the inequality are sums over
+coordinates, so let d = 1. The value rises with every x_i. So it is largest if the faulty values are largest, and then
+it is the mean of the honest values of ranks t, ..., n - t - 1. The honest values of ranks t, ..., h - 1 have no smaller
+a mean. These are a set of h - t honest values. A mean of h - t out of h values is at most sqrt(t / (h - t)) standard
+deviations from the mean of all. Values below the mean are treated alike. It is reached: t honest values are 0, all
+others 1. Chen, Zhang, Huang (arXiv 2510.04432) prove that no rule that declares t does better in order.
+
 Condition: n >= 2f + 1; with a fraction, fraction * n >= 1; with ``most``, n >= f / most.
 """
 
@@ -18,6 +31,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -25,11 +39,23 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Aggregate, Case, State, WeightedRule, aggregators
 from flwr_robust.errors import ConfigurationError
 
-__all__ = ["TrimmedMean", "trim", "weighted_trim"]
+__all__ = ["TrimmedMean", "trim", "trimmed_kappa", "weighted_trim"]
+
+
+def trimmed_kappa(n: int, f: int, t: int) -> float:
+    """Return t / (n - f - t), the kappa of a trimmed mean that drops t per side; infinity where f > t.
+
+    Examples
+    --------
+    >>> trimmed_kappa(20, 4, 4), trimmed_kappa(20, 5, 4)
+    (0.3333333333333333, inf)
+    """
+    return t / (n - f - t) if f <= t else math.inf
 
 
 def trim(rows: Rows, f: int) -> Aggregate:
@@ -112,6 +138,13 @@ class TrimmedMean(WeightedRule):
     def isometric(self) -> bool:
         """Return False: the rule looks at single coordinates."""
         return False
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return the exact kappa for equal weights."""
+        if self.weighted:
+            return ()
+        value = trimmed_kappa(n, f, self.declared(n))
+        return (Bound("kappa", value, "closed form, proven in flwr_robust.aggregators.trimmed_mean", exact=True),)
 
     def combine(self, rows: Rows, state: State) -> tuple[Aggregate, State]:
         """Trim every column."""

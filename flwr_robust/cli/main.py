@@ -31,6 +31,7 @@ _PROVE, _INCIDENT = "Prove and take back", "After an incident"
 app.command("list", rich_help_panel=_LOOK_UP)(components.list_command)
 app.command("describe", rich_help_panel=_LOOK_UP)(components.describe_command)
 app.command("doctor", rich_help_panel=_LOOK_UP)(doctor.doctor_command)
+app.command("certify", rich_help_panel=_KNOW)(guarantees.certify_command)
 app.command("plan", rich_help_panel=_KNOW)(guarantees.plan_command)
 app.command("demo", rich_help_panel=_STUDY)(studies.demo_command)
 app.command("run", rich_help_panel=_STUDY)(studies.run_command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.rule import Aggregate, PreAggregator, Rule, State, aggregators, joined, part, preaggregators
 from flwr_robust.core.spec import Component, parse_chain
@@ -105,6 +107,15 @@ class Pipeline(Rule):
     def tolerated(self, n: int, asked: int) -> int:
         """Return what the final rule tolerates."""
         return self.rule.tolerated(n, asked)
+
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return what is proven of all parts together, as far as each step keeps the number of rows."""
+        if any(stage.rows_out(n) != n for stage in self.stages):
+            return ()
+        found: Sequence[Bound] = [bound for bound in self.rule.bounds(n, f) if math.isfinite(bound.value)]
+        for stage in reversed(self.stages):
+            found = stage.bounds(n, f, found)
+        return found
 
     def reduced(self, k: int, asked: int) -> Rule:
         """Reduce every stage and the rule."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic
 import torch
 from torch import Tensor
 
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Layer, Rows
 from flwr_robust.core.spec import Component, Registry
 from flwr_robust.core.weighing import Weighing, check_most
@@ -291,6 +292,10 @@ class Rule(Component, ABC):
         """Say in one sentence what a user should know before n rows of these arrays come, or return None."""
         return None
 
+    def bounds(self, n: int, f: int) -> Sequence[Bound]:
+        """Return what is proven of the error if f of n rows are faulty; nothing where no theorem is known."""
+        return ()
+
     def init(self) -> State:
         """Return the state before the first call."""
         return {}
@@ -440,6 +445,18 @@ class PreAggregator(Component, ABC):
     def rows_out(self, n: int) -> int:
         """Return how many rows come out of n."""
         return n
+
+    def bounds(self, n: int, f: int, following: Sequence[Bound]) -> Sequence[Bound]:
+        """Return what is proven of this step and a rule behind it, given what is proven of the rule alone.
+
+        Parameters
+        ----------
+        n, f : int
+            Number of rows that come in, and of faulty ones among them.
+        following : sequence of Bound
+            Of the rule, for as many rows and faulty ones.
+        """
+        return ()
 
     def reduced(self, k: int) -> PreAggregator:
         """Return the step for the rows left when k faulty ones have been left out."""

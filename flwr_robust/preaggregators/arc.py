@@ -4,6 +4,7 @@
 
 f: declared number of faulty rows. Allouah, Guerraoui, Gupta, Jellouli, Rizk, Stephan, "Adaptive gradient clipping for
 robust federated learning" (ICLR 2025): unlike a fixed radius, c keeps the guarantee of the rule that follows.
+Its kappa grows by no more than 2 f / (n - 2f).
 
 Convention: norms are taken from the origin, that is, relative to the model that was sent. k is computed in integers.
 
@@ -12,7 +13,7 @@ Condition: n >= 2f + 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Integer
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
 
@@ -38,6 +40,13 @@ class ARC(PreAggregator):
     """
 
     f: Annotated[int, Integer(minimum=0)]
+
+    def bounds(self, n: int, f: int, following: Sequence[Bound]) -> Sequence[Bound]:
+        """Return kappa + 2 f / (n - 2f) for the declared f."""
+        if f != self.f or 2 * f >= n:
+            return ()
+        more, source = 2 * f / (n - 2 * f), "Allouah et al., ICLR 2025, for arc before: "
+        return [Bound("kappa", b.value + more, source + b.source) for b in following if b.measure == "kappa"]
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Scale the rows."""

@@ -6,6 +6,8 @@ f: declared number of faulty rows. Allouah, Farhadkhani, Guerraoui, Gupta, Pinot
 for optimal Byzantine ML under heterogeneity" (AISTATS 2023): with it before the rule, the honest rows' variance costs a
 rule no more than the share of faulty rows makes unavoidable.
 
+With a rule of known kappa behind it, f declared and real: kappa' <= 8 f / (n - f) (kappa + 1).
+
 Convention: row i is always among its own neighbours, even if more than n - f rows equal it. Other ties go to the lowest
 index.
 
@@ -24,7 +26,7 @@ Condition: n >= 2f + 1. Weighted, n > (1 + clamp) f, or n >= f / most, and phi <
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -32,6 +34,7 @@ import torch
 from torch import Tensor
 
 from flwr_robust.core.fields import Flag, Integer, Number
+from flwr_robust.core.guarantees import Bound
 from flwr_robust.core.rows import Rows
 from flwr_robust.core.rule import Case, PreAggregator, State, preaggregators
 from flwr_robust.core.weighing import Weighing
@@ -67,6 +70,13 @@ class NNM(PreAggregator):
     def weighing(self) -> Weighing:
         """Return how rows count."""
         return Weighing(self.name, self.weighted, self.clamp, self.most, self.f)
+
+    def bounds(self, n: int, f: int, following: Sequence[Bound]) -> Sequence[Bound]:
+        """Return 8 f / (n - f) (kappa + 1) for the declared f and equal weights."""
+        if f != self.f or self.weighted:
+            return ()
+        factor, source = 8 * f / (n - f), "Allouah et al., AISTATS 2023, for nnm before: "
+        return [Bound("kappa", factor * (b.value + 1), source + b.source) for b in following if b.measure == "kappa"]
 
     def matrix(self, rows: Rows, state: State) -> tuple[Tensor, Mapping[str, Any], State]:
         """Average neighbours."""

@@ -1,10 +1,14 @@
-"""Pictures of what may be relied on before a run: plans of samples."""
+"""Pictures of what may be relied on before a run: plans of samples, and certificates of rules."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+from flwr_robust.certificates.certificate import Certificate
 from flwr_robust.diagnostics.planning import Plan, bounds_of_f
 from flwr_robust.errors import extra
-from flwr_robust.studies.canvas import PAGE, finish, styled
+from flwr_robust.studies.canvas import PAGE, finish, fold, styled
 
 with extra("studies"):
     import matplotlib
@@ -13,7 +17,7 @@ with extra("studies"):
     from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
 
-__all__ = ["plan_figure"]
+__all__ = ["certificates_figure", "plan_figure"]
 
 _POINTS = 200  # samples that are looked at
 
@@ -50,4 +54,40 @@ def plan_figure(found: Plan, width: float = PAGE) -> Figure:
             f"condition: {found.rule or 'n >= 2f + 1'}"
         )
         finish(figure, said, legend)
+    return figure
+
+
+def certificates_figure(certificates: Sequence[Certificate], width: float = PAGE) -> Figure:
+    """Draw what was found of each rule, up to what is proven; unbounded rules have an arrow.
+
+    Parameters
+    ----------
+    certificates : sequence of Certificate
+        Of one measure, n and f; at least one. The smallest found value comes first.
+    width : float
+        In inches.
+    """
+    ordered = sorted(certificates, key=lambda each: (each.found, str(each.rule)))
+    finite = [x for each in ordered for x in (each.found, each.proven or 0.0) if 0 < x < math.inf]
+    one = ordered[0]
+    low, high = min([one.lower or 1.0, *finite]) / 1.5, 3 * max([one.lower or 1.0, *finite])
+    with styled():
+        figure, axis = plt.subplots(figsize=(width, 0.5 + 0.17 * len(ordered)), layout="constrained")
+        legend = {"no rule has less": axis.axvline(one.lower, color="0.4", ls=":")} if one.lower > 0 else {}
+        for place, each in enumerate(reversed(ordered)):
+            if math.isinf(each.found):
+                legend["unbounded"] = axis.plot([low, high], [place, place], ">-", color="#d55e00", ms=4, lw=0.6)[0]
+                continue
+            top = each.proven
+            if top is not None and math.isfinite(top):
+                legend["proven"] = axis.plot([each.found, top], [place, place], "|-", color="#0072b2", ms=6, lw=1.2)[0]
+            legend["found"] = axis.plot([max(each.found, low)], [place], "o", color="black", ms=3)[0]
+        axis.set_yticks(range(len(ordered)), [fold(str(each.rule), 60) for each in reversed(ordered)])
+        axis.set_xscale("log")
+        axis.set_xlim(low, high)
+        axis.set_xlabel(one.measure)
+        axis.spines[["top", "right"]].set_visible(False)
+        finish(
+            figure, f"n = {one.n}, f = {one.f}; the worst case lies between what was found and what is proven", legend
+        )
     return figure

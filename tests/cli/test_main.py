@@ -22,7 +22,7 @@ from tests.audit_runs import make
 ROOT = Path(__file__).resolve().parents[2]
 VERBS = [
     *(["list"], ["describe"], ["doctor"], ["demo"], ["run"], ["report"], ["record"], ["reproduce"], ["diagnose"]),
-    *(["plan"], ["red-team"], ["red-team", "compare"], ["league"], ["card"], ["rollback"]),
+    *(["certify"], ["plan"], ["red-team"], ["red-team", "compare"], ["league"], ["card"], ["rollback"]),
     *(["audit"], ["audit", "verify"], ["audit", "show"], ["audit", "clients"]),
 ]
 HEAVY = {"torch", "numpy", "numba", "flwr", "ray", "matplotlib", "sklearn", "torchvision", "scipy", "jinja2", "psutil"}
