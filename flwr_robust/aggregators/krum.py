@@ -20,11 +20,12 @@ Proven here for the paper's variant, f of n rows being faulty, h = n - f and q =
     kappa <= (sqrt(2 h (h - 2) / (q (h - 1))) + sqrt((f + 1) / q))^2
 
 Let s^2 be the honest rows' mean squared distance from their mean m_H. The pairs of honest rows have squared distances
-of sum 2 h^2 s^2. So the mean honest score, of h - 2 out of h - 1 others, is at most 2 h s^2 (h - 2) / (h - 1), and the
-lowest score is no higher. The n - f - 2 rows nearest to row k hold at least q - 1 honest ones, q if k is faulty. With k
-itself, if honest, there is a set T of q honest rows whose squared distances from x_k sum to no more than the score. So
-x_k is no farther from the mean of T than sqrt(score / q). The mean of q of h rows is at most sqrt((h - q) / q) s from
-m_H, and h - q = f + 1. Allouah et al. (AISTATS 2023) have 6 (1 + f / (n - 2f)) for another number of neighbours.
+of sum 2 h^2 s^2. A score is of h - 2 out of h - 1 others. So the mean honest score is at most 2 h s^2 (h - 2) / (h -
+1). The lowest score is no higher. The n - f - 2 rows nearest to row k hold at least q - 1 honest ones, q if k is
+faulty. If k is honest it counts itself. So there is a set T of q honest rows whose squared distances from x_k sum to no
+more than the score. So x_k is no farther from the mean of T than sqrt(score / q). The mean of q of h rows is at most
+sqrt((h - q) / q) s from m_H, and h - q = f + 1. Allouah et al. (AISTATS 2023) have 6 (1 + f / (n - 2f)) for another
+number of neighbours.
 
 Condition: n >= 2f + 3. Without it the theorem does not hold. ``strict=False`` computes the scores anyway, down to
 n = f + 3, which is one neighbour; some studies let Krum choose among so few clients.

@@ -16,12 +16,12 @@ Proven here for the paper's scores, equal weights and m = n - f, with h and q as
 
     kappa <= (sqrt(f / h) + sqrt(2 f (h - 2) / (q (h - 1))) + (f / h) sqrt((f + 1) / q))^2
 
-Let K be the rows chosen, s and m_H as in `krum`. Then h (value - m_H) is the sum of x_k - m_H over K without the honest
-rows, less the sum of x_j - m_H over the honest rows that are not in K. Both have at most f terms. The second sum is at
-most sqrt(f h) s long. As in `krum`, a faulty row's distance from m_H is at most sqrt(score / q) + sqrt((f + 1) / q) s.
-The h lowest scores sum to no more than the h honest ones, 2 h^2 s^2 (h - 2) / (h - 1), so f of them have square roots
-of sum at most sqrt(f) times the square root of that. Bareilles, Bouaziz, Fageot, El Mhamdi (arXiv 2602.03899) bound the
-rule in another way.
+Let K be the rows chosen, s and m_H as in `krum`. Then h (value - m_H) is a difference of two sums: of x_k - m_H over
+the faulty rows in K, and of x_j - m_H over the honest rows that are not in K. Both have at most f terms. The second sum
+is at most sqrt(f h) s long. As in `krum`, a faulty row's distance from m_H is at most sqrt(score / q) + sqrt((f + 1) /
+q) s. The h lowest scores sum to no more than the h honest ones, 2 h^2 s^2 (h - 2) / (h - 1). So the square roots of f
+of them sum to at most sqrt(f) times the root of that. Bareilles, Bouaziz, Fageot, El Mhamdi (arXiv 2602.03899) bound
+the rule in another way.
 
 Condition: n >= 2f + 3, and 1 <= m <= n; with ``strict=False`` n >= f + 3, as for `krum`; with ``most``, n >= f / most.
 """

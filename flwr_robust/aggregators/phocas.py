@@ -12,9 +12,9 @@ Worst case: with f of n rows faulty, as many as are declared, kappa (`flwr_robus
 
     kappa = 4 f / (n - 2f)
 
-The proof is that of `meamed`. Here the centre is at most the mean of the n - 2f largest honest values, as for
-`trimmed_mean`, in place of the p - f largest. This is four times what the trimmed mean alone has: averaging around a
-centre costs twice the error in the worst case.
+The proof is that of `meamed`. In place of the p - f largest honest values stand the n - 2f largest, as for
+`trimmed_mean`. This is four times what the trimmed mean alone has: averaging around a centre costs twice the error in
+the worst case.
 
 Condition: n >= 2f + 1.
 """

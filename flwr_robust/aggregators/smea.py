@@ -9,10 +9,9 @@ that is possible under heterogeneity.
 
 Proven here, for f declared and real: kappa <= 4 f / (n - 2f). The mean of h - k out of h points differs from that of
 all, along any direction, by at most sqrt(k / (h - k)) standard deviations along it. S and the honest set H share at
-least n - 2f of their n - f rows. So along the direction of m_S - m_H both means are at most sqrt(f / (n - 2f)) standard
-deviations of their own set from that of the common rows. Both deviations are at most the root of lambda_max of H, for
-that of S is no larger. It is at most the honest rows' mean squared distance from m_H. The paper has
-4 f (n - f) / (n - 2f)^2.
+least n - 2f of their n - f rows. So along m_S - m_H each mean is near that of the common rows: at most sqrt(f / (n -
+2f)) standard deviations of its own set away. Both deviations are at most the root of lambda_max of H, for that of S is
+no larger. It is at most the honest rows' mean squared distance from m_H. The paper has 4 f (n - f) / (n - 2f)^2.
 
 Convention: every subset is examined, and the eigenvalue is exact. The covariance of m rows has the non-zero eigenvalues
 of their centred m x m Gram matrix (of their inner products), which their distances give. Other libraries take one step

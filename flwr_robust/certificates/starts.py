@@ -1,9 +1,8 @@
 """Where a search for the worst rows begins: honest families, and faulty rows placed against each of them.
 
-The honest families are two and three clusters of all sizes on a line, one outlier, a simplex, clusters on axes, evenly
-spaced values and normal draws. The faulty rows lie on an honest cluster, far away, where a cluster is mirrored in
-another, or where an attack of the registry puts them, at several distances from the honest mean.
-"""
+The honest families are two and three clusters on a line, one outlier, a simplex, clusters on axes, evenly spaced values
+and normal draws. The faulty rows lie on an honest cluster, far away, or where a cluster is mirrored in another. Or an
+attack of the registry puts them, at several distances from the honest mean."""
 
 from __future__ import annotations
 
