@@ -2,7 +2,8 @@
 
 The honest families are two and three clusters on a line, one outlier, a simplex, clusters on axes, evenly spaced values
 and normal draws. The faulty rows lie on an honest cluster, far away, or where a cluster is mirrored in another. Or an
-attack of the registry puts them, at several distances from the honest mean."""
+attack of the registry puts them, at several distances from the honest mean.
+"""
 
 from __future__ import annotations
 
