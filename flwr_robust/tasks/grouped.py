@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flwr_robust.kernels.pool import pool_squares
+from flwr_robust.kernels.pool import pool_squares, spread_squares
+from flwr_robust.tasks.layers import is_changed, joined, layers_of, pools_squares
 from flwr_robust.tasks.learner import Learner
 from flwr_robust.tasks.objective import CLASSES, Objective
 from flwr_robust.tasks.written import noise_for, room, smooth_of, walk
@@ -43,7 +44,8 @@ class Grouped:
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
-        self._modules = list(_leaves(learner.model))
+        self._modules = list(layers_of(learner.model))
+        self._layers = list(_layers(self._modules))
         self._generators: list[torch.Generator] = []
         self._shapes = [parameter.shape for parameter in learner.parameters]
         self._sizes = [parameter.numel() for parameter in learner.parameters]
@@ -57,7 +59,7 @@ class Grouped:
             return f"the loss is {objective.loss.name} with target={objective.target!r}, not cross-entropy of classes"
         if type(model) is not nn.Sequential:  # another class may have another forward
             return f"the model is a {type(model).__name__}, not a Sequential"
-        leaves = list(_leaves(model))
+        leaves = list(layers_of(model))
         for module in leaves:
             unusual = type(module) not in _WALKS or None in module._parameters.values()
             if isinstance(module, nn.Dropout | nn.Dropout2d):
@@ -74,7 +76,7 @@ class Grouped:
             return "the model has shared layers or parameters"
         if not all(parameter.requires_grad for parameter in held):
             return "the model has frozen parameters"
-        if any(_is_changed(module) for module in model.modules()):
+        if any(is_changed(module) for module in model.modules()):
             return "the model has hooks, buffers or a forward of its own"
         return None
 
@@ -156,31 +158,22 @@ class Grouped:
 
     def _walk(self, parameters: Sequence[Tensor], x: Tensor, y: Tensor, into: Sequence[Tensor], draws: _Draws) -> None:
         held, written, backs = list(parameters), list(into), []
-        for module in self._modules:
+        for walk_layer, module in self._layers:
             count = len(module._parameters)
-            x, back = _WALKS[type(module)](module, x, held[:count], written[:count], draws)
+            x, back = walk_layer(module, x, held[:count], written[:count], draws)
             # Below the first parameters nothing has to be known.
             backs.append((back, len(held) < len(parameters)))
             del held[:count], written[:count]
         error = _loss_gradient(x, y)
-        first = next(index for index, module in enumerate(self._modules) if module._parameters)
+        first = next(index for index, (_, module) in enumerate(self._layers) if module._parameters)
         for back, further in reversed(backs[first:]):
             error = back(error, further)
 
 
-def _leaves(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of a model in their order, those of nested Sequentials too."""
-    for module in model._modules.values():
-        if type(module) is nn.Sequential:
-            yield from _leaves(module)
-        elif module is not None:
-            yield module
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """Say whether a module does more than its class says."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or bool(module._buffers) or "forward" in vars(module)
+def _layers(modules: Sequence[nn.Module]) -> Iterator[tuple[_Walk, nn.Module]]:
+    """Yield layers with their walks; a ReLU before the pooling of squares is walked with it."""
+    for module, rectified in joined(modules):
+        yield _relu_pool if rectified else _WALKS[type(module)], module
 
 
 def _add_decay(parameters: Sequence[Tensor], into: Sequence[Tensor], weight: float) -> None:
@@ -296,13 +289,11 @@ def _relu(
 def _pool(
     module: nn.MaxPool2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
 ) -> tuple[Tensor, _Back]:
+    if pools_squares(module) and (found := _pool_squares(x)) is not None:
+        return found
     images = x.flatten(0, 1)
     settings = (module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
-    squares = pool_squares(images.flatten(0, 1)) if _pairs(*settings) else None
-    if squares is None:
-        pooled, places = _aten.max_pool2d_with_indices(images, *settings)
-    else:
-        pooled, places = (found.view(*images.shape[:2], *found.shape[1:]) for found in squares)
+    pooled, places = _aten.max_pool2d_with_indices(images, *settings)
 
     def back(error: Tensor, further: bool) -> Tensor:
         found: Tensor = _aten.max_pool2d_with_indices_backward(error.flatten(0, 1), images, *settings, places)
@@ -311,10 +302,30 @@ def _pool(
     return pooled.view(*x.shape[:2], *pooled.shape[1:]), back
 
 
-def _pairs(kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> bool:
-    """Say whether a pooling takes squares of two by two pixels that lie side by side."""
-    squares = kernel in (2, (2, 2)) and stride in (2, (2, 2)) and padding in (0, (0, 0)) and dilation in (1, (1, 1))
-    return squares and not ceil
+def _relu_pool(
+    module: nn.MaxPool2d, x: Tensor, held: Sequence[Tensor], into: Sequence[Tensor], draws: _Draws
+) -> tuple[Tensor, _Back]:
+    """Walk a ReLU and the pooling that follows it, in one pass where compiled code can."""
+    if (found := _pool_squares(x, rectified=True)) is not None:
+        return found
+    rectified, relu_back = _WALKS[nn.ReLU](module, x, held, into, draws)
+    pooled, pool_back = _pool(module, rectified, held, into, draws)
+    return pooled, lambda error, further: relu_back(pool_back(error, further), further)
+
+
+def _pool_squares(x: Tensor, *, rectified: bool = False) -> tuple[Tensor, _Back] | None:
+    """Pool squares by compiled code; None where it cannot."""
+    squares = pool_squares(x.flatten(0, 2), rectified=rectified)
+    if squares is None:
+        return None
+    largest, places = squares
+
+    def back(error: Tensor, further: bool) -> Tensor:
+        below = torch.empty_like(x)
+        spread_squares(error.flatten(0, 2), places, below.flatten(0, 2))
+        return below
+
+    return largest.view(*x.shape[:3], *largest.shape[1:]), back
 
 
 def _flatten(

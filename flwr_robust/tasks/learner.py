@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from flwr_robust.tasks.layers import scorer
 from flwr_robust.tasks.objective import CLASSES, Objective
 
 __all__ = ["Learner", "descend"]
@@ -62,6 +63,7 @@ class Learner:
         self._moody = any(type(module) not in _PLAIN for module in model.modules())
         if self._moody:
             model.train()
+        self._score = scorer(self.model)
         self.weight_decay = weight_decay
         self.objective = objective
         state = model.state_dict()
@@ -121,7 +123,7 @@ class Learner:
         if self._moody:
             self.model.eval()
         with torch.no_grad():
-            scores: Tensor = self.model(x)
+            scores = self._score(x)
         if self._moody:
             self.model.train()
         return scores

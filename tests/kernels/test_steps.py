@@ -145,24 +145,42 @@ def test_a_step_of_the_model_saturates(dtype):
 
 
 @compiled
+@pytest.mark.parametrize("rectified", [False, True])
 @pytest.mark.parametrize("shape", [(3, 2, 2), (4, 28, 28), (2, 7, 9), (5, 6, 3)])
-def test_squares_are_pooled_as_torch_pools_them(shape):
-    images = torch.randint(-3, 4, shape, generator=generator()).float()  # many ties
-    images[0, 0, 1], images[1, 1, 0], images[1, 0, 0] = torch.nan, torch.inf, torch.inf
-    images[-1, :2, :2] = -torch.inf
-    squares = pool.pool_squares(images)
+def test_squares_are_pooled_and_spread_as_torch_does_it(shape, rectified):
+    images = torch.randint(-3, 4, shape, generator=generator()).float()  # many ties, and squares below zero
+    images[0, :2, :2] = -1.0
+    if rectified:
+        images[1, 1, 0] = images[1, 0, 0] = torch.inf
+    else:
+        images[-1, :2, :2] = -torch.inf
+    images.requires_grad_()
+    squares = pool.pool_squares(images.detach(), rectified=rectified)
     assert squares is not None
     largest, places = squares
-    expected, where = torch.nn.functional.max_pool2d(images, 2, return_indices=True)
-    assert torch.equal(largest.isnan(), expected.isnan())
-    assert torch.equal(largest.nan_to_num(9), expected.nan_to_num(9))
-    assert torch.equal(places, where)
+    before = images.relu() if rectified else images
+    expected, where = torch.nn.functional.max_pool2d(before, 2, return_indices=True)
+    assert torch.equal(largest, expected)
+    passes = (largest > 0) if rectified else torch.ones_like(largest, dtype=torch.bool)
+    assert torch.equal(places[passes].long(), where[passes])
+    assert bool((places[~passes] < 0).all())
+    assert bool(passes.all()) != rectified
+    error = torch.randn(largest.shape, generator=generator())
+    found = torch.full_like(images.detach(), 7.0)
+    pool.spread_squares(error, places, found)
+    assert torch.equal(found, torch.autograd.grad(expected, images, error)[0])
 
 
-def test_what_cannot_be_pooled_so_is_left_to_torch(monkeypatch):
-    images = torch.ones(2, 4, 4)
+@compiled
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 3, 3), (2, 0, 1)])
+def test_what_cannot_be_pooled_so_is_left_to_torch(monkeypatch, place):
+    images = torch.ones(3, 4, 4)
+    assert pool.pool_squares(images) is not None
     assert pool.pool_squares(images.double()) is None
     assert pool.pool_squares(images.mT[:, ::2]) is None
+    images[place] = torch.nan
+    assert pool.pool_squares(images) is None
+    images[place] = 1.0
     monkeypatch.setattr(pool, "usable", lambda: False)
     assert pool.pool_squares(images) is None
 
