@@ -54,11 +54,13 @@ def agreeing(n: int, f: int, k: int) -> Iterator[_Array]:
 def _honest(h: int, n: int, f: int, k: int, rng: np.random.Generator) -> Iterator[list[tuple[int, _Array]]]:
     """Yield honest families as clusters (size, place), those of the known worst cases first."""
     sizes = sorted({f, n - 2 * f, n // 2 + 1 - f, (n - 1) // 2, max(1, f // 2), 1} & {*range(1, h)})
+    for low in sizes:
+        yield [(low, _row([0.0], k)), (h - low, _row([1.0], k))]
     # Three clusters in which low values lie at -1 and high ones balance them.
     pairs = [(low, high) for low in sizes for high in sizes if low + high <= h]
     for low, high in sorted(pairs, key=lambda pair: (pair[0] != f, -pair[1])):
         yield [(low, _row([-1.0], k)), (h - low - high, _row([0.0], k)), (high, _row([low / high], k))]
-    for low in [*sizes, *({*range(1, h)} - {*sizes})]:
+    for low in sorted({*range(1, h)} - {*sizes}):
         yield [(low, _row([0.0], k)), (h - low, _row([1.0], k))]
     yield [(1, _row([float(i)], k)) for i in range(h)]
     for _ in range(3):
