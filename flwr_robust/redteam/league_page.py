@@ -182,17 +182,24 @@ def lacking(league: League, data: str) -> list[str]:
 
 def findings(league: League) -> list[str]:
     """Return what the tables say, in three sentences for each data set: who leads, its price, and what is behind it."""
-    return [sentence for data in DATA_SETS if (rows := standings(league, data)) for sentence in _findings(data, rows)]
+    return [
+        sentence
+        for data in DATA_SETS
+        if (rows := standings(league, data))
+        for sentence in _findings(data, rows, bool(lacking(league, data)))
+    ]
 
 
-def _findings(data: str, rows: Sequence[Standing]) -> list[str]:
+def _findings(data: str, rows: Sequence[Standing], partial: bool) -> list[str]:
     first = rows[0]
     by_rule = {row.rule: row for row in rows}
     level = [row.rule for row in rows[1:] if first.level(row)]
     mean = by_rule.get(_BASELINE)
     parts = ", ".join(f"{_percent(_mean(first.worst[p].values))} {_named(p)}" for p in PARTITIONS)
     leads = (
-        f"On {data}, `{first.rule}` has the best worst case over all attacks, {_percent(first.score.mean)} % ({parts})"
+        f"On {data}, `{first.rule}` has the best worst case over all attacks"
+        + (f" of the {len(rows)} rows run so far" if partial else "")
+        + f", {_percent(first.score.mean)} % ({parts})"
         + (f"; the mean has {_percent(mean.score.mean)} %" if mean and mean is not first else "")
         + (f"; three seeds leave open whether it is ahead of {len(level)} other rows" if level else "")
         + "."
@@ -200,7 +207,7 @@ def _findings(data: str, rows: Sequence[Standing]) -> list[str]:
     dearest = max(rows, key=lambda row: row.calm[PARTITIONS[0]] - row.calm[PARTITIONS[-1]])
     price = "" if first.price is None else f"{100 * first.price:.1f} points below the mean, "
     pays = (
-        f"Without attack that rule reaches {_percent(first.calm_mean)} %, {price}"
+        f"Without attack that rule reaches {_percent(first.calm_mean)} % on {data}, {price}"
         f"and {_percent(first.calm_class)} % on its worst class; from samples dealt {_named(PARTITIONS[0])} to "
         f"{_named(PARTITIONS[-1])} `{dearest.rule}` loses most without any attack, from "
         f"{_percent(dearest.calm[PARTITIONS[0]])} to {_percent(dearest.calm[PARTITIONS[-1]])} %."
@@ -211,9 +218,7 @@ def _findings(data: str, rows: Sequence[Standing]) -> list[str]:
     )
     helped = [text for before in BEHIND if (text := _helped(by_rule, before))]
     behind = (
-        f"The best worst case of any rule falls with what clients share, {falls}"
-        + (f"; {' and '.join(helped)}" if helped else "")
-        + "."
+        f"On {data} the best worst case of any rule is {falls}" + (f"; {' and '.join(helped)}" if helped else "") + "."
     )
     return [leads, pays, behind]
 

@@ -294,7 +294,7 @@ def test_the_better_worst_case_comes_first_whatever_the_price():
     assert not rows[0].level(rows[2])
     assert rows[0].sacrificed == (4, pytest.approx(2 / 3))
     (leads, *_) = findings(record)
-    assert "`cge(f=3)` has the best worst case over all attacks, 50.0 %" in leads
+    assert "`cge(f=3)` has the best worst case over all attacks of the 3 rows run so far, 50.0 %" in leads
     assert "the mean has 10.0 %" in leads
 
 
