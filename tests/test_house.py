@@ -143,8 +143,8 @@ def test_rules_need_neither_flwr_nor_ray():
         "except ModuleNotFoundError as error:\n"
         "    print('absent', error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.splitlines() == ["[1.0, 1.0]", "absent flwr"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines() == ["[1.0, 1.0]", "absent flwr"], done.stderr
 
 
 def test_every_rule_is_found_by_listing_its_folder():

@@ -60,7 +60,13 @@ def test_nothing_is_found_above_what_is_proven(text, n, f):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "n", "f"), [each for each in EVERY if each not in FAST])
+@pytest.mark.parametrize(("text", "n", "f"), [each for each in EVERY if each not in FAST and each[1] == 5])
+def test_nothing_is_found_above_what_is_proven_for_five_rows(text, n, f):
+    whole(text, n, f, 200)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("text", "n", "f"), [each for each in EVERY if each not in FAST and each[1] > 5])
 def test_nothing_is_found_above_what_is_proven_over_the_registry(text, n, f):
     whole(text, n, f, 200)
 
@@ -69,7 +75,7 @@ def test_the_fast_cases_are_of_the_registry():
     assert set(EVERY) >= FAST
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("text", ["nnm | median", "nnm | krum", "arc | trimmed_mean", "arc | krum", "nnm | phocas"])
 @pytest.mark.parametrize(("n", "f"), [(7, 2), (10, 3), (20, 4)])
 def test_nothing_is_found_above_the_bounds_of_pipelines(text, n, f):

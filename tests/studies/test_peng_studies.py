@@ -8,10 +8,13 @@ from flwr_robust.runs.fast import unbatched
 from flwr_robust.studies.runner import run_fast_cell
 from flwr_robust.studies.study import load_study
 
-NAMES = ("softmax", "softmax_text", "mlp", "cifar10", "diagnostics", "grid")
-CELLS = {"softmax": 90, "softmax_text": 90, "mlp": 90, "cifar10": 18, "diagnostics": 24, "grid": 180}
+NAMES = ("softmax", "softmax_text", "mlp", "cifar10", "diagnostics", "grid", "grid_authors", "grid_splits")
+CELLS = {"softmax": 144, "softmax_text": 90, "mlp": 90, "cifar10": 18, "diagnostics": 24, "grid": 180}
+CELLS |= {"grid_authors": 90, "grid_splits": 150}
 RULES = {"mean", "trimmed_mean", "faba", "centered_clipping", "lfighter"}
 WIDER = "centered_clipping, tau = 1"  # ours, beside the authors'
+FARTHEST = "lfighter, farthest"  # ours, too
+GRIDS = ("grid", "grid_authors", "grid_splits")
 
 
 def study(name, **keys):
@@ -28,11 +31,11 @@ def test_the_protocol(name):
         assert (config.server_learning_rate, config.batch_size, config.local_steps) == (0.01, 32, 1)
         assert config.weight_decay == (0.01 if config.model == "softmax" else 0.0085)
         assert config.batching == ("random" if name == "softmax_text" else "consecutive")
-        assert config.rounds == {"softmax": 20_000, "grid": 20_000, "cifar10": 3000}.get(name, 5000)
+        long = name == "softmax" or name in GRIDS
+        assert config.rounds == (20_000 if long else 3000 if name == "cifar10" else 5000)
         assert config.rule.declared(10) in (None, 1)
-        assert config.model == {"mlp": "mlp", "grid": "mlp", "cifar10": "cnn"}.get(
-            name, cell.labels.get("model", "softmax")
-        )
+        known = {"mlp": "mlp", **dict.fromkeys(GRIDS, "mlp"), "cifar10": "cnn"}
+        assert config.model == known.get(name, cell.labels.get("model", "softmax"))
         if config.defence.startswith("centered_clipping"):
             tau = 1.0 if cell.labels["defence"] == WIDER else 0.1 if cell.labels.get("partition") == "iid" else 0.3
             assert config.defence == f"centered_clipping(tau={tau})"
@@ -46,11 +49,13 @@ def test_axes(name):
         assert {cell.config.diagnose for cell in study(name).cells} == {1000}
         assert axes["model"] == ("softmax", "mlp")
     else:
-        assert set(axes["defence"]) == (RULES | {WIDER} if name == "cifar10" else RULES)
-    if name != "grid":
-        assert axes["partition"] == ("iid", "mild", "non-iid")
+        assert set(axes["defence"]) == RULES | {"cifar10": {WIDER}, "softmax": {FARTHEST}}.get(name, set())
+    if name not in GRIDS:
+        drawn = ("mild, drawn",) if name == "softmax" else ()  # the same lists, with a split from each seed
+        assert axes["partition"] == ("iid", "mild", *drawn, "non-iid")
         mild = {cell.config.partition for cell in study(name).cells if cell.labels["partition"] == "mild"}
-        theirs = {"softmax_text": "dirichlet(beta=1.0)", "diagnostics": "peng2025(beta=1.0)"}
+        theirs = {"softmax_text": "dirichlet(beta=1.0)"}
+        theirs |= dict.fromkeys(("softmax", "diagnostics"), "peng2025(beta=1.0)")
         assert mild == {theirs.get(name, "dirichlet(beta=1.0, balanced=True)")}
 
 
@@ -69,21 +74,36 @@ def test_the_grid():
 
 def test_the_two_protocols_differ_where_the_text_does_from_the_code():
     code, text = study("softmax"), study("softmax_text")
-    assert code.axes == text.axes
-    differing = {
-        key
-        for a, b in zip(code.cells, text.cells, strict=True)
-        for key, value in a.config.to_mapping().items()
-        if b.config.to_mapping()[key] != value
+    there = {tuple(cell.labels.items()): cell.config.to_mapping() for cell in code.cells}
+    both = [(there[tuple(cell.labels.items())], cell.config.to_mapping()) for cell in text.cells]
+    assert len(both) == len(text.cells)
+    differing = {key for a, b in both for key, value in a.items() if b[key] != value}
+    assert differing == {"batching", "rounds", "partition", "defence"}
+    assert {(a["defence"], b["defence"]) for a, b in both if a["defence"] != b["defence"]} == {
+        ("lfighter(seed=0)", "lfighter(start='farthest')")
     }
-    assert differing == {"batching", "rounds", "partition"}
+
+
+def test_the_grids_on_the_authors_splits_and_on_five_of_ours():
+    minima = {"1": "", "0.1": ", minimum=3000", "0.01": ", minimum=4000"}
+    for cell in study("grid_authors").cells:
+        beta = cell.labels["beta"]
+        assert cell.config.partition == f"peng2025(beta={float(beta)}{minima[beta]})"
+    ours = study("grid_splits").cells
+    assert {cell.config.seed for cell in ours} == {0, 1, 2, 3, 4}
+    for cell in ours:
+        beta = float(cell.labels["beta"])
+        assert cell.config.partition == f"dirichlet(beta={beta}, balanced=True, order='by_class')"
+        assert cell.config.attack == "label_flip(p=1.0, per='batch')"
+    for cell in (*ours, *study("grid_authors").cells):
+        assert cell.labels["defence"] != "lfighter" or cell.config.defence == "lfighter(seed=0)"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cells_run_fast(name):
     """On digits, a few iterations; every rule on some partition and attack."""
     cells = study(name, task="digits", rounds=3, **{"evaluate-every": 3}).cells
-    beta = "5" if name == "grid" else None  # digits are too few for a small beta
+    beta = {"grid_authors": "1"}.get(name, "5" if name in GRIDS else None)  # digits are too few for a small beta
     cells = [cell for cell in cells if cell.labels.get("beta") == beta]
     for cell in cells[:: max(1, len(cells) // 4)]:
         assert unbatched(cell.config) is None

@@ -392,8 +392,8 @@ def test_reproduce_shows_what_is_recorded_and_runs_what_is_not(tmp_path):
     assert not list((tmp_path / "peng2025_softmax").glob("*.json"))
     page = (tmp_path / "peng2025.md").read_text()
     assert "--study peng2025_softmax --recorded" in page
-    assert "one split of three" in page  # a note on these very results
-    assert "one split of three" in (tmp_path / "peng2025_softmax" / "report.html").read_text()
+    assert "both were our split" in page  # a note on these very results
+    assert "both were our split" in (tmp_path / "peng2025_softmax" / "report.html").read_text()
     none = invoke("reproduce", "peng2025", "--recorded", "--set", "rounds=7", "--results", tmp_path)
     assert none.exit_code == 2
     assert "no result is recorded of peng2025_softmax" in none.output.replace("\n", " ")
