@@ -254,8 +254,9 @@ def _loaded(group: str) -> dict[str, Any]:
 def load_plugin(plugin: str, owner: str = "plugin") -> None:
     """Import a module or a file, and so make its components known by their names.
 
-    Processes that start later know the plugin, too: the environment variable FLWR_ROBUST_PLUGINS names it. The
-    folder of a file comes last in the module search path, for components that are sent to other processes.
+    Processes that start later know the plugin, too: the environment variable FLWR_ROBUST_PLUGINS names it, unless it is
+    of this package. The folder of a file comes last in the module search path, for components that are sent to other
+    processes.
 
     Parameters
     ----------
@@ -270,6 +271,8 @@ def load_plugin(plugin: str, owner: str = "plugin") -> None:
         If there is no such module or file, if it cannot be imported, or if it registers a name that is taken.
     """
     known = _import(plugin, owner)
+    if known.partition(".")[0] == __name__.partition(".")[0]:
+        return  # every process has the modules of this package, and some lack what these need
     os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys([*_named_plugins(), known]))
 
 

@@ -379,3 +379,10 @@ def test_the_example_of_contributing_is_a_plugin_that_passes_the_suite(tmp_path,
     for case in sys.modules["medoid_of_the_guide"].CASES:
         for holds in PROPERTIES:
             holds(case)
+
+
+def test_a_module_of_this_package_is_no_plugin_of_later_processes(monkeypatch):
+    """It would be imported where rules are used without Flower, and fail there."""
+    monkeypatch.setenv(PLUGINS, "")
+    load_plugin("flwr_robust.redteam.league")
+    assert os.environ[PLUGINS] == ""
