@@ -8,13 +8,9 @@ from collections.abc import Sequence
 from flwr_robust.certificates.certificate import Certificate
 from flwr_robust.diagnostics.planning import Plan, bounds_of_f
 from flwr_robust.errors import extra
-from flwr_robust.studies.canvas import PAGE, finish, fold, styled
+from flwr_robust.studies.canvas import PAGE, finish, fold, make_panels, styled
 
 with extra("studies"):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.figure import Figure
 
 __all__ = ["certificates_figure", "plan_figure"]
@@ -36,7 +32,8 @@ def plan_figure(found: Plan, width: float = PAGE) -> Figure:
     samples = sorted({1 + round((most - 1) * at / (_POINTS - 1)) for at in range(_POINTS)})
     bounds = bounds_of_f(found, samples)
     with styled():
-        figure, axis = plt.subplots(figsize=(width, 0.45 * width), layout="constrained")
+        figure, axes = make_panels(1, 1, (width, 0.45 * width))
+        axis = axes[0, 0]
         needed = axis.step(samples, [low for low, _ in bounds], where="mid", color="#d55e00")[0]
         fitting = [(m, high) for m, (_, high) in zip(samples, bounds, strict=True) if high is not None]
         allowed = axis.step([m for m, _ in fitting], [f for _, f in fitting], where="mid", color="#0072b2", ls="--")[0]
@@ -72,7 +69,8 @@ def certificates_figure(certificates: Sequence[Certificate], width: float = PAGE
     one = ordered[0]
     low, high = min([one.lower or 1.0, *finite]) / 1.5, 3 * max([one.lower or 1.0, *finite])
     with styled():
-        figure, axis = plt.subplots(figsize=(width, 0.5 + 0.17 * len(ordered)), layout="constrained")
+        figure, axes = make_panels(1, 1, (width, 0.5 + 0.17 * len(ordered)))
+        axis = axes[0, 0]
         legend = {"no rule has less": axis.axvline(one.lower, color="0.4", ls=":")} if one.lower > 0 else {}
         for place, each in enumerate(reversed(ordered)):
             if math.isinf(each.found):

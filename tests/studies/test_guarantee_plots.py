@@ -1,7 +1,5 @@
 """Pictures of plans and certificates: what is drawn are their own numbers."""
 
-from matplotlib import pyplot as plt
-
 from flwr_robust import certify, plan
 from flwr_robust.diagnostics.planning import bounds_of_f
 from flwr_robust.studies.guarantee_plots import certificates_figure, plan_figure
@@ -18,13 +16,11 @@ def test_the_lines_are_the_bounds_of_f_and_the_plan_is_marked():
     assert [int(y) for y in needed.get_ydata()] == [low for low, _ in bounds]
     assert [int(y) for y in allowed.get_ydata()] == [high for _, high in bounds if high is not None]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (found.sample, found.f)
-    plt.close(figure)
 
 
 def test_an_impossible_plan_is_drawn_without_a_mark():
     figure = plan_figure(plan(20, 9, rule="krum"))
     assert len(figure.axes[0].lines) == 2
-    plt.close(figure)
 
 
 def test_certificates_are_drawn_from_what_was_found_to_what_is_proven():
@@ -38,4 +34,3 @@ def test_certificates_are_drawn_from_what_was_found_to_what_is_proven():
     assert (krum.found, krum.proven) in spans
     dots = {line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 1}
     assert {each.found for each in found if each.found < 1e300} == dots
-    plt.close(figure)
