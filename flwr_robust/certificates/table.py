@@ -9,6 +9,7 @@ import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,14 +157,12 @@ def certify_all(
         for stage in STAGES
     ]
     found = []
-    if workers == 1:
-        for row in map(_row, tasks):
-            found.append(row)
-            if told is not None:
-                told(row)
-        return found
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for row in pool.map(_row, tasks):
+    with ExitStack() as stack:
+        made: Iterator[Row] = map(_row, tasks)
+        if workers > 1:
+            pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+            made = stack.enter_context(pool).map(_row, tasks)
+        for row in made:
             found.append(row)
             if told is not None:
                 told(row)
