@@ -25,14 +25,15 @@ __all__ = ["certify_command", "plan_command"]
 _Plot = Annotated[Path | None, typer.Option(help="A PNG file for the picture.")]
 
 
-def _check_picture(verb: str, plot: Path | None) -> None:
-    """Raise before the work if a picture cannot be written."""
-    if plot is None:
+def _check_file(verb: str, option: str, path: Path | None, suffix: str, example: str) -> None:
+    """Raise before the work if a file cannot be written."""
+    if path is None:
         return
-    if plot.suffix != ".png" or plot.is_dir():
-        raise ConfigurationError(f"{verb}: --plot must be a PNG file; got {plot}: name one, such as {verb}.png")
-    if not plot.parent.is_dir():
-        raise ConfigurationError(f"{verb}: the folder of --plot must exist; got {plot}: make {plot.parent} first")
+    if path.suffix != suffix or path.is_dir():
+        kind = suffix.removeprefix(".").upper()
+        raise ConfigurationError(f"{verb}: {option} must be a {kind} file; got {path}: name one, such as {example}")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{verb}: the folder of {option} must exist; got {path}: make {path.parent} first")
 
 
 def _write_picture(plot: Path, figure: Figure) -> None:
@@ -77,8 +78,8 @@ def certify_command(
     with told(plugins):
         from flwr_robust.certificates.certificate import certify
 
-        _check_picture("certify", plot)
-        _check_output(output)
+        _check_file("certify", "--plot", plot, ".png", "certify.png")
+        _check_file("certify", "--output", output, ".json", "table.json")
         if everything == (rule is not None):
             given = "both" if everything else "neither"
             raise ConfigurationError(
@@ -156,17 +157,6 @@ def _all_rows(
     )
 
 
-def _check_output(output: Path | None) -> None:
-    if output is None:
-        return
-    if output.suffix != ".json" or output.is_dir():
-        raise ConfigurationError(f"certify: --output must be a JSON file; got {output}: name one, such as table.json")
-    if not output.parent.is_dir():
-        raise ConfigurationError(
-            f"certify: the folder of --output must exist; got {output}: make {output.parent} first"
-        )
-
-
 def _write_json(output: Path, document: object) -> None:
     import json
 
@@ -230,7 +220,7 @@ def plan_command(
     with told(plugins):
         from flwr_robust.diagnostics.planning import plan
 
-        _check_picture("plan", plot)
+        _check_file("plan", "--plot", plot, ".png", "plan.png")
         found = plan(clients, compromised, sample, f, rounds, rule, risk)
         if plot is not None:
             from flwr_robust.studies.guarantee_plots import plan_figure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr_robust.redteam.league import (
@@ -195,7 +195,7 @@ def _findings(data: str, rows: Sequence[Standing], partial: bool) -> list[str]:
     by_rule = {row.rule: row for row in rows}
     level = [row.rule for row in rows[1:] if first.level(row)]
     mean = by_rule.get(_BASELINE)
-    parts = ", ".join(f"{_percent(_mean(first.worst[p].values))} {_named(p)}" for p in PARTITIONS)
+    parts = ", ".join(f"{_percent(statistics.fmean(first.worst[p].values))} {_named(p)}" for p in PARTITIONS)
     leads = (
         f"On {data}, `{first.rule}` has the best worst case over all attacks"
         + (f" of the {len(rows)} rows run so far" if partial else "")
@@ -212,9 +212,9 @@ def _findings(data: str, rows: Sequence[Standing], partial: bool) -> list[str]:
         f"{_named(PARTITIONS[-1])} `{dearest.rule}` loses most without any attack, from "
         f"{_percent(dearest.calm[PARTITIONS[0]])} to {_percent(dearest.calm[PARTITIONS[-1]])} %."
     )
-    best = {p: max(rows, key=lambda row: _mean(row.worst[p].values)) for p in PARTITIONS}
+    best = {p: max(rows, key=lambda row: statistics.fmean(row.worst[p].values)) for p in PARTITIONS}
     falls = ", ".join(
-        f"{_percent(_mean(best[p].worst[p].values))} % {_named(p)} (`{best[p].rule}`)" for p in PARTITIONS
+        f"{_percent(statistics.fmean(best[p].worst[p].values))} % {_named(p)} (`{best[p].rule}`)" for p in PARTITIONS
     )
     helped = [text for before in BEHIND if (text := _helped(by_rule, before))]
     behind = (
@@ -235,10 +235,6 @@ def _helped(by_rule: Mapping[str, Standing], before: str) -> str:
     raised = sum(gain > 0 for gain in gains)
     middle = 100 * statistics.median(gains)
     return f"{_name(before)} raises it for {raised} of {len(gains)} rules, by {middle:.1f} points in the median"
-
-
-def _mean(values: Iterable[float]) -> float:
-    return statistics.fmean(values)
 
 
 def _named(partition: str) -> str:
@@ -296,7 +292,7 @@ def _of_data(league: League, data: str, rows: Sequence[Standing]) -> list[str]:
             f"`{row.rule}`",
             f"**{_percent(row.score.mean)}**",
             *(
-                f"{_percent(_mean(v))} ± {_percent(statistics.stdev(v))}"
+                f"{_percent(statistics.fmean(v))} ± {_percent(statistics.stdev(v))}"
                 for v in (row.worst[p].values for p in PARTITIONS)
             ),
             _percent(row.calm_mean),
